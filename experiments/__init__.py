@@ -1,0 +1,4 @@
+"""The programs: training, sweeps and benchmarks, with the plots and the terminal output they share.
+
+Run them as modules, `python -m experiments.train --help`; `presets/` holds ready flag files.
+"""

@@ -1,0 +1,185 @@
+"""The files of a run: its directory, JSON documents, and one row of metrics a round.
+
+`metrics.jsonl` is the record; `metrics.csv` is the same table for spreadsheets and is rebuilt from
+the record whenever the two could differ. Both are readable after a crash at any moment.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, TypeAlias
+
+PathLike: TypeAlias = str | os.PathLike[str]
+Row: TypeAlias = Mapping[str, Any]  # column -> float, int, str or None; array scalars also do
+
+JSONL_NAME = "metrics.jsonl"
+CSV_NAME = "metrics.csv"
+
+
+def create_run_dir(path: PathLike) -> pathlib.Path:
+  """Creates the directory of a new run, and refuses one that holds anything.
+
+  Args:
+    path: the directory; its parents are created too.
+
+  Returns:
+    The directory, which exists and is empty.
+
+  Raises:
+    FileExistsError: if `path` is a directory with entries, or a file is in the way.
+  """
+  directory = pathlib.Path(path)
+  for place in (directory, *directory.parents):
+    if os.path.lexists(place) and not place.is_dir():
+      where = "it" if place == directory else str(place)
+      raise FileExistsError(
+        f"--output_dir={directory}: {where} exists and is not a directory; "
+        "name a directory that is new or empty"
+      )
+  directory.mkdir(parents=True, exist_ok=True)
+  if any(directory.iterdir()):
+    raise FileExistsError(
+      f"--output_dir={directory} exists and is not empty; "
+      "name a directory that is new or empty, or continue the run in it with --resume"
+    )
+  return directory
+
+
+def write_json(path: PathLike, obj: Any) -> None:
+  """Writes `obj` as strict JSON; a reader sees the old file or the new one, never a part.
+
+  Args:
+    path: the file, replaced if it exists.
+    obj: nested mappings and sequences of scalars. NumPy and JAX arrays become numbers or lists,
+      paths become strings, NaN and infinities become null.
+  """
+  _replace_text(path, json.dumps(_plain(obj), indent=2, allow_nan=False) + "\n")
+
+
+def read_metrics(path: PathLike) -> list[dict[str, Any]]:
+  """Reads the rows of a `metrics.jsonl`.
+
+  Args:
+    path: the file. A last line without its newline was torn by a crash; it counts if it is whole.
+
+  Returns:
+    The rows in the order written.
+
+  Raises:
+    ValueError: if any other line is not a JSON object; the message names the file and the line.
+  """
+  *lines, tail = pathlib.Path(path).read_bytes().split(b"\n")
+  rows = []
+  for number, line in enumerate([*lines, tail], start=1):
+    is_tail = number > len(lines)
+    try:
+      row = json.loads(line.decode("utf-8"))
+    except ValueError as error:
+      if is_tail:
+        break
+      raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+    if not isinstance(row, dict):
+      raise ValueError(f"{path}, line {number}: expected a JSON object, found {row!r}")
+    rows.append(row)
+  return rows
+
+
+class MetricsWriter:
+  """Appends rows to `metrics.jsonl` and `metrics.csv`, each flushed before `write` returns.
+
+  Attributes:
+    columns: the columns of the CSV, in the order in which rows first named them.
+  """
+
+  def __init__(self, directory: PathLike, last_round: float = math.inf) -> None:
+    """Opens the record of a run, and continues it if there is one.
+
+    Args:
+      directory: an existing directory.
+      last_round: rows of later rounds are dropped. A run resumed from a checkpoint passes the
+        checkpoint's round, and so leaves the record of an uninterrupted run.
+    """
+    self._jsonl_path = pathlib.Path(directory) / JSONL_NAME
+    self._csv_path = pathlib.Path(directory) / CSV_NAME
+    rows = read_metrics(self._jsonl_path) if self._jsonl_path.exists() else []
+    rows = [row for row in rows if row.get("round", 0) <= last_round]
+    self.columns = list(dict.fromkeys(column for row in rows for column in row))
+    # Also where nothing is dropped: the new row must not continue a torn line.
+    _replace_text(self._jsonl_path, "".join(map(_jsonl_line, rows)))
+    self._replace_csv(rows)
+    self._jsonl = open(self._jsonl_path, "a", encoding="utf-8")
+
+  def write(self, row: Row) -> None:
+    """Appends one row.
+
+    Args:
+      row: a value for each column. Columns may be missing, and new ones may appear.
+    """
+    plain = _plain(row)
+    self._jsonl.write(_jsonl_line(plain))
+    self._jsonl.flush()
+    new = [column for column in plain if column not in self.columns]
+    if new:
+      self.columns += new
+      self._replace_csv(read_metrics(self._jsonl_path))
+    else:
+      with open(self._csv_path, "a", encoding="utf-8", newline="") as file:
+        file.write(_csv_text(self.columns, [plain]))
+
+  def close(self) -> None:
+    """Closes the record; `write` fails from here on."""
+    self._jsonl.close()
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self.close()
+
+  def _replace_csv(self, rows: Sequence[Row]) -> None:
+    header = [{column: column for column in self.columns}] if self.columns else []
+    _replace_text(self._csv_path, _csv_text(self.columns, [*header, *rows]))
+
+
+def _jsonl_line(row: Row) -> str:
+  return json.dumps(_plain(row), allow_nan=False) + "\n"
+
+
+def _csv_text(columns: Sequence[str], rows: Sequence[Row]) -> str:
+  text = io.StringIO()
+  csv.DictWriter(text, columns, lineterminator="\n").writerows(rows)
+  return text.getvalue()
+
+
+def _plain(value: Any) -> Any:
+  """Makes `value` of what strict JSON knows; other types are left for `json` to refuse."""
+  if hasattr(value, "tolist"):  # NumPy's and JAX's arrays and scalars
+    value = value.tolist()
+  if isinstance(value, float):
+    return value if math.isfinite(value) else None
+  if hasattr(value, "_asdict"):
+    value = value._asdict()
+  if isinstance(value, Mapping):
+    return {str(key): _plain(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_plain(item) for item in value]
+  return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _replace_text(path: PathLike, text: str) -> None:
+  """Replaces the file in one step that survives a crash."""
+  target = pathlib.Path(path)
+  # Not `tempfile`, whose files only their owner may read.
+  temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+  try:
+    with open(temporary, "w", encoding="utf-8", newline="") as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, target)
+  finally:
+    temporary.unlink(missing_ok=True)

@@ -1,0 +1,107 @@
+"""`curves.png`: drawn from whatever a run logged, and showing it."""
+
+import math
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from experiments import plots
+
+SUMMARY = {
+  "algorithm": "sparsyfed",
+  "dataset": "digits",
+  "model": "mlp",
+  "test_accuracy": 0.94,
+  "global_sparsity": 0.93,
+  "dense_bytes": 40_000,
+  "uplink_bytes_per_client_round": 3_000.0,
+  "downlink_bytes_per_client_round": 4_000.0,
+}
+
+
+def make_rows(count=20):
+  rows = []
+  for i in range(1, count + 1):
+    row = {
+      "round": i,
+      "train_loss": 2 / i,
+      "train_accuracy": 1 - 0.9 / i,
+      "test_loss": None,
+      "test_accuracy": None,
+      "global_sparsity": 0.93,
+      "prunable_sparsity": 0.95,
+      "target_sparsity": 0.95,
+      "uplink_bytes": 3_000.0,
+      "downlink_bytes": 4_000.0,
+    }
+    if i % 5 == 0:
+      row.update(test_loss=2.5 / i, test_accuracy=1 - 1 / i)
+    rows.append(row)
+  return rows
+
+
+def inked_quarters(path):
+  """How much of each quarter of the picture, by row and column, is not white."""
+  picture = imread(path)[..., :3]
+  height, width = picture.shape[:2]
+  dark = picture.min(axis=-1) < 0.9
+  return dark[: height // 2 * 2, : width // 2 * 2].reshape(2, height // 2, 2, -1).mean(axis=(1, 3))
+
+
+def colors_in(path):
+  pixels = np.round(imread(path)[..., :3] * 255).astype(int) @ [1 << 16, 1 << 8, 1]
+  return {f"#{pixel:06X}" for pixel in np.unique(pixels)}
+
+
+def test_a_full_run_fills_all_four_panels(tmp_path):
+  path = tmp_path / "curves.png"
+  plots.plot_curves(make_rows(), SUMMARY, path)
+  assert imread(path).shape == (1170, 1800, 4)
+  assert (inked_quarters(path) > 0.01).all()
+  assert {plots.BLUE, plots.VERMILLION} <= colors_in(path)
+
+
+@pytest.mark.parametrize(
+  ("rows", "summary"),
+  [
+    ([], {}),
+    ([{}], SUMMARY),
+    ([{"round": 1, "train_loss": math.nan}], SUMMARY),
+    ([{"round": 1, "train_loss": 0.5}], dict.fromkeys(SUMMARY)),
+    ([{"round": i, "train_loss": 1.0, "global_sparsity": 0.0} for i in range(3)], {}),
+    ([{"round": 1, "test_loss": -1.0, "uplink_bytes": 0.0, "test_accuracy": 1.0}], {}),
+    ([{"round": 1, "train_loss": 1e-9}, {"round": 2, "train_loss": 1e9}], {}),
+  ],
+)
+def test_missing_and_odd_values_are_drawn_around(tmp_path, rows, summary):
+  path = tmp_path / "curves.png"
+  plots.plot_curves(rows, summary, path)
+  assert inked_quarters(path).sum() > 0
+
+
+def test_communication_counts_the_rounds_that_were_not_logged():
+  rows = [{"round": 10, "uplink_bytes": 100.0}, {"round": 30, "uplink_bytes": 200.0}]
+  panel = plots._communication(rows, {"dense_bytes": 1_000})
+  uplink, dense = panel.lines
+  assert panel.unit == "kB"
+  np.testing.assert_allclose(uplink.y, [0.0, 1.0, 5.0])
+  np.testing.assert_allclose(dense.y, [0.0, 30.0])
+  assert (uplink.label, dense.label) == ("uplink 5 kB", "dense 30 kB")
+
+
+def test_unevaluated_rounds_are_left_out_of_the_curve():
+  test = plots._accuracy(make_rows()).lines[1]
+  np.testing.assert_array_equal(test.x, [5, 10, 15, 20])
+  assert test.label == "test 95.0%"
+
+
+def test_heading_names_the_run_and_its_result():
+  title, facts = plots._heading(make_rows(), SUMMARY)
+  assert title.split("  ·  ") == ["SparsyFed", "digits", "mlp"]
+  assert facts.split("   ·   ") == [
+    "94.0% test accuracy",
+    "93.0% of the global model is zero",
+    "7.5% of the dense bytes up",
+    "10.0% of the dense bytes down",
+  ]
