@@ -1,0 +1,173 @@
+"""Runs one method on one data set: `python -m experiments.train --algorithm=sparsyfed`.
+
+Writes config.json, metrics.jsonl (and .csv), summary.json and curves.png into --output_dir.
+"""
+
+import datetime
+import importlib.metadata
+import math
+import pathlib
+import platform
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app
+
+from experiments import flags
+from experiments.build import Experiment, build
+from experiments.plots import plot_curves
+from experiments.terminal import closing_table, progress
+from sparsyfed_jax.data.sources import DataError
+from sparsyfed_jax.io.writers import MetricsWriter, create_run_dir, write_json
+from sparsyfed_jax.metrics.cost import dense_bytes
+
+
+class DivergedError(RuntimeError):
+  """Training left the finite numbers; the message names the round and what would help."""
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs what the flags say."""
+  del argv  # flags.parse refuses what is not a flag
+  try:
+    config = flags.resolve(flags.read())
+    experiment = build(config)
+    directory = create_run_dir(config.output_dir or _default_directory(config))
+  except (flags.ConfigError, DataError, FileExistsError) as error:
+    flags.fail(error)
+  try:
+    run(config, experiment, directory)
+  except DivergedError as error:
+    flags.fail(error)
+
+
+def run(config: flags.Config, experiment: Experiment, directory: pathlib.Path) -> dict[str, Any]:
+  """Trains, evaluates and records.
+
+  Args:
+    config: resolved flags.
+    experiment: what `build` made of them.
+    directory: where the files go.
+
+  Returns:
+    The contents of summary.json.
+
+  Raises:
+    DivergedError: the training loss is not finite any more; the rounds up to there are recorded.
+  """
+  write_json(
+    directory / "config.json", {**config._asdict(), "data": experiment.facts, **_environment()}
+  )
+  _print_setup(config, experiment)
+  started = time.perf_counter()
+  simulation, federation, keys = experiment.simulation, experiment.federation, experiment.keys
+  state = simulation.init(experiment.hyper, keys.init)
+  zero = jnp.int32(0)
+  run_rounds = simulation.run.lower(state, federation, keys.rounds, zero).compile()
+  evaluate = simulation.evaluate.lower(state, experiment.x_test, experiment.y_test).compile()
+  compile_seconds = time.perf_counter() - started
+  bytes_if_dense = dense_bytes(state.variables)
+
+  rows: list[dict[str, Any]] = []
+  run_seconds = 0.0
+  with MetricsWriter(directory) as writer, progress(config.rounds) as update:
+    while len(rows) < config.rounds:
+      count = min(config.eval_every, config.rounds - len(rows))
+      started = time.perf_counter()
+      state, columns = run_rounds(state, federation, keys.rounds, jnp.int32(count))
+      fetched = jax.device_get(columns)  # the one transfer of these rounds
+      run_seconds += time.perf_counter() - started
+      new = [{name: values[i].item() for name, values in fetched.items()} for i in range(count)]
+      new[-1] |= jax.device_get(evaluate(state, experiment.x_test, experiment.y_test))
+      for row in new:
+        row.setdefault("test_accuracy", None)
+        row.setdefault("test_loss", None)
+        writer.write(row)
+      rows += new
+      update(len(rows), rows[-1])
+      _stop_if_diverged(new)
+  summary = _summarise(config, rows, directory) | {
+    "dense_bytes": bytes_if_dense,
+    "seconds_per_round": run_seconds / config.rounds,
+    "compile_seconds": compile_seconds,
+    "empty_clients": experiment.facts["empty_clients"],
+    **_environment(),
+  }
+  write_json(directory / "summary.json", summary)
+  plot_curves(rows, summary, directory / "curves.png")
+  closing_table(summary)
+  return summary
+
+
+def _summarise(
+  config: flags.Config, rows: Sequence[dict[str, Any]], directory: pathlib.Path
+) -> dict[str, Any]:
+  last = rows[-1]
+  clients = [row["clients"] for row in rows]
+  # Over all rounds: what is sent on the way to the target sparsity counts too.
+  mean_bytes = {
+    f"{way}_bytes_per_client_round": float(
+      np.average([row[f"{way}_bytes"] for row in rows], weights=clients)
+    )
+    for way in ("uplink", "downlink")
+    if sum(clients) > 0
+  }
+  return {
+    "algorithm": config.algorithm,
+    "dataset": config.dataset,
+    "model": config.model,
+    "rounds": config.rounds,
+    "seed": config.seed,
+    **{name: last[name] for name in ("test_accuracy", "test_loss")},
+    **{name: last[name] for name in ("global_sparsity", "prunable_sparsity")},
+    **mean_bytes,
+    "output_dir": str(directory),
+  }
+
+
+def _stop_if_diverged(rows: Sequence[dict[str, Any]]) -> None:
+  for row in rows:
+    if row["examples"] > 0 and not math.isfinite(row["train_loss"]):
+      raise DivergedError(
+        f"round {row['round']}: train_loss is {row['train_loss']}; training diverged, a smaller"
+        " --client_lr may help (the rounds so far are in metrics.jsonl)"
+      )
+
+
+def _print_setup(config: flags.Config, experiment: Experiment) -> None:
+  facts = experiment.facts
+  empty = f" ({facts['empty_clients']} of them empty)" if facts["empty_clients"] else ""
+  print(
+    f"{config.algorithm} on {config.dataset}: {config.model}, {facts['train_examples']} examples,"
+    f" {facts['num_clients']} clients{empty}, {config.clients_per_round} a round,"
+    f" {config.rounds} rounds on {_environment()['device']}; compiling",
+    flush=True,
+  )
+
+
+def _environment() -> dict[str, Any]:
+  packages = ("sparsyfed_jax", "jax", "jaxlib", "flax", "optax", "numpy")
+  versions = {"python": platform.python_version()}
+  for name in packages:
+    try:
+      versions[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      versions[name] = "not installed"  # run from a checkout
+  devices = jax.devices()
+  device = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
+  return {"device": device, "versions": versions}
+
+
+def _default_directory(config: flags.Config) -> pathlib.Path:
+  now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+  data = pathlib.Path(config.dataset.removeprefix("npz:")).stem
+  return pathlib.Path("runs") / f"{now}-{config.algorithm}-{data}"
+
+
+if __name__ == "__main__":
+  flags.define()
+  app.run(main, flags_parser=flags.parse)

@@ -1,0 +1,62 @@
+"""What a federated method is.
+
+Four pure functions make a round, a fifth reads the model out. The laws, tested over all methods:
+
+1. Uploads are summable: their leaves arrive multiplied by the client's weight, and the weight
+   travels too.
+2. A client without examples uploads zeros; padding changes nothing, to the bit.
+3. `client` never vmaps and never sees another client.
+4. The result does not depend on how the cohort is cut, beyond float rounding.
+5. Same key, same result; a run stopped at any round and continued equals the uninterrupted run.
+6. A mask travels as exact zeros: the client uploads pruned weights and the server forms the
+   pseudo-gradient, because the difference of two rounded weights is almost never 0.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from sparsyfed_jax.fed.client import LocalTraining
+from sparsyfed_jax.fed.schedules import SparsitySchedule
+from sparsyfed_jax.fed.task import Task
+from sparsyfed_jax.types import ClientData, Key, Metrics, Variables
+
+
+class Hyper(NamedTuple):
+  """What an ablation varies continuously: () float32 arrays in the state, so nothing recompiles."""
+
+  rounds: jax.Array  # planned length of the run, T
+  client_lr: jax.Array  # rate of round 0
+  client_lr_final: jax.Array  # rate of round T
+  weight_decay: jax.Array  # L2 on all trained parameters
+  server_lr: jax.Array
+  density: jax.Array  # share of prunable weights that a client may upload at the end of the ramp
+  ramp_rounds: jax.Array  # rounds over which the density falls from 1, 0 for none
+  beta: jax.Array  # exponent of powerpropagation
+  activation_floor: jax.Array  # least share of activations kept for the backward pass
+
+
+class Setup(NamedTuple):
+  """What fixes the compiled program of a method."""
+
+  task: Task
+  local: LocalTraining
+  server_optimizer: Callable[[jax.Array], optax.GradientTransformation]  # of a learning rate
+  sparsity_schedule: SparsitySchedule
+
+
+class Algorithm(NamedTuple):
+  """A federated method.
+
+  States, downloads and uploads are pytrees of the method's own making, with two conventions: a
+  state has `round`, () int32, the number of rounds done; a download has `variables`, the model as
+  the server sends it.
+  """
+
+  init: Callable[[Variables, Hyper, Key], Any]  # server state before round 1
+  broadcast: Callable[[Any], Any]  # state -> what every client receives
+  client: Callable[[Any, ClientData, Key], tuple[Any, Metrics]]  # one client's round -> upload
+  server: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]  # upload: summed over the cohort
+  model: Callable[[Any], Variables]  # state -> variables with which the plain model predicts

@@ -1,0 +1,99 @@
+"""Local training of one client, and what it reports."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from sparsyfed_jax.data.batches import num_batches, shuffle, take_batch
+from sparsyfed_jax.metrics.cost import payload_bytes
+from sparsyfed_jax.metrics.masks import regrowth
+from sparsyfed_jax.types import Batch, ClientData, Key, Mean, Metrics, Params, Variables, weighted
+
+# Gradients with respect to "params", then the new state of the model and metrics.
+GradFn = Callable[[Variables, Batch, Key], tuple[Params, tuple[Variables, Metrics]]]
+
+
+class LocalTraining(NamedTuple):
+  """How every client trains."""
+
+  batch_size: int
+  epochs: int
+  optimizer: Callable[[jax.Array], optax.GradientTransformation]  # of a learning rate
+
+
+def train(
+  local: LocalTraining,
+  grad_fn: GradFn,
+  optimizer: optax.GradientTransformation,
+  project: Callable[[Params], Params],
+  variables: Variables,
+  data: ClientData,
+  key: Key,
+) -> tuple[Variables, Metrics]:
+  """Runs a client's epochs over its own examples.
+
+  Each epoch takes every example once, in a new order; the last batch may be partial. The number of
+  steps follows the client's size, so under vmap a chunk runs as long as its largest client, and a
+  client that is done, or has no examples, is left as it is.
+
+  Args:
+    local: batch size and epochs.
+    grad_fn: gradients of a batch.
+    optimizer: makes updates of the gradients.
+    project: applied to the parameters after each step; a mask, or the identity.
+    variables: what the client starts from.
+    data: the client's examples.
+    key: decides order and dropout.
+
+  Returns:
+    The trained variables, and the means `train_loss` and `train_accuracy` over the examples seen.
+  """
+
+  def run_epoch(epoch: jax.Array, carry: Any) -> Any:
+    epoch_key = jax.random.fold_in(key, epoch)
+    shuffled = shuffle(epoch_key, data)
+
+    def run_step(step: jax.Array, carry: Any) -> Any:
+      variables, opt_state, metrics = carry
+      batch = take_batch(shuffled, step, local.batch_size)
+      grads, (state, scores) = grad_fn(variables, batch, jax.random.fold_in(epoch_key, step))
+      updates, opt_state = optimizer.update(grads, opt_state, variables["params"])
+      params = project(optax.apply_updates(variables["params"], updates))
+      metrics = jax.tree.map(jnp.add, metrics, _train_metrics(scores))
+      return {**state, "params": params}, opt_state, metrics
+
+    return lax.fori_loop(0, num_batches(data, local.batch_size), run_step, carry)
+
+  zero = Mean(jnp.float32(0), jnp.float32(0))
+  carry = (
+    dict(variables),
+    optimizer.init(variables["params"]),
+    _train_metrics({"loss": zero, "accuracy": zero}),
+  )
+  trained, _, metrics = lax.fori_loop(0, local.epochs, run_epoch, carry)
+  return trained, metrics
+
+
+def exchange_metrics(download: Variables, upload: Variables, size: jax.Array) -> Metrics:
+  """Measures what one client sent: `uplink_bytes` and `client_regrowth`.
+
+  Args:
+    download: the model as the client received it.
+    upload: the model as the client sends it, not yet weighted.
+    size: () int32, the client's number of examples; a client without any does not count.
+
+  Returns:
+    Means: bytes over clients, regrowth over clients weighted by their size.
+  """
+  return {
+    "uplink_bytes": weighted(payload_bytes(upload), size > 0),
+    "client_regrowth": weighted(regrowth(download["params"], upload["params"]), size),
+  }
+
+
+def _train_metrics(scores: Metrics) -> Metrics:
+  return {"train_loss": scores["loss"], "train_accuracy": scores["accuracy"]}

@@ -1,0 +1,65 @@
+"""What changes from round to round: the clients' learning rate and the density of their uploads."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+# Share of the way from dense to the target density, as a function of the share of the ramp done.
+SparsitySchedule: TypeAlias = Callable[[jax.Array], jax.Array]
+
+
+def constant(progress: jax.Array) -> jax.Array:
+  """Prunes to the target from round 1 on, as SparsyFed does."""
+  return jnp.ones_like(progress)
+
+
+def linear(progress: jax.Array) -> jax.Array:
+  """Raises the sparsity by the same amount each round of the ramp."""
+  return progress
+
+
+def cubic(progress: jax.Array) -> jax.Array:
+  """Raises the sparsity fast at first, slowly near the target.
+
+  Zhu & Gupta, To prune, or not to prune, 2017, arXiv 1710.01878, equation 1.
+  """
+  return 1 - (1 - progress) ** 3
+
+
+SPARSITY_SCHEDULES: dict[str, SparsitySchedule] = {
+  "constant": constant,
+  "cubic": cubic,
+  "linear": linear,
+}
+
+
+def density_at(schedule: SparsitySchedule, hyper: Any, round_number: jax.Array) -> jax.Array:
+  """Computes the density to which clients prune in a round.
+
+  Args:
+    schedule: the form of the ramp.
+    hyper: a `Hyper`.
+    round_number: () int32 from 1.
+
+  Returns:
+    () float32: exactly `hyper.density` from round `hyper.ramp_rounds` on.
+  """
+  t = round_number.astype(jnp.float32)
+  progress = jnp.minimum(t / jnp.maximum(hyper.ramp_rounds, 1.0), 1.0)
+  return hyper.density + (1 - hyper.density) * (1 - schedule(progress))
+
+
+def client_lr_at(hyper: Any, round_number: jax.Array) -> jax.Array:
+  """Computes the exponentially decaying rate lr_0 (lr_T / lr_0)^(t / T) of round t.
+
+  Args:
+    hyper: a `Hyper`; both rates are positive.
+    round_number: () int32 from 1.
+
+  Returns:
+    () float32.
+  """
+  share = round_number.astype(jnp.float32) / hyper.rounds
+  return hyper.client_lr * (hyper.client_lr_final / hyper.client_lr) ** share

@@ -1,0 +1,65 @@
+"""The server step: a weighted mean, a pseudo-gradient, an optax optimizer.
+
+Reddi et al., Adaptive federated optimization, ICLR 2021, arXiv 2003.00295, algorithm 2.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparsyfed_jax import trees
+from sparsyfed_jax.types import Params, Variables
+
+
+class Upload(NamedTuple):
+  """What a client sends: its model times its weight, so that uploads can be summed."""
+
+  variables: Variables
+  weight: jax.Array  # () float32
+
+
+def weigh(variables: Variables, size: jax.Array) -> Upload:
+  """Multiplies a client's model by its number of examples."""
+  weight = size.astype(jnp.float32)
+  return Upload(jax.tree.map(lambda leaf: weight * leaf, dict(variables)), weight)
+
+
+def mean(upload: Upload, fallback: Variables) -> Variables:
+  """Divides the sum of uploads by the sum of weights; `fallback` where nobody had an example."""
+  is_empty = upload.weight == 0
+  weight = jnp.where(is_empty, 1.0, upload.weight)
+
+  def divide(total: jax.Array, otherwise: jax.Array) -> jax.Array:
+    return jnp.where(is_empty, otherwise, total / weight)
+
+  return jax.tree.map(divide, upload.variables, dict(fallback))
+
+
+def step(
+  optimizer: optax.GradientTransformation,
+  opt_state: optax.OptState,
+  params: Params,
+  target: Params,
+) -> tuple[Params, optax.OptState]:
+  """Moves the server's parameters towards the clients' mean.
+
+  The pseudo-gradient is params - target, so that gradient descent at rate 1 adopts the mean. Where
+  a prunable parameter is 0 in the mean, no client kept it, and it becomes exactly 0 whatever the
+  optimizer makes of it; momentum alone would bring it back.
+
+  Args:
+    optimizer: of the server.
+    opt_state: its state.
+    params: the server's parameters.
+    target: mean of the clients' parameters.
+
+  Returns:
+    New parameters and optimizer state.
+  """
+  pseudo_gradient = jax.tree.map(jnp.subtract, params, target)
+  updates, opt_state = optimizer.update(pseudo_gradient, opt_state, params)
+  moved = optax.apply_updates(params, updates)
+  kept = trees.map_prunable(lambda new, goal: jnp.where(goal == 0, 0, new), moved, target)
+  return kept, opt_state

@@ -1,0 +1,159 @@
+"""Many rounds in one compiled call, and the central evaluation."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from sparsyfed_jax.data.batches import take_batch
+from sparsyfed_jax.fed.algorithm import Algorithm, Hyper
+from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
+from sparsyfed_jax.fed.task import Task
+from sparsyfed_jax.metrics.cost import payload_bytes
+from sparsyfed_jax.metrics.masks import regrowth
+from sparsyfed_jax.metrics.sparsity import global_sparsity, prunable_sparsity
+from sparsyfed_jax.types import ClientData, Key
+
+# What each use of a run's one key is folded in with.
+_SPLIT, _PARTITION, _INIT, _ROUNDS = range(4)
+_SAMPLING, _TRAINING = range(2)
+
+
+class Keys(NamedTuple):
+  """The streams of randomness of a run, all from one key."""
+
+  split: Key  # train and test, where the data set has no split of its own
+  partition: Key  # examples to clients
+  init: Key  # the model
+  rounds: Key  # folded in with the round's number: sampling, shuffling, dropout
+
+
+def make_keys(key: Key) -> Keys:
+  """Derives the streams of a run from its key."""
+  return Keys(*(jax.random.fold_in(key, use) for use in (_SPLIT, _PARTITION, _INIT, _ROUNDS)))
+
+
+class Simulation(NamedTuple):
+  """A federated run as three functions, compiled when first called."""
+
+  init: Callable[[Hyper, Key], Any]  # -> state before round 1
+  # (state, federation, key, num_rounds) -> (state, rows): the state given is donated. Rows are
+  # arrays of rounds_per_call entries by name, of which the first num_rounds count.
+  run: Callable[[Any, Federation, Key, int], tuple[Any, dict[str, jax.Array]]]
+  # (state, x, y) -> test_loss and test_accuracy, () float32
+  evaluate: Callable[[Any, jax.Array, jax.Array], dict[str, jax.Array]]
+
+
+def simulate(
+  algorithm: Algorithm,
+  task: Task,
+  clients_per_round: int,
+  clients_per_chunk: int,
+  rounds_per_call: int,
+  eval_batch_size: int,
+) -> Simulation:
+  """Makes a simulation.
+
+  Args:
+    algorithm: the method.
+    task: what is learned.
+    clients_per_round: sampled uniformly without replacement; at most the number of clients.
+    clients_per_chunk: how many of them are vmapped at a time.
+    rounds_per_call: at most how many rounds `run` does at once.
+    eval_batch_size: test examples a step.
+  """
+
+  def init(hyper: Hyper, key: Key) -> Any:
+    model_key, state_key = jax.random.split(key)
+    return algorithm.init(task.init(model_key), hyper, state_key)
+
+  def run(
+    state: Any, federation: Federation, key: Key, num_rounds: int
+  ) -> tuple[Any, dict[str, jax.Array]]:
+    one_round = partial(
+      run_round, algorithm, clients_per_round, clients_per_chunk, federation=federation, key=key
+    )
+    shapes = jax.eval_shape(one_round, state)[1]
+    rows = {
+      name: jnp.zeros((rounds_per_call, *leaf.shape), leaf.dtype) for name, leaf in shapes.items()
+    }
+
+    def body(i: jax.Array, carry: Any) -> Any:
+      state, rows = carry
+      state, row = one_round(state)
+      return state, {name: rows[name].at[i].set(row[name]) for name in rows}
+
+    return lax.fori_loop(0, num_rounds, body, (state, rows))
+
+  def evaluate(state: Any, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+    variables = algorithm.model(state)
+    size = y.shape[0]
+    data = ClientData(x, y, jnp.arange(size), jnp.int32(size))
+
+    def body(_: None, step: jax.Array) -> Any:
+      return None, task.evaluate(variables, take_batch(data, step, eval_batch_size))
+
+    _, scores = lax.scan(body, None, jnp.arange(-(-size // eval_batch_size)))
+    sums = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), scores)
+    return {f"test_{name}": mean.value for name, mean in sums.items()}
+
+  return Simulation(
+    jax.jit(init), jax.jit(run, donate_argnums=0), jax.jit(evaluate)
+  )
+
+
+def run_round(
+  algorithm: Algorithm,
+  clients_per_round: int,
+  clients_per_chunk: int,
+  state: Any,
+  federation: Federation,
+  key: Key,
+) -> tuple[Any, dict[str, jax.Array]]:
+  """Runs one round.
+
+  Args:
+    algorithm: the method.
+    clients_per_round: as in `simulate`.
+    clients_per_chunk: as in `simulate`.
+    state: of the server; `state.round` rounds are done, and with the key it decides everything
+      that happens in this one.
+    federation: all clients' data.
+    key: of all rounds.
+
+  Returns:
+    The new state, and the round's metrics: () arrays by name.
+  """
+  number = state.round + 1
+  round_key = jax.random.fold_in(key, number)
+  cohort = jax.random.choice(
+    jax.random.fold_in(round_key, _SAMPLING),
+    federation.sizes.shape[0],
+    (clients_per_round,),
+    replace=False,
+  )
+  download = algorithm.broadcast(state)
+  upload, sums = sum_over_clients(
+    algorithm.client,
+    download,
+    federation,
+    cohort.astype(jnp.int32),
+    jax.random.fold_in(round_key, _TRAINING),
+    clients_per_chunk,
+  )
+  new_state, server_metrics = algorithm.server(state, upload)
+  before, after = download.variables, algorithm.broadcast(new_state).variables
+  return new_state, {
+    "round": number,
+    **{name: mean.value for name, mean in sums.items()},
+    **server_metrics,
+    "global_sparsity": global_sparsity(after["params"]),
+    "prunable_sparsity": prunable_sparsity(after["params"]),
+    "server_regrowth": regrowth(before["params"], after["params"]),
+    "downlink_bytes": payload_bytes(before),
+    "examples": sums["train_loss"].weight,
+    "clients": sums["uplink_bytes"].weight,
+  }

@@ -1,0 +1,77 @@
+"""What is learned: a model, a loss, and how stored examples become the model's input."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from sparsyfed_jax.ops import LayerOps
+from sparsyfed_jax.types import Batch, Key, Mean, Metrics, Variables
+
+# Mean loss of a batch, the new state of the model ("batch_stats" and the like), and metrics.
+LossFn = Callable[[Variables, Batch, LayerOps, Key], tuple[jax.Array, tuple[Variables, Metrics]]]
+
+
+class Task(NamedTuple):
+  """A learning problem as pure functions."""
+
+  init: Callable[[Key], Variables]
+  loss: LossFn
+  evaluate: Callable[[Variables, Batch], Metrics]
+
+
+def classification(
+  model: nn.Module, input_shape: tuple[int, ...], mean: float = 0.0, std: float = 1.0
+) -> Task:
+  """Makes a task of a classifier: softmax cross entropy, averaged over valid examples.
+
+  Args:
+    model: a flax module with an attribute `ops` (a `LayerOps`), called as
+      `model(x, train=..., valid=...)` on (batch, *input_shape) float32, giving logits.
+    input_shape: shape of one example.
+    mean: the model sees (x - mean) / std, computed inside the compiled step.
+    std: see `mean`.
+  """
+
+  def prepare(x: jax.Array) -> jax.Array:
+    return (x.astype(jnp.float32) - mean) / std
+
+  def init(key: Key) -> Variables:
+    variables = model.init(key, jnp.zeros((1, *input_shape), jnp.float32), train=False)
+    return dict(variables)
+
+  def loss(
+    variables: Variables, batch: Batch, ops: LayerOps, key: Key
+  ) -> tuple[jax.Array, tuple[Variables, Metrics]]:
+    layered: Any = model.clone(ops=ops)
+    state_names = [name for name in variables if name != "params"]
+    logits, state = layered.apply(
+      variables,
+      prepare(batch.x),
+      train=True,
+      valid=batch.valid,
+      mutable=state_names,
+      rngs={"dropout": key},
+    )
+    metrics = _score(logits, batch)
+    # A batch without a valid example has loss 0, not 0 / 0.
+    return metrics["loss"].total / jnp.maximum(metrics["loss"].weight, 1.0), (state, metrics)
+
+  def evaluate(variables: Variables, batch: Batch) -> Metrics:
+    logits: Any = model.apply(variables, prepare(batch.x), train=False, valid=batch.valid)
+    return _score(logits, batch)
+
+  return Task(init, loss, evaluate)
+
+
+def _score(logits: jax.Array, batch: Batch) -> Metrics:
+  losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.y)
+  hits = (jnp.argmax(logits, -1) == batch.y).astype(jnp.float32)
+  count = jnp.sum(batch.valid, dtype=jnp.float32)
+  return {
+    "loss": Mean(jnp.sum(jnp.where(batch.valid, losses, 0)), count),
+    "accuracy": Mean(jnp.sum(jnp.where(batch.valid, hits, 0)), count),
+  }

@@ -1,0 +1,31 @@
+"""How sparse a model is."""
+
+import jax
+import jax.numpy as jnp
+
+from sparsyfed_jax import trees
+from sparsyfed_jax.types import Params
+
+
+def global_sparsity(params: Params) -> jax.Array:
+  """Computes the share of zeros among all parameters; () float32 in [0, 1]."""
+  return _sparsity(params)
+
+
+def prunable_sparsity(params: Params) -> jax.Array:
+  """Computes the share of zeros among the prunable parameters; () float32 in [0, 1]."""
+  return _sparsity(trees.split_prunable(params)[0])
+
+
+def layer_densities(params: Params) -> dict[str, jax.Array]:
+  """Computes the share of non-zeros of each prunable leaf, by the name of its path."""
+  flat, _ = jax.tree_util.tree_flatten_with_path(params)
+  return {
+    trees.path_name(path): 1 - _sparsity(leaf) for path, leaf in flat if trees.is_prunable(path, leaf)
+  }
+
+
+def _sparsity(tree: Params) -> jax.Array:
+  num_entries = trees.size(tree)
+  # Zeros are counted, not non-zeros subtracted from 1: float32 keeps more of a small share.
+  return (num_entries - trees.count_nonzero(tree)).astype(jnp.float32) / max(num_entries, 1)

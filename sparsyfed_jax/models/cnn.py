@@ -1,0 +1,44 @@
+"""A small convolutional network."""
+
+import jax
+from flax import linen as nn
+
+from sparsyfed_jax.ops import PLAIN, LayerOps, max_pool
+
+
+class CNN(nn.Module):
+  """3x3 convolutions without padding, one 2x2 max pool, one hidden dense layer, ReLU throughout.
+
+  Attributes:
+    num_classes: outputs.
+    channels: features of each convolution.
+    hidden: width of the dense layer.
+    ops: what the layers compute with.
+  """
+
+  num_classes: int
+  channels: tuple[int, ...] = (32, 64)
+  hidden: int = 128
+  ops: LayerOps = PLAIN
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, *, train: bool = False, valid: jax.Array | None = None
+  ) -> jax.Array:
+    """Computes logits.
+
+    Args:
+      x: (batch, height, width, features) float32; sides of at least 2 * len(channels) + 2.
+      train: unused here; models with batch norm or dropout need it.
+      valid: (batch,) bool, unused here; models with batch norm need it.
+
+    Returns:
+      (batch, num_classes) float32.
+    """
+    conv = self.ops.conv_general_dilated
+    for features in self.channels:
+      layer = nn.Conv(features, (3, 3), padding="VALID", conv_general_dilated=conv)
+      x = nn.relu(layer(x))
+    x = max_pool(x, 2).reshape(x.shape[0], -1)
+    x = nn.relu(nn.Dense(self.hidden, dot_general=self.ops.dot_general)(x))
+    return nn.Dense(self.num_classes, dot_general=self.ops.dot_general)(x)

@@ -1,0 +1,39 @@
+"""A multilayer perceptron."""
+
+import jax
+from flax import linen as nn
+
+from sparsyfed_jax.ops import PLAIN, LayerOps
+
+
+class MLP(nn.Module):
+  """Dense layers with ReLU between them, on flattened examples.
+
+  Attributes:
+    num_classes: outputs.
+    hidden: width of each hidden layer.
+    ops: what the layers compute with.
+  """
+
+  num_classes: int
+  hidden: tuple[int, ...] = (128, 64)
+  ops: LayerOps = PLAIN
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, *, train: bool = False, valid: jax.Array | None = None
+  ) -> jax.Array:
+    """Computes logits.
+
+    Args:
+      x: (batch, *shape) float32.
+      train: unused here; models with batch norm or dropout need it.
+      valid: (batch,) bool, unused here; models with batch norm need it.
+
+    Returns:
+      (batch, num_classes) float32.
+    """
+    x = x.reshape(x.shape[0], -1)
+    for width in self.hidden:
+      x = nn.relu(nn.Dense(width, dot_general=self.ops.dot_general)(x))
+    return nn.Dense(self.num_classes, dot_general=self.ops.dot_general)(x)

@@ -1,0 +1,112 @@
+"""A convolution that stays fast under vmap and in loops.
+
+One kernel per client makes a batched convolution a grouped one, and XLA's CPU backend runs any
+native convolution in a loop body without its fast library. The same product as patches (slices,
+concatenated) times a matrix is a plain matrix product, batched under vmap, fast in loops.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Padding = str | Sequence[tuple[int, int]]
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def conv_general_dilated(
+  lhs: jax.Array,
+  rhs: jax.Array,
+  window_strides: Sequence[int],
+  padding: Padding,
+  lhs_dilation: Sequence[int] | None = None,
+  rhs_dilation: Sequence[int] | None = None,
+  dimension_numbers: Any = None,
+  feature_group_count: int = 1,
+  batch_group_count: int = 1,
+  precision: Any = None,
+  preferred_element_type: Any = None,
+) -> jax.Array:
+  """Convolves like `jax.lax.conv_general_dilated`, by the lowering that suits the backend.
+
+  Fits `flax.linen.Conv(conv_general_dilated=...)`. On CPU, two-dimensional NHWC convolutions
+  without groups or input dilation become patches times a matrix; everything else, and every other
+  backend, takes the native convolution. Arguments and result are those of the lax function.
+  """
+  numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+  is_plain = (
+    lhs.ndim == 4
+    and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _LAYOUT)
+    and feature_group_count == batch_group_count == 1
+    and set(lhs_dilation or (1,)) == {1}
+    and preferred_element_type is None
+  )
+  if is_plain and jax.default_backend() == "cpu":
+    dilation = tuple(rhs_dilation or (1, 1))
+    return conv_patches(lhs, rhs, tuple(window_strides), padding, dilation, precision)
+  return lax.conv_general_dilated(
+    lhs,
+    rhs,
+    window_strides,
+    padding,
+    lhs_dilation,
+    rhs_dilation,
+    dimension_numbers,
+    feature_group_count,
+    batch_group_count,
+    precision,
+    preferred_element_type,
+  )
+
+
+def conv_patches(
+  x: jax.Array,
+  w: jax.Array,
+  strides: tuple[int, int] = (1, 1),
+  padding: Padding = "VALID",
+  dilation: tuple[int, int] = (1, 1),
+  precision: Any = None,
+) -> jax.Array:
+  """Convolves as one matrix product of patches.
+
+  Args:
+    x: (batch, height, width, in_features) float array.
+    w: (kernel_height, kernel_width, in_features, out_features).
+    strides: of the window.
+    padding: 'VALID', 'SAME', or (low, high) for height and width.
+    dilation: of the kernel.
+    precision: of the matrix product, as in `jax.lax.dot_general`.
+
+  Returns:
+    (batch, out_height, out_width, out_features).
+  """
+  patches = _patches(x, w.shape[:2], strides, padding, dilation)
+  matrix = w.reshape(-1, w.shape[-1])
+  rows = patches.reshape(-1, matrix.shape[0])
+  out = jnp.matmul(rows, matrix, precision=precision)
+  return out.reshape(*patches.shape[:3], w.shape[-1])
+
+
+def _patches(
+  x: jax.Array,
+  window: tuple[int, int],
+  strides: tuple[int, int],
+  padding: Padding,
+  dilation: tuple[int, int],
+) -> jax.Array:
+  """(batch, out_height, out_width, kernel_height * kernel_width * in_features)."""
+  reach = tuple((n - 1) * d + 1 for n, d in zip(window, dilation, strict=True))
+  if isinstance(padding, str):
+    padding = lax.padtype_to_pads(x.shape[1:3], reach, strides, padding)
+  if any(side for pair in padding for side in pair):
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+  out = [(x.shape[1 + a] - reach[a]) // strides[a] + 1 for a in range(2)]
+  columns = []
+  for i in range(window[0]):
+    for j in range(window[1]):
+      start = (i * dilation[0], j * dilation[1])
+      stop = [start[a] + (out[a] - 1) * strides[a] + 1 for a in range(2)]
+      columns.append(x[:, start[0] : stop[0] : strides[0], start[1] : stop[1] : strides[1]])
+  return jnp.concatenate(columns, axis=-1) if len(columns) > 1 else columns[0]

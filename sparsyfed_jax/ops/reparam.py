@@ -1,0 +1,72 @@
+"""Powerpropagation: weights as a power of the trained parameters.
+
+Schwarz et al., Powerpropagation: A sparsity inducing weight reparameterisation, NeurIPS 2021, arXiv
+2110.00296; used by SparsyFed, Guastella et al., ICLR 2025, arXiv 2504.05153, section 3.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import custom_derivatives
+
+
+@jax.custom_jvp
+def powerprop(theta: jax.Array, beta: jax.Array | float) -> jax.Array:
+  """Computes w = sign(theta) |theta|^beta.
+
+  The derivative beta |theta|^(beta-1) is 1 at theta = 0 for beta = 1 and 0 there for any other
+  beta: with beta > 1 a parameter that is 0 gets no gradient and stays 0.
+
+  Args:
+    theta: float array.
+    beta: () exponent, at least 1; may be traced and differentiated.
+
+  Returns:
+    Array like theta.
+  """
+  return theta * _power(theta, beta)
+
+
+def powerprop_inverse(w: jax.Array, beta: jax.Array | float) -> jax.Array:
+  """Computes theta = sign(w) |w|^(1/beta), whose `powerprop` is w.
+
+  Args:
+    w: float array.
+    beta: () exponent, at least 1; may be traced.
+
+  Returns:
+    Array like w.
+  """
+  exponent = 1.0 / jnp.asarray(beta, w.dtype)
+  magnitude = jnp.exp(exponent * jnp.log(jnp.where(w == 0, 1, jnp.abs(w))))
+  return jnp.where((w == 0) | (exponent == 1), w, jnp.sign(w) * magnitude)
+
+
+def _power(theta: jax.Array, beta: jax.Array | float) -> jax.Array:
+  """|theta|^(beta-1), which weight and derivative share: the power is what costs."""
+  exponent = jnp.asarray(beta, theta.dtype) - 1
+  # exp(log) vectorises on every backend, where pow does not; log(1) keeps 0 out of gradients.
+  power = jnp.exp(exponent * jnp.log(jnp.where(theta == 0, 1, jnp.abs(theta))))
+  return jnp.where(exponent == 0, 1, jnp.where(theta == 0, 0, power))
+
+
+def _powerprop_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+  theta, beta = primals
+  theta_dot, beta_dot = tangents
+  power = _power(theta, beta)
+  w = theta * power
+  w_dot = jnp.zeros_like(w)
+  if not _is_zero(theta_dot):
+    w_dot = jnp.asarray(beta, theta.dtype) * power * theta_dot
+  if not _is_zero(beta_dot):  # costs a logarithm a weight: only for who asks
+    log = jnp.log(jnp.where(theta == 0, 1, jnp.abs(theta)))
+    w_dot = w_dot + w * log * beta_dot
+  return w, w_dot
+
+
+def _is_zero(tangent: Any) -> bool:
+  return isinstance(tangent, custom_derivatives.SymbolicZero)
+
+
+powerprop.defjvp(_powerprop_jvp, symbolic_zeros=True)

@@ -1,0 +1,77 @@
+"""Pytrees of parameters: which leaves are pruned, and sums over leaves."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sparsyfed_jax.types import Params
+
+
+def is_prunable(path: tuple[Any, ...], leaf: jax.Array) -> bool:
+  """Tells whether a leaf is the kernel of a dense or convolutional layer.
+
+  Biases, norm scales and statistics never are. Follows flax's names: such a leaf is called
+  `kernel` and has at least two axes.
+
+  Args:
+    path: the key path of the leaf, as `jax.tree_util.tree_flatten_with_path` gives it.
+    leaf: an array, or anything with `ndim`.
+  """
+  last = path[-1] if path else None
+  name = getattr(last, "key", getattr(last, "name", None))
+  return name == "kernel" and leaf.ndim >= 2
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+  """Writes a key path as flax users do: `Conv_0/kernel`."""
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def split_prunable(
+  params: Params,
+) -> tuple[list[jax.Array], Callable[[Sequence[jax.Array]], Params]]:
+  """Takes the prunable leaves out of a tree.
+
+  Args:
+    params: a pytree of arrays.
+
+  Returns:
+    The prunable leaves in tree order, and a function that puts others in their place and leaves
+    the rest of `params` as it is.
+  """
+  flat, treedef = jax.tree_util.tree_flatten_with_path(params)
+  leaves = [leaf for _, leaf in flat]
+  places = [i for i, (path, leaf) in enumerate(flat) if is_prunable(path, leaf)]
+
+  def rebuild(replacements: Sequence[jax.Array]) -> Params:
+    new = list(leaves)
+    for place, leaf in zip(places, replacements, strict=True):
+      new[place] = leaf
+    return jax.tree_util.tree_unflatten(treedef, new)
+
+  return [leaves[i] for i in places], rebuild
+
+
+def map_prunable(fn: Callable[..., jax.Array], params: Params, *others: Params) -> Params:
+  """Applies `fn` to the prunable leaves of `params` and to those of `others` beside them."""
+  leaves, rebuild = split_prunable(params)
+  beside = [split_prunable(other)[0] for other in others]
+  return rebuild([fn(*group) for group in zip(leaves, *beside, strict=True)])
+
+
+def size(tree: Any) -> int:
+  """Counts the entries of all leaves."""
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def count_nonzero(tree: Any) -> jax.Array:
+  """Counts the entries that are not 0, over all leaves.
+
+  Returns:
+    () int32; trees of 2^31 entries or more overflow.
+  """
+  return sum(
+    (jnp.count_nonzero(leaf).astype(jnp.int32) for leaf in jax.tree.leaves(tree)), jnp.int32(0)
+  )
