@@ -76,7 +76,7 @@ def build(config: Config) -> Experiment:
     server_optimizer=_SERVER_OPTIMIZERS[config.server_optimizer],
     sparsity_schedule=SPARSITY_SCHEDULES[config.sparsity_schedule],
   )
-  chunk = _choose_chunk(config)
+  chunk = choose_chunk(config.clients_per_chunk, model, config.clients_per_round)
   simulation = simulate(
     ALGORITHMS[config.algorithm](setup),
     task,
@@ -166,11 +166,12 @@ def _deal(config: Config, dataset: sources.Dataset, key: jax.Array) -> list[np.n
     raise ConfigError(f"--partition={config.partition}: {error}") from error
 
 
-def _choose_chunk(config: Config) -> int:
-  if config.clients_per_chunk != AUTO:
-    return min(int(config.clients_per_chunk), config.clients_per_round)
+def choose_chunk(clients_per_chunk: str, model: nn.Module, clients_per_round: int) -> int:
+  """Reads the flag --clients_per_chunk, and decides where it says auto."""
+  if clients_per_chunk != AUTO:
+    return min(int(clients_per_chunk), clients_per_round)
   # On CPU convolutions fill the cores one client at a time, and batching them only costs cache;
   # small dense layers need many clients side by side.
-  if jax.default_backend() == "cpu" and config.model != "mlp":
+  if jax.default_backend() == "cpu" and not isinstance(model, MLP):
     return 1
-  return min(config.clients_per_round, MAX_CHUNK)
+  return min(clients_per_round, MAX_CHUNK)

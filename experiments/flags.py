@@ -2,7 +2,8 @@
 
 import math
 import sys
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -120,7 +121,7 @@ _HELP = dict(
 def define() -> None:
   """Defines the flags of a run."""
   types = Config.__annotations__
-  definers = {
+  definers: dict[Any, Callable[..., Any]] = {
     str: flags.DEFINE_string,
     str | None: flags.DEFINE_string,
     float: flags.DEFINE_float,
@@ -155,7 +156,8 @@ def read() -> Config:
   Raises:
     ConfigError: a value is out of range, or two contradict each other.
   """
-  config = Config(*(_FLAGS[name].value for name in Config._fields))
+  values: dict[str, Any] = {name: _FLAGS[name].value for name in Config._fields}
+  config = Config(**values)
   check(config)
   return config
 

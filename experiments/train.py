@@ -4,10 +4,8 @@ Writes config.json, metrics.jsonl (and .csv), summary.json and curves.png into -
 """
 
 import datetime
-import importlib.metadata
 import math
 import pathlib
-import platform
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -15,10 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app
+from absl import app, logging
 
 from experiments import flags
 from experiments.build import Experiment, build
+from experiments.environment import describe_environment
 from experiments.plots import plot_curves
 from experiments.terminal import closing_table, progress
 from sparsyfed_jax.data.sources import DataError
@@ -60,7 +59,8 @@ def run(config: flags.Config, experiment: Experiment, directory: pathlib.Path) -
     DivergedError: the training loss is not finite any more; the rounds up to there are recorded.
   """
   write_json(
-    directory / "config.json", {**config._asdict(), "data": experiment.facts, **_environment()}
+    directory / "config.json",
+    {**config._asdict(), "data": experiment.facts, **describe_environment()},
   )
   _print_setup(config, experiment)
   started = time.perf_counter()
@@ -81,7 +81,7 @@ def run(config: flags.Config, experiment: Experiment, directory: pathlib.Path) -
       state, columns = run_rounds(state, federation, keys.rounds, jnp.int32(count))
       fetched = jax.device_get(columns)  # the one transfer of these rounds
       run_seconds += time.perf_counter() - started
-      new = [{name: values[i].item() for name, values in fetched.items()} for i in range(count)]
+      new = [_row(fetched, i) for i in range(count)]
       new[-1] |= jax.device_get(evaluate(state, experiment.x_test, experiment.y_test))
       for row in new:
         row.setdefault("test_accuracy", None)
@@ -95,12 +95,18 @@ def run(config: flags.Config, experiment: Experiment, directory: pathlib.Path) -
     "seconds_per_round": run_seconds / config.rounds,
     "compile_seconds": compile_seconds,
     "empty_clients": experiment.facts["empty_clients"],
-    **_environment(),
+    **describe_environment(),
   }
   write_json(directory / "summary.json", summary)
   plot_curves(rows, summary, directory / "curves.png")
   closing_table(summary)
   return summary
+
+
+def _row(columns: dict[str, np.ndarray], i: int) -> dict[str, Any]:
+  first = ("round", "train_loss", "train_accuracy")
+  names = [*first, *(name for name in columns if name not in first)]
+  return {name: columns[name][i].item() for name in names}
 
 
 def _summarise(
@@ -144,22 +150,9 @@ def _print_setup(config: flags.Config, experiment: Experiment) -> None:
   print(
     f"{config.algorithm} on {config.dataset}: {config.model}, {facts['train_examples']} examples,"
     f" {facts['num_clients']} clients{empty}, {config.clients_per_round} a round,"
-    f" {config.rounds} rounds on {_environment()['device']}; compiling",
+    f" {config.rounds} rounds on {describe_environment()['device']}; compiling",
     flush=True,
   )
-
-
-def _environment() -> dict[str, Any]:
-  packages = ("sparsyfed_jax", "jax", "jaxlib", "flax", "optax", "numpy")
-  versions = {"python": platform.python_version()}
-  for name in packages:
-    try:
-      versions[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      versions[name] = "not installed"  # run from a checkout
-  devices = jax.devices()
-  device = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
-  return {"device": device, "versions": versions}
 
 
 def _default_directory(config: flags.Config) -> pathlib.Path:
@@ -170,4 +163,5 @@ def _default_directory(config: flags.Config) -> pathlib.Path:
 
 if __name__ == "__main__":
   flags.define()
+  logging.set_verbosity(logging.WARNING)  # jax tells at length which backends it did not find
   app.run(main, flags_parser=flags.parse)

@@ -19,9 +19,7 @@ def fedavg(setup: Setup) -> Algorithm:
   def init(variables: Variables, hyper: Hyper, key: Key) -> averaging.State:
     return averaging.init(setup, variables, hyper)
 
-  def client(
-    download: averaging.Download, data: ClientData, key: Key
-  ) -> tuple[Upload, Metrics]:
+  def client(download: averaging.Download, data: ClientData, key: Key) -> tuple[Upload, Metrics]:
     return averaging.client(setup, _same, lambda _: PLAIN, _same, download, data, key)
 
   return Algorithm(

@@ -27,9 +27,7 @@ def sparsyfed(setup: Setup) -> Algorithm:
     theta = trees.map_prunable(lambda w: powerprop_inverse(w, hyper.beta), variables["params"])
     return averaging.init(setup, {**variables, "params": theta}, hyper)
 
-  def client(
-    download: averaging.Download, data: ClientData, key: Key
-  ) -> tuple[Upload, Metrics]:
+  def client(download: averaging.Download, data: ClientData, key: Key) -> tuple[Upload, Metrics]:
     def weights(theta: Params) -> Params:
       return _weights(theta, download.beta)
 

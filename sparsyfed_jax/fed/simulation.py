@@ -1,12 +1,12 @@
 """Many rounds in one compiled call, and the central evaluation."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.stages import Wrapped
 
 from sparsyfed_jax.data.batches import take_batch
 from sparsyfed_jax.fed.algorithm import Algorithm, Hyper
@@ -37,14 +37,14 @@ def make_keys(key: Key) -> Keys:
 
 
 class Simulation(NamedTuple):
-  """A federated run as three functions, compiled when first called."""
+  """A federated run as three jitted functions, compiled when first called."""
 
-  init: Callable[[Hyper, Key], Any]  # -> state before round 1
+  init: Wrapped  # (hyper, key) -> state before round 1
   # (state, federation, key, num_rounds) -> (state, rows): the state given is donated. Rows are
   # arrays of rounds_per_call entries by name, of which the first num_rounds count.
-  run: Callable[[Any, Federation, Key, int], tuple[Any, dict[str, jax.Array]]]
+  run: Wrapped
   # (state, x, y) -> test_loss and test_accuracy, () float32
-  evaluate: Callable[[Any, jax.Array, jax.Array], dict[str, jax.Array]]
+  evaluate: Wrapped
 
 
 def simulate(
@@ -100,9 +100,7 @@ def simulate(
     sums = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), scores)
     return {f"test_{name}": mean.value for name, mean in sums.items()}
 
-  return Simulation(
-    jax.jit(init), jax.jit(run, donate_argnums=0), jax.jit(evaluate)
-  )
+  return Simulation(jax.jit(init), jax.jit(run, donate_argnums=0), jax.jit(evaluate))
 
 
 def run_round(

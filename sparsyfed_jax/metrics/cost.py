@@ -18,8 +18,8 @@ def dense_bytes(variables: Variables) -> int:
 def payload_bytes(variables: Variables) -> jax.Array:
   """Counts the bytes of a model whose zeros need not be sent.
 
-  Each prunable leaf is sent in the cheapest of three forms: all values; a bitmap and the values that
-  are not 0; their indices and values. Every other leaf is sent whole.
+  Each prunable leaf is sent in the cheapest of three forms: all values; a bitmap and the values
+  that are not 0; their indices and values. Every other leaf is sent whole.
 
   Args:
     variables: flax collections, "params" among them.

@@ -21,7 +21,9 @@ def layer_densities(params: Params) -> dict[str, jax.Array]:
   """Computes the share of non-zeros of each prunable leaf, by the name of its path."""
   flat, _ = jax.tree_util.tree_flatten_with_path(params)
   return {
-    trees.path_name(path): 1 - _sparsity(leaf) for path, leaf in flat if trees.is_prunable(path, leaf)
+    trees.path_name(path): 1 - _sparsity(leaf)
+    for path, leaf in flat
+    if trees.is_prunable(path, leaf)
   }
 
 

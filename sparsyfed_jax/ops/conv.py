@@ -44,8 +44,7 @@ def conv_general_dilated(
     and preferred_element_type is None
   )
   if is_plain and jax.default_backend() == "cpu":
-    dilation = tuple(rhs_dilation or (1, 1))
-    return conv_patches(lhs, rhs, tuple(window_strides), padding, dilation, precision)
+    return conv_patches(lhs, rhs, window_strides, padding, rhs_dilation or (1, 1), precision)
   return lax.conv_general_dilated(
     lhs,
     rhs,
@@ -64,9 +63,9 @@ def conv_general_dilated(
 def conv_patches(
   x: jax.Array,
   w: jax.Array,
-  strides: tuple[int, int] = (1, 1),
+  strides: Sequence[int] = (1, 1),
   padding: Padding = "VALID",
-  dilation: tuple[int, int] = (1, 1),
+  dilation: Sequence[int] = (1, 1),
   precision: Any = None,
 ) -> jax.Array:
   """Convolves as one matrix product of patches.
@@ -91,10 +90,10 @@ def conv_patches(
 
 def _patches(
   x: jax.Array,
-  window: tuple[int, int],
-  strides: tuple[int, int],
+  window: Sequence[int],
+  strides: Sequence[int],
   padding: Padding,
-  dilation: tuple[int, int],
+  dilation: Sequence[int],
 ) -> jax.Array:
   """(batch, out_height, out_width, kernel_height * kernel_width * in_features)."""
   reach = tuple((n - 1) * d + 1 for n, d in zip(window, dilation, strict=True))

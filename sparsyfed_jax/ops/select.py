@@ -1,10 +1,10 @@
 """The exact k-th largest magnitude without a sort, and the masks that follow from it.
 
 A float's magnitude grows with its bit pattern read as an integer, sign bit dropped. So the k-th
-largest magnitude is the largest pattern t that at least k entries reach, and its bits are found from
-the highest down by counting. No copy is made, k may be traced, and the count of a pass is one fused
-reduction. Two bits a pass: one would read the data twice as often, three would compare more than
-the memory saves.
+largest magnitude is the largest pattern that at least k entries reach, and its bits are found from
+the highest down by counting. No copy is made, k may be traced, and the counts of a pass are one
+fused reduction. Two bits a pass: one would read the data twice as often, three would compare more
+than the memory saves.
 
 The tie rule, everywhere: what reaches the k-th magnitude is kept, so that ties with it are kept too
 and a mask may hold more than k entries. Zeros are never kept by a mask: a kept zero could not be
@@ -80,7 +80,7 @@ def layerwise_mask(tree: Any, densities: Any) -> Any:
   Returns:
     Pytree of bool arrays.
   """
-  if jax.tree.structure(densities) == jax.tree.structure(0.0):
+  if jax.tree_util.all_leaves([densities]):
     densities = jax.tree.map(lambda _: densities, tree)
   return jax.tree.map(lambda leaf, density: topk_mask(leaf, density), tree, densities)
 
