@@ -1,7 +1,7 @@
 """Measures what a round costs: `python -m experiments.bench --workload=cnn32`.
 
-Prints one JSON line for each workload and algorithm. Inputs are random: only time is measured, after
-compilation and a warm-up, as the median of calls that end when the device is done.
+Prints one JSON line for each workload and algorithm. Inputs are random: only time is measured,
+after compilation and a warm-up, as the median of calls that end when the device is done.
 """
 
 import json

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from absl import flags
 
@@ -118,8 +118,8 @@ _HELP = dict(
 )
 
 
-def define() -> None:
-  """Defines the flags of a run."""
+def define(flag_values: flags.FlagValues = _FLAGS) -> None:
+  """Defines the flags of a run in a table of flags, by default the program's."""
   types = Config.__annotations__
   definers: dict[Any, Callable[..., Any]] = {
     str: flags.DEFINE_string,
@@ -130,7 +130,7 @@ def define() -> None:
     int | None: flags.DEFINE_integer,
   }
   for name, default in DEFAULTS._asdict().items():
-    definers[types[name]](name, default, _HELP[name])
+    definers[types[name]](name, default, _HELP[name], flag_values=flag_values)
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -144,19 +144,19 @@ def parse(argv: list[str]) -> list[str]:
   return rest
 
 
-def fail(error: Exception) -> None:
-  """Ends the process with a one-line message."""
+def fail(error: Exception, code: int = 2) -> NoReturn:
+  """Ends the process with a one-line message and an exit code."""
   print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-  sys.exit(2)
+  sys.exit(code)
 
 
-def read() -> Config:
-  """Collects the parsed flags, checked as far as flags alone can tell.
+def read(flag_values: flags.FlagValues = _FLAGS) -> Config:
+  """Collects parsed flags, checked as far as flags alone can tell.
 
   Raises:
     ConfigError: a value is out of range, or two contradict each other.
   """
-  values: dict[str, Any] = {name: _FLAGS[name].value for name in Config._fields}
+  values: dict[str, Any] = {name: flag_values[name].value for name in Config._fields}
   config = Config(**values)
   check(config)
   return config

@@ -6,6 +6,7 @@ Writes config.json, metrics.jsonl (and .csv), summary.json and curves.png into -
 import datetime
 import math
 import pathlib
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, logging
+from absl import flags as absl_flags
 
 from experiments import flags
 from experiments.build import Experiment, build
@@ -35,13 +37,16 @@ def main(argv: Sequence[str]) -> None:
   try:
     config = flags.resolve(flags.read())
     experiment = build(config)
-    directory = create_run_dir(config.output_dir or _default_directory(config))
+    directory = _create_directory(config)
   except (flags.ConfigError, DataError, FileExistsError) as error:
     flags.fail(error)
   try:
     run(config, experiment, directory)
   except DivergedError as error:
-    flags.fail(error)
+    flags.fail(error, code=1)
+  except KeyboardInterrupt:
+    print(f"interrupted; the rounds so far are in {directory}", file=sys.stderr)
+    sys.exit(130)
 
 
 def run(config: flags.Config, experiment: Experiment, directory: pathlib.Path) -> dict[str, Any]:
@@ -155,13 +160,20 @@ def _print_setup(config: flags.Config, experiment: Experiment) -> None:
   )
 
 
-def _default_directory(config: flags.Config) -> pathlib.Path:
+def _create_directory(config: flags.Config) -> pathlib.Path:
   now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
   data = pathlib.Path(config.dataset.removeprefix("npz:")).stem
-  return pathlib.Path("runs") / f"{now}-{config.algorithm}-{data}"
+  path = config.output_dir or pathlib.Path("runs") / f"{now}-{config.algorithm}-{data}"
+  try:
+    return create_run_dir(path)
+  except FileExistsError:
+    raise
+  except OSError as error:
+    raise flags.ConfigError(f"--output_dir={path}: {error.strerror}") from error
 
 
 if __name__ == "__main__":
   flags.define()
+  absl_flags.adopt_module_key_flags(flags)  # for --help
   logging.set_verbosity(logging.WARNING)  # jax tells at length which backends it did not find
   app.run(main, flags_parser=flags.parse)

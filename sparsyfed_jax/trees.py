@@ -1,10 +1,9 @@
-"""Pytrees of parameters: which leaves are pruned, and sums over leaves."""
+"""Pytrees of parameters: which leaves are pruned, and their size."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from sparsyfed_jax.types import Params
 
@@ -64,14 +63,3 @@ def map_prunable(fn: Callable[..., jax.Array], params: Params, *others: Params) 
 def size(tree: Any) -> int:
   """Counts the entries of all leaves."""
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def count_nonzero(tree: Any) -> jax.Array:
-  """Counts the entries that are not 0, over all leaves.
-
-  Returns:
-    () int32; trees of 2^31 entries or more overflow.
-  """
-  return sum(
-    (jnp.count_nonzero(leaf).astype(jnp.int32) for leaf in jax.tree.leaves(tree)), jnp.int32(0)
-  )

@@ -6,6 +6,8 @@ McMahan et al., Communication-efficient learning of deep networks from decentral
 
 from functools import partial
 
+import jax.numpy as jnp
+
 from sparsyfed_jax.fed import averaging
 from sparsyfed_jax.fed.algorithm import Algorithm, Hyper, Setup
 from sparsyfed_jax.fed.server import Upload
@@ -17,7 +19,7 @@ def fedavg(setup: Setup) -> Algorithm:
   """Makes dense FedAvg, with any server optimizer."""
 
   def init(variables: Variables, hyper: Hyper, key: Key) -> averaging.State:
-    return averaging.init(setup, variables, hyper)
+    return averaging.init(setup, variables, hyper._replace(density=jnp.float32(1)))
 
   def client(download: averaging.Download, data: ClientData, key: Key) -> tuple[Upload, Metrics]:
     return averaging.client(setup, _same, lambda _: PLAIN, _same, download, data, key)

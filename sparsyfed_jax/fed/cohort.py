@@ -29,8 +29,9 @@ def sum_over_clients(
 ) -> tuple[Any, Metrics]:
   """Runs the clients of a round and adds up what they send.
 
-  A client's randomness comes from its number and the round's key, so neither the order of the cohort
-  nor the size of a chunk changes what a client does. Memory holds one chunk of clients and one sum.
+  A client's randomness comes from its number and the round's key, so neither the order of the
+  cohort nor the size of a chunk changes what a client does. Memory holds one chunk of clients and
+  one sum.
 
   Args:
     client: one client's round.

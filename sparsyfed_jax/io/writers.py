@@ -43,8 +43,7 @@ def create_run_dir(path: PathLike) -> pathlib.Path:
   directory.mkdir(parents=True, exist_ok=True)
   if any(directory.iterdir()):
     raise FileExistsError(
-      f"--output_dir={directory} exists and is not empty; "
-      "name a directory that is new or empty, or continue the run in it with --resume"
+      f"--output_dir={directory} exists and is not empty; name a directory that is new or empty"
     )
   return directory
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from sparsyfed_jax import trees
+from sparsyfed_jax.ops import count_nonzero
 from sparsyfed_jax.types import Variables
 
 _VALUE_BYTES = 4
@@ -31,7 +32,7 @@ def payload_bytes(variables: Variables) -> jax.Array:
   rest = trees.size(variables) - trees.size(kernels)
   total = jnp.float32(_VALUE_BYTES * rest)
   for leaf in kernels:
-    values = _VALUE_BYTES * jnp.count_nonzero(leaf).astype(jnp.float32)
+    values = _VALUE_BYTES * count_nonzero(leaf).astype(jnp.float32)
     bitmap = values + (leaf.size + 7) // 8
     indices = values * (1 + _INDEX_BYTES / _VALUE_BYTES)
     dense = jnp.float32(_VALUE_BYTES * leaf.size)

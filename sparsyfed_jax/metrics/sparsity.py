@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from sparsyfed_jax import trees
+from sparsyfed_jax.ops import count_nonzero
 from sparsyfed_jax.types import Params
 
 
@@ -29,5 +30,5 @@ def layer_densities(params: Params) -> dict[str, jax.Array]:
 
 def _sparsity(tree: Params) -> jax.Array:
   num_entries = trees.size(tree)
-  # Zeros are counted, not non-zeros subtracted from 1: float32 keeps more of a small share.
-  return (num_entries - trees.count_nonzero(tree)).astype(jnp.float32) / max(num_entries, 1)
+  kept = sum((count_nonzero(leaf) for leaf in jax.tree.leaves(tree)), jnp.int32(0))
+  return (num_entries - kept).astype(jnp.float32) / max(num_entries, 1)

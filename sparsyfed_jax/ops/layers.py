@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sparsyfed_jax.ops.conv import conv_general_dilated
+from sparsyfed_jax.ops.count import count_nonzero
 from sparsyfed_jax.ops.pruned import activation_threshold, prune_residual
 
 
@@ -43,7 +44,7 @@ def pruned_layers(
 
   def pruned(op: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     def layer_op(x: jax.Array, w: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-      density = jnp.count_nonzero(w).astype(jnp.float32) / w.size
+      density = count_nonzero(w).astype(jnp.float32) / w.size
       threshold = activation_threshold(x, density, valid, floor)
       return prune_residual(lambda x, w: op(x, w, *args, **kwargs))(x, w, threshold)
 

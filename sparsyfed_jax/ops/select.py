@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sparsyfed_jax.ops.count import count_true
+
 _BITS_PER_PASS = 2
 _UNSIGNED = {16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}
 
@@ -101,7 +103,7 @@ def _kth_magnitude_of(leaves: Sequence[jax.Array], k: jax.Array) -> jax.Array:
   if len(dtypes) != 1:
     raise TypeError(f"the leaves must have one dtype, found {sorted(map(str, dtypes))}")
   (dtype,) = dtypes
-  keys = [_keys(leaf).reshape(-1) for leaf in leaves]  # flat arrays reduce faster
+  keys = [_keys(leaf) for leaf in leaves]
   width = jnp.finfo(dtype).bits - 1
   num_passes = -(-width // _BITS_PER_PASS)
   pivots_per_pass = 2**_BITS_PER_PASS - 1
@@ -112,25 +114,13 @@ def _kth_magnitude_of(leaves: Sequence[jax.Array], k: jax.Array) -> jax.Array:
     shift = jnp.maximum(width - _BITS_PER_PASS * (i + 1), 0).astype(unsigned)
     steps = jnp.arange(1, pivots_per_pass + 1, dtype=unsigned)
     pivots = found + (steps << shift)
-    counts = [_count_at_least(leaf, pivots) for leaf in keys]
+    counts = [jnp.stack(count_true(*(leaf >= pivot for pivot in pivots))) for leaf in keys]
     num_reached = jnp.sum(sum(counts) >= k).astype(unsigned)
     return found + (num_reached << shift)
 
   found = lax.fori_loop(0, num_passes, refine, jnp.zeros((), unsigned))
   magnitude = lax.bitcast_convert_type(found, dtype)
   return jnp.where(k < 1, jnp.asarray(jnp.inf, dtype), magnitude)
-
-
-def _count_at_least(keys: jax.Array, pivots: jax.Array) -> jax.Array:
-  """Counts, for each pivot, the keys that reach it, in one reading of the keys."""
-  reached = tuple((keys >= pivot).astype(jnp.int32) for pivot in pivots)
-  zeros = (jnp.int32(0),) * len(reached)
-
-  # One variadic reduction: XLA's CPU backend vectorises it, unlike separate integer sums.
-  def add(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-    return tuple(p + q for p, q in zip(a, b, strict=True))
-
-  return jnp.stack(lax.reduce(reached, zeros, add, (0,)))
 
 
 def _keys(x: jax.Array) -> jax.Array:

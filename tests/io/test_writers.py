@@ -38,7 +38,7 @@ def test_create_run_dir_leaves_a_full_one_untouched(tmp_path):
   with pytest.raises(FileExistsError) as caught:
     writers.create_run_dir(tmp_path)
   message = str(caught.value)
-  assert "--output_dir" in message and str(tmp_path) in message and "--resume" in message
+  assert "--output_dir" in message and str(tmp_path) in message and "new or empty" in message
   assert "\n" not in message
   assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"summary.json": "mine"}
 

@@ -1,0 +1,171 @@
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from absl.flags import FlagValues
+
+from experiments import flags, train
+from experiments.build import build
+from sparsyfed_jax.data.sources import DataError
+from sparsyfed_jax.io.writers import read_metrics
+
+SMALL = flags.DEFAULTS._replace(
+  model="mlp", rounds=5, eval_every=2, num_clients=20, clients_per_round=4, local_epochs=1
+)
+
+
+def run(directory, config):
+  directory.mkdir()
+  return train.run(flags.resolve(config), build(flags.resolve(config)), directory)
+
+
+def test_a_run_leaves_its_record(tmp_path, capsys):
+  summary = run(tmp_path / "run", SMALL)
+  files = {path.name for path in (tmp_path / "run").iterdir()}
+  assert {"config.json", "metrics.jsonl", "summary.json", "curves.png"} <= files
+
+  rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+  assert [row["round"] for row in rows] == [1, 2, 3, 4, 5]
+  contract = (
+    "round train_loss test_accuracy test_loss global_sparsity prunable_sparsity client_regrowth"
+    " server_regrowth uplink_bytes downlink_bytes client_lr"
+  )
+  assert all(set(contract.split()) <= row.keys() for row in rows)
+  evaluated = [row["round"] for row in rows if row["test_accuracy"] is not None]
+  assert evaluated == [2, 4, 5]
+
+  written = json.loads((tmp_path / "run" / "summary.json").read_text())
+  contract = (
+    "test_accuracy test_loss rounds global_sparsity prunable_sparsity"
+    " uplink_bytes_per_client_round downlink_bytes_per_client_round seconds_per_round"
+    " compile_seconds device versions seed"
+  )
+  assert set(contract.split()) <= written.keys()
+  assert written["test_accuracy"] == summary["test_accuracy"] == rows[-1]["test_accuracy"]
+  # The way there is paid for: the mean lies above what the last, sparsest round sends.
+  uplinks = [row["uplink_bytes"] for row in rows]
+  assert written["uplink_bytes_per_client_round"] == pytest.approx(np.mean(uplinks))
+  assert written["uplink_bytes_per_client_round"] > 1.2 * uplinks[-1]
+  assert rows[0]["downlink_bytes"] == written["dense_bytes"]
+
+  config = json.loads((tmp_path / "run" / "config.json").read_text())
+  assert config["sparsity_ramp_rounds"] == 2
+  assert config["data"]["num_clients"] == 20
+  assert "test accuracy" in capsys.readouterr().out
+
+
+def test_a_run_is_decided_by_its_seed(tmp_path):
+  first = run(tmp_path / "a", SMALL)
+  again = run(tmp_path / "b", SMALL)
+  other = run(tmp_path / "c", SMALL._replace(seed=1))
+  assert first["test_loss"] == again["test_loss"]
+  assert first["test_loss"] != other["test_loss"]
+  rows = [read_metrics(tmp_path / name / "metrics.jsonl") for name in "ab"]
+  assert rows[0] == rows[1]
+
+
+def test_how_often_a_run_is_evaluated_changes_nothing_else(tmp_path):
+  run(tmp_path / "a", SMALL)
+  run(tmp_path / "b", SMALL._replace(eval_every=5))
+  losses = [
+    [row["train_loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl")] for name in "ab"
+  ]
+  assert losses[0] == losses[1]
+
+
+def test_a_diverging_run_says_so_and_keeps_its_rows(tmp_path):
+  with pytest.raises(train.DivergedError, match="smaller --client_lr"):
+    run(tmp_path / "run", SMALL._replace(client_lr=1e6, client_lr_final=1e6))
+  assert read_metrics(tmp_path / "run" / "metrics.jsonl")
+
+
+def write_npz(path, num_examples=60, clients=None, **changes):
+  rng = np.random.default_rng(0)
+  arrays = dict(
+    x=rng.integers(0, 256, (num_examples, 8, 8, 1), dtype=np.uint8),
+    y=rng.integers(0, 3, num_examples),
+  )
+  if clients is not None:
+    arrays["client"] = clients
+  arrays |= changes
+  np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+  return f"npz:{path}"
+
+
+def test_an_empty_client_is_allowed_and_counted(tmp_path, capsys):
+  clients = np.arange(60) % 10
+  clients[clients == 7] = 8
+  dataset = write_npz(tmp_path / "data.npz", clients=clients)
+  config = SMALL._replace(dataset=dataset, partition="natural", num_clients=None)
+  summary = run(tmp_path / "run", config)
+  assert summary["empty_clients"] == 1
+  assert "10 clients (1 of them empty)" in capsys.readouterr().out
+  rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+  assert all(row["clients"] <= 4 and np.isfinite(row["train_loss"]) for row in rows)
+
+
+@pytest.mark.parametrize(
+  ("changes", "named"),
+  [
+    (dict(y=None), "y"),
+    (dict(x=np.full((60, 8, 8, 1), np.nan, np.float32)), "x"),
+    (dict(client=np.full(60, 10**6)), "client"),
+  ],
+)
+def test_a_bad_file_is_refused(tmp_path, changes, named):
+  dataset = write_npz(tmp_path / "data.npz", **changes)
+  with pytest.raises(DataError, match=rf"data\.npz.*\b{named}\b"):
+    build(flags.resolve(SMALL._replace(dataset=dataset)))
+
+
+def test_images_too_small_for_the_cnn_are_refused_with_an_alternative(tmp_path):
+  x = np.zeros((60, 5, 5, 1), np.uint8)
+  dataset = write_npz(tmp_path / "data.npz", x=x)
+  with pytest.raises(flags.ConfigError, match=r"--model=cnn.*\(5, 5, 1\).*--model=mlp"):
+    build(flags.resolve(SMALL._replace(dataset=dataset, model="cnn")))
+
+
+def program(*arguments, cwd):
+  command = [sys.executable, "-m", "experiments.train", *arguments]
+  return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+def test_the_program_refuses_in_one_line_and_writes_nothing(tmp_path, monkeypatch, request):
+  monkeypatch.setenv("PYTHONPATH", str(request.config.rootpath))
+  for argument in ("--sparsity=1.2", "--nosuch=1", "--rounds=ten", "stray"):
+    result = program(argument, cwd=tmp_path)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert argument.removeprefix("--").partition("=")[0] in line
+  assert not list(tmp_path.iterdir())
+
+
+def test_the_program_does_not_overwrite_a_directory(tmp_path, monkeypatch, request):
+  monkeypatch.setenv("PYTHONPATH", str(request.config.rootpath))
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "notes.txt").write_text("mine")
+  result = program("--output_dir=run", cwd=tmp_path)
+  assert result.returncode == 2
+  assert "--output_dir=run" in result.stderr
+  assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
+def test_every_preset_is_accepted(request, monkeypatch):
+  monkeypatch.chdir(request.config.rootpath)  # presets name each other from there
+  presets = sorted((request.config.rootpath / "experiments" / "presets").glob("*.flags"))
+  assert presets
+  for preset in presets:
+    values = FlagValues()
+    flags.define(values)
+    values(["train", f"--flagfile={preset}"])
+    flags.read(values)
+
+
+def test_examples_stay_on_the_device_as_they_are_stored():
+  experiment = build(flags.resolve(SMALL))
+  assert experiment.federation.x.dtype == np.uint8
+  assert isinstance(experiment.federation.x, jax.Array)
