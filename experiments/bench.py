@@ -28,9 +28,10 @@ from experiments.build import choose_chunk
 from experiments.environment import describe_environment
 from sparsyfed_jax import trees
 from sparsyfed_jax.algorithms import ALGORITHMS
-from sparsyfed_jax.fed.algorithm import Hyper, Setup
+from sparsyfed_jax.fed.algorithm import Setup
 from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.cohort import Federation
+from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.schedules import constant
 from sparsyfed_jax.fed.simulation import simulate
 from sparsyfed_jax.fed.task import Task, classification

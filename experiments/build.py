@@ -13,9 +13,10 @@ from flax import linen as nn
 from experiments.flags import AUTO, Config, ConfigError
 from sparsyfed_jax.algorithms import ALGORITHMS
 from sparsyfed_jax.data import partition, sources
-from sparsyfed_jax.fed.algorithm import Hyper, Setup
+from sparsyfed_jax.fed.algorithm import Setup
 from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.cohort import Federation
+from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.schedules import SPARSITY_SCHEDULES
 from sparsyfed_jax.fed.simulation import Keys, Simulation, make_keys, simulate
 from sparsyfed_jax.fed.task import Task, classification

@@ -9,7 +9,8 @@ from functools import partial
 import jax.numpy as jnp
 
 from sparsyfed_jax.fed import averaging
-from sparsyfed_jax.fed.algorithm import Algorithm, Hyper, Setup
+from sparsyfed_jax.fed.algorithm import Algorithm, Setup
+from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.server import Upload
 from sparsyfed_jax.ops import PLAIN
 from sparsyfed_jax.types import ClientData, Key, Metrics, Params, Variables

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from sparsyfed_jax import trees
 from sparsyfed_jax.fed import averaging
-from sparsyfed_jax.fed.algorithm import Algorithm, Hyper, Setup
+from sparsyfed_jax.fed.algorithm import Algorithm, Setup
+from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.server import Upload
 from sparsyfed_jax.ops import LayerOps, powerprop, powerprop_inverse, pruned_layers, topk_mask
 from sparsyfed_jax.types import Batch, ClientData, Key, Metrics, Params, Variables

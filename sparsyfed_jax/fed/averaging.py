@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from sparsyfed_jax.fed import server as server_step
-from sparsyfed_jax.fed.algorithm import Hyper, Setup
+from sparsyfed_jax.fed.algorithm import Setup
 from sparsyfed_jax.fed.client import exchange_metrics, train
+from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.schedules import client_lr_at, density_at
 from sparsyfed_jax.fed.server import Upload, weigh
 from sparsyfed_jax.ops import LayerOps

@@ -1,10 +1,12 @@
 """What changes from round to round: the clients' learning rate and the density of their uploads."""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+
+from sparsyfed_jax.fed.hyper import Hyper
 
 # Share of the way from dense to the target density, as a function of the share of the ramp done.
 SparsitySchedule: TypeAlias = Callable[[jax.Array], jax.Array]
@@ -35,12 +37,12 @@ SPARSITY_SCHEDULES: dict[str, SparsitySchedule] = {
 }
 
 
-def density_at(schedule: SparsitySchedule, hyper: Any, round_number: jax.Array) -> jax.Array:
+def density_at(schedule: SparsitySchedule, hyper: Hyper, round_number: jax.Array) -> jax.Array:
   """Computes the density to which clients prune in a round.
 
   Args:
     schedule: the form of the ramp.
-    hyper: a `Hyper`.
+    hyper: of the run.
     round_number: () int32 from 1.
 
   Returns:
@@ -51,11 +53,11 @@ def density_at(schedule: SparsitySchedule, hyper: Any, round_number: jax.Array) 
   return hyper.density + (1 - hyper.density) * (1 - schedule(progress))
 
 
-def client_lr_at(hyper: Any, round_number: jax.Array) -> jax.Array:
+def client_lr_at(hyper: Hyper, round_number: jax.Array) -> jax.Array:
   """Computes the exponentially decaying rate lr_0 (lr_T / lr_0)^(t / T) of round t.
 
   Args:
-    hyper: a `Hyper`; both rates are positive.
+    hyper: whose rates are positive.
     round_number: () int32 from 1.
 
   Returns:

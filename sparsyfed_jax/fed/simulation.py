@@ -9,8 +9,9 @@ from jax import lax
 from jax.stages import Wrapped
 
 from sparsyfed_jax.data.batches import take_batch
-from sparsyfed_jax.fed.algorithm import Algorithm, Hyper
+from sparsyfed_jax.fed.algorithm import Algorithm
 from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
+from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.task import Task
 from sparsyfed_jax.metrics.cost import payload_bytes
 from sparsyfed_jax.metrics.masks import regrowth
