@@ -13,13 +13,13 @@ from flax import linen as nn
 from experiments.flags import AUTO, Config, ConfigError
 from sparsyfed_jax.algorithms import ALGORITHMS
 from sparsyfed_jax.data import partition, sources
-from sparsyfed_jax.fed.algorithm import Setup
+from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.cohort import Federation
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.schedules import SPARSITY_SCHEDULES
 from sparsyfed_jax.fed.simulation import Keys, Simulation, make_keys, simulate
-from sparsyfed_jax.fed.task import Task, classification
+from sparsyfed_jax.fed.task import classification
 from sparsyfed_jax.models import CNN, MLP
 
 EVAL_BATCH_SIZE = 500
@@ -39,13 +39,13 @@ _SERVER_OPTIMIZERS: dict[str, Callable[[jax.Array], optax.GradientTransformation
 class Experiment(NamedTuple):
   """All that a run needs."""
 
+  algorithm: Algorithm
   simulation: Simulation
   federation: Federation
   x_test: jax.Array
   y_test: jax.Array
   hyper: Hyper
   keys: Keys
-  task: Task
   facts: dict[str, Any]  # what the data made of the flags, for config.json
 
 
@@ -77,9 +77,10 @@ def build(config: Config) -> Experiment:
     server_optimizer=_SERVER_OPTIMIZERS[config.server_optimizer],
     sparsity_schedule=SPARSITY_SCHEDULES[config.sparsity_schedule],
   )
+  algorithm = ALGORITHMS[config.algorithm](setup)
   chunk = choose_chunk(config.clients_per_chunk, model, config.clients_per_round)
   simulation = simulate(
-    ALGORITHMS[config.algorithm](setup),
+    algorithm,
     task,
     clients_per_round=config.clients_per_round,
     clients_per_chunk=chunk,
@@ -98,13 +99,13 @@ def build(config: Config) -> Experiment:
     clients_per_chunk=chunk,
   )
   return Experiment(
+    algorithm=algorithm,
     simulation=simulation,
     federation=Federation(*map(jnp.asarray, (dataset.x_train, dataset.y_train, indices, sizes))),
     x_test=jnp.asarray(dataset.x_test),
     y_test=jnp.asarray(dataset.y_test),
     hyper=make_hyper(config),
     keys=keys,
-    task=task,
     facts=facts,
   )
 

@@ -25,6 +25,7 @@ from experiments.terminal import closing_table, progress
 from sparsyfed_jax.data.sources import DataError
 from sparsyfed_jax.io.writers import MetricsWriter, create_run_dir, write_json
 from sparsyfed_jax.metrics.cost import dense_bytes
+from sparsyfed_jax.metrics.sparsity import layer_densities
 
 
 class DivergedError(RuntimeError):
@@ -75,7 +76,7 @@ def run(config: flags.Config, experiment: Experiment, directory: pathlib.Path) -
   run_rounds = simulation.run.lower(state, federation, keys.rounds, zero).compile()
   evaluate = simulation.evaluate.lower(state, experiment.x_test, experiment.y_test).compile()
   compile_seconds = time.perf_counter() - started
-  bytes_if_dense = dense_bytes(state.variables)
+  bytes_if_dense = dense_bytes(experiment.algorithm.broadcast(state).variables)
 
   rows: list[dict[str, Any]] = []
   run_seconds = 0.0
@@ -100,6 +101,7 @@ def run(config: flags.Config, experiment: Experiment, directory: pathlib.Path) -
     "seconds_per_round": run_seconds / config.rounds,
     "compile_seconds": compile_seconds,
     "empty_clients": experiment.facts["empty_clients"],
+    "layer_densities": layer_densities(experiment.algorithm.broadcast(state).variables["params"]),
     **describe_environment(),
   }
   write_json(directory / "summary.json", summary)

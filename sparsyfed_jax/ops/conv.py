@@ -99,13 +99,14 @@ def _patches(
   reach = tuple((n - 1) * d + 1 for n, d in zip(window, dilation, strict=True))
   if isinstance(padding, str):
     padding = lax.padtype_to_pads(x.shape[1:3], reach, strides, padding)
-  if any(side for pair in padding for side in pair):
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-  out = [(x.shape[1 + a] - reach[a]) // strides[a] + 1 for a in range(2)]
-  columns = []
+  none = (0, 0, 0)
+  rows, columns = padding  # may be negative, which crops
+  x = lax.pad(x, jnp.zeros((), x.dtype), (none, (*rows, 0), (*columns, 0), none))
+  out = [max((x.shape[1 + a] - reach[a]) // strides[a] + 1, 0) for a in range(2)]
+  taps = []
   for i in range(window[0]):
     for j in range(window[1]):
       start = (i * dilation[0], j * dilation[1])
-      stop = [start[a] + (out[a] - 1) * strides[a] + 1 for a in range(2)]
-      columns.append(x[:, start[0] : stop[0] : strides[0], start[1] : stop[1] : strides[1]])
-  return jnp.concatenate(columns, axis=-1) if len(columns) > 1 else columns[0]
+      stop = [start[a] + out[a] * strides[a] for a in range(2)]
+      taps.append(x[:, start[0] : stop[0] : strides[0], start[1] : stop[1] : strides[1]])
+  return jnp.concatenate(taps, axis=-1)

@@ -8,11 +8,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from sparsyfed_jax.ops.conv import conv_general_dilated
-from sparsyfed_jax.ops.count import count_nonzero
 from sparsyfed_jax.ops.pruned import activation_threshold, prune_residual
 
 
@@ -43,10 +41,9 @@ def pruned_layers(
   """
 
   def pruned(op: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    def layer_op(x: jax.Array, w: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-      density = count_nonzero(w).astype(jnp.float32) / w.size
-      threshold = activation_threshold(x, density, valid, floor)
-      return prune_residual(lambda x, w: op(x, w, *args, **kwargs))(x, w, threshold)
+    def layer_op(lhs: jax.Array, rhs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+      threshold = activation_threshold(lhs, rhs, valid, floor)
+      return prune_residual(lambda x, w: op(x, w, *args, **kwargs))(lhs, rhs, threshold)
 
     return layer_op
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sparsyfed_jax.ops.count import count_nonzero, count_true
 from sparsyfed_jax.ops.select import is_at_least, kth_magnitude
 
 
@@ -46,21 +47,30 @@ def prune_residual(
 
 
 def activation_threshold(
-  x: jax.Array, density: jax.Array, valid: jax.Array, floor: jax.Array | float
+  x: jax.Array, w: jax.Array, valid: jax.Array, floor: jax.Array | float = 0.0
 ) -> jax.Array:
-  """Finds the magnitude from which on a batch's activations are kept.
+  """Finds the magnitude from which on a layer's input is kept, at the density of its weights.
 
   Args:
-    x: (batch, ...) float activations.
-    density: () share of this layer's weights that are not 0.
+    x: (batch, ...) float input of the layer.
+    w: weights of the layer.
     valid: (batch,) bool; False for padding, which counts neither in k nor in the ranking.
     floor: () least share to keep.
 
   Returns:
-    () array of x's dtype: the k-th largest magnitude of the valid examples, where k is
-    ceil(max(density, floor) * number of their entries), computed in float32.
+    () array of x's dtype: the k-th largest magnitude among the n entries of valid examples. k is
+    ceil(n * nonzeros(w) / size(w)), exactly, or ceil(n * floor) in float32 if that is more.
   """
-  num_entries = jnp.sum(valid, dtype=jnp.float32) * (x.size // x.shape[0])
-  k = jnp.ceil(jnp.maximum(density, floor) * num_entries).astype(jnp.int32)
+  num_entries = count_true(valid, ~valid)[0] * (x.size // x.shape[0])
+  k = _ceil_of_share(num_entries, count_nonzero(w), w.size)
+  least = jnp.ceil(floor * num_entries.astype(jnp.float32)).astype(jnp.int32)
   rows = valid.reshape(-1, *[1] * (x.ndim - 1))
-  return kth_magnitude(jnp.where(rows, x, 0), k)
+  return kth_magnitude(jnp.where(rows, x, 0), jnp.maximum(k, least))
+
+
+def _ceil_of_share(n: jax.Array, part: jax.Array, whole: int) -> jax.Array:
+  """ceil(n * part / whole) in int32, although n * part may not fit."""
+  guess = (n.astype(jnp.float32) * (part.astype(jnp.float32) / whole)).astype(jnp.int32)
+  # Both products wrap around alike, and what they differ by is small.
+  missing = n * part - guess * whole
+  return guess - (-missing // whole)

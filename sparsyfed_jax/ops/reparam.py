@@ -47,8 +47,9 @@ def _power(theta: jax.Array, beta: jax.Array | float) -> jax.Array:
   """|theta|^(beta-1), which weight and derivative share: the power is what costs."""
   exponent = jnp.asarray(beta, theta.dtype) - 1
   # exp(log) vectorises on every backend, where pow does not; log(1) keeps 0 out of gradients.
-  power = jnp.exp(exponent * jnp.log(jnp.where(theta == 0, 1, jnp.abs(theta))))
-  return jnp.where(exponent == 0, 1, jnp.where(theta == 0, 0, power))
+  magnitude = jnp.minimum(jnp.abs(theta), jnp.finfo(theta.dtype).max)  # 0 * log(inf) is NaN
+  power = jnp.exp(exponent * jnp.log(jnp.where(theta == 0, 1, magnitude)))
+  return jnp.where(theta == 0, jnp.where(exponent == 0, 1, 0), power)
 
 
 def _powerprop_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
@@ -61,7 +62,7 @@ def _powerprop_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     w_dot = jnp.asarray(beta, theta.dtype) * power * theta_dot
   if not _is_zero(beta_dot):  # costs a logarithm a weight: only for who asks
     log = jnp.log(jnp.where(theta == 0, 1, jnp.abs(theta)))
-    w_dot = w_dot + w * log * beta_dot
+    w_dot = w_dot + w * log * beta_dot.astype(theta.dtype)
   return w, w_dot
 
 

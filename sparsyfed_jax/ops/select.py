@@ -60,7 +60,8 @@ def topk_mask(tree: Any, density: jax.Array | float) -> Any:
   Args:
     tree: pytree of float arrays of one dtype.
     density: () share to keep, in [0, 1]; may be traced. The mask keeps round(density * N) of the N
-      entries, more where magnitudes tie, fewer where fewer are not 0.
+      entries, more where magnitudes tie, fewer where fewer are not 0. A traced density is
+      multiplied in float32, which is exact enough up to 2^24 entries.
 
   Returns:
     Pytree of bool arrays.
@@ -68,8 +69,10 @@ def topk_mask(tree: Any, density: jax.Array | float) -> Any:
   leaves, treedef = jax.tree.flatten(tree)
   if not leaves:
     return tree
-  threshold = _kth_magnitude_of(leaves, _num_kept(density, sum(leaf.size for leaf in leaves)))
-  return jax.tree.unflatten(treedef, [_nonzero_at_least(leaf, threshold) for leaf in leaves])
+  k = _num_kept(density, sum(leaf.size for leaf in leaves))
+  least = jnp.maximum(_keys(_kth_magnitude_of(leaves, k)), 1)  # zeros are never kept
+  masks = [(_keys(leaf) >= least) & (k >= 1) for leaf in leaves]
+  return jax.tree.unflatten(treedef, masks)
 
 
 def layerwise_mask(tree: Any, densities: Any) -> Any:
@@ -91,11 +94,6 @@ def _num_kept(density: jax.Array | float, num_entries: int) -> jax.Array:
   if isinstance(density, float | int):
     return jnp.asarray(round(density * num_entries), jnp.int32)
   return jnp.round(jnp.asarray(density, jnp.float32) * num_entries).astype(jnp.int32)
-
-
-def _nonzero_at_least(x: jax.Array, threshold: jax.Array) -> jax.Array:
-  keys = _keys(x)
-  return (keys >= _keys(threshold)) & (keys > 0)
 
 
 def _kth_magnitude_of(leaves: Sequence[jax.Array], k: jax.Array) -> jax.Array:

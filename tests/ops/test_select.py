@@ -1,0 +1,262 @@
+"""The k-th magnitude against a full sort, and masks written by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from sparsyfed_jax import ops
+from tests import reference
+
+SIZES = [1, 2, 3, 31, 1000, 100_003]
+DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16]
+
+kth = jax.jit(ops.kth_magnitude)
+mask_of = jax.jit(ops.topk_mask)
+
+
+def of_bits(bits, dtype):
+  width = jnp.finfo(dtype).bits
+  return np.asarray(bits).astype(f"uint{width}").view(dtype)
+
+
+def random_bits(rng, size, largest, dtype):
+  """Patterns from 0 to `largest`, each with a random sign."""
+  sign = rng.integers(0, 2, size, np.uint64) << np.uint64(jnp.finfo(dtype).bits - 1)
+  return of_bits(rng.integers(0, largest, size, np.uint64, endpoint=True) | sign, dtype)
+
+
+def infinity_bits(dtype):
+  info = jnp.finfo(dtype)
+  return 2 ** (info.bits - 1) - 2**info.nmant
+
+
+def zero_filled(rng, size, dtype):
+  values, signs = rng.standard_normal((2, size))
+  return np.where(rng.random(size) < 0.1, values, np.copysign(0.0, signs)).astype(dtype)
+
+
+def with_infinities(rng, size, dtype):
+  values, signs = rng.standard_normal((2, size))
+  return np.where(rng.random(size) < 0.3, np.copysign(np.inf, signs), values).astype(dtype)
+
+
+KINDS = {
+  "normal": lambda rng, size, dtype: rng.standard_normal(size).astype(dtype),
+  "tied": lambda rng, size, dtype: rng.integers(-2, 3, size).astype(dtype),
+  "zero-filled": zero_filled,
+  "all zero": lambda rng, size, dtype: random_bits(rng, size, 0, dtype),
+  "subnormal": lambda rng, size, dtype: random_bits(rng, size, 2 ** jnp.finfo(dtype).nmant, dtype),
+  "any pattern": lambda rng, size, dtype: random_bits(rng, size, infinity_bits(dtype), dtype),
+  "infinities": with_infinities,
+}
+
+
+def assert_is_kth(found, x, k):
+  assert found.shape == () and found.dtype == x.dtype
+  assert np.asarray(found).astype(np.float64) == reference.kth_magnitude(x, k), (x.shape, k)
+
+
+class TestKthMagnitude:
+  @pytest.mark.parametrize("kind", KINDS)
+  @pytest.mark.parametrize("size", SIZES)
+  @pytest.mark.parametrize("dtype", DTYPES)
+  def test_equals_a_full_sort(self, kind, size, dtype):
+    x = KINDS[kind](np.random.default_rng(size), size, dtype)
+    for k in sorted({-1, 0, 1, 2, size // 3, size - 1, size, size + 1, 2**31 - 1}):
+      assert_is_kth(kth(x, k), x, k)
+
+  @pytest.mark.parametrize("kind", KINDS)
+  def test_float64(self, kind):
+    with jax.enable_x64(True):
+      x = KINDS[kind](np.random.default_rng(0), 31, jnp.float64)
+      for k in (0, 1, 7, 31, 32):
+        assert_is_kth(kth(x, k), x, k)
+
+  @settings(max_examples=100, deadline=None)
+  @given(
+    st.sampled_from([1, 2, 5, 9]).flatmap(
+      lambda size: st.lists(
+        st.one_of(
+          st.sampled_from([0, 1, 2, 0x7FFFFF, 0x800000, 0x3F800000, 0x7F7FFFFF, 0x7F800000]),
+          st.integers(0, 0x7F800000),
+        ).flatmap(lambda bits: st.sampled_from([bits, bits | 1 << 31])),
+        min_size=size,
+        max_size=size,
+      )
+    ),
+    st.integers(-2, 11),
+  )
+  @example([1 << 31], 1)
+  def test_any_float32(self, bits, k):
+    x = of_bits(bits, np.float32)
+    assert_is_kth(kth(x, k), x, k)
+
+  def test_without_jit_and_with_any_kind_of_k(self):
+    x = np.array([[0.5, -3.0, 0.0], [2.0, -2.0, 1.0]], np.float32)
+    for k in (3, np.int64(3), jnp.int32(3), jnp.uint8(3)):
+      assert_is_kth(ops.kth_magnitude(jnp.asarray(x), k), x, 3)
+
+  def test_vmap_over_x_and_k(self):
+    x = np.random.default_rng(0).standard_normal((5, 31)).astype(np.float32)
+    ks = np.array([0, 1, 12, 31, 40], np.int32)
+    both, only_x, only_k = (
+      jax.jit(jax.vmap(ops.kth_magnitude, axes))(*arguments)
+      for axes, arguments in [
+        ((0, 0), (x, ks)),
+        ((0, None), (x, 12)),
+        ((None, 0), (x[0], ks)),
+      ]
+    )
+    for i, k in enumerate(ks):
+      assert_is_kth(both[i], x[i], k)
+      assert_is_kth(only_x[i], x[i], 12)
+      assert_is_kth(only_k[i], x[0], k)
+
+  def test_nan_counts_as_larger_than_infinity(self):
+    x = np.array([np.inf, 1, -np.nan, -2], np.float32)
+    np.testing.assert_array_equal([kth(x, k) for k in (1, 2, 3)], [np.nan, np.inf, 2])
+
+  def test_has_no_gradient(self):
+    x = jnp.array([3.0, -1.0, 2.0])
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(x) * ops.kth_magnitude(x, 2)))(x)
+    np.testing.assert_array_equal(gradient, [2, 2, 2])
+
+  @pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_, jnp.complex64])
+  def test_takes_floats_only(self, dtype):
+    with pytest.raises(TypeError, match=jnp.dtype(dtype).name):
+      ops.kth_magnitude(jnp.ones(3, dtype), 1)
+
+
+class TestIsAtLeast:
+  @pytest.mark.parametrize("dtype", DTYPES)
+  def test_compares_patterns_subnormals_included(self, dtype):
+    bits = [0, 1, 2, 3, infinity_bits(dtype)]
+    x = np.concatenate([of_bits(bits, dtype), -of_bits(bits, dtype)])
+    reached = jax.jit(ops.is_at_least)(x, of_bits(2, dtype))
+    assert reached.tolist() == 2 * [False, False, True, True, True]
+
+  def test_threshold_zero_lets_everything_pass(self):
+    assert ops.is_at_least(jnp.array([0.0, -0.0, -1.0]), jnp.float32(0)).all()
+
+
+# Values, density and mask; all masks written by hand.
+MASKS = {
+  "half": ([3, -1, 2, 0.5], 0.5, [1, 0, 1, 0]),
+  "sign does not matter": ([1, -2, 3, -4], 0.5, [0, 0, 1, 1]),
+  "ties are all kept": ([1, -1, 1, 1], 0.25, [1, 1, 1, 1]),
+  "ties at the threshold": ([5, 2, -2, 2, 1], 0.4, [1, 1, 1, 1, 0]),
+  "zeros are never kept": ([0, 7, -0.0, 5], 1.0, [0, 1, 0, 1]),
+  "too few are not zero": ([0, 0, 0, 5], 0.75, [0, 0, 0, 1]),
+  "all zero": ([0, -0.0, 0], 1.0, [0, 0, 0]),
+  "none": ([1, 2, 3, 4], 0.0, [0, 0, 0, 0]),
+  "all": ([1, 2, -3, 4], 1.0, [1, 1, 1, 1]),
+  "subnormal": ([1e-45, -3e-45, 0, 1e-39], 0.5, [0, 1, 0, 1]),
+  "2.5 rounds to 2": ([*range(10, 0, -1)], 0.25, [1] * 2 + [0] * 8),
+  "3.5 rounds to 4": ([*range(10, 0, -1)], 0.35, [1] * 4 + [0] * 6),
+  "2.6 rounds to 3": ([*range(10, 0, -1)], 0.26, [1] * 3 + [0] * 7),
+  "0.4 rounds to 0": ([*range(10, 0, -1)], 0.04, [0] * 10),
+}
+
+
+class TestTopkMask:
+  @pytest.mark.parametrize("name", MASKS)
+  def test_by_hand(self, name):
+    values, density, expected = MASKS[name]
+    mask = mask_of(np.array(values, np.float32), np.float32(density))
+    assert mask.dtype == bool and mask.astype(int).tolist() == expected
+
+  def test_ranks_all_leaves_together(self):
+    # 2 of 6: the first leaf gives both, the nested ones none.
+    tree = {"a": jnp.array([[5.0], [-4.0]]), "b": (jnp.array([3.0, 0.5]), jnp.array([-3.0, 1.0]))}
+    mask = ops.topk_mask(tree, 1 / 3)
+    assert jax.tree.map(lambda m: m.tolist(), mask) == {
+      "a": [[True], [True]],
+      "b": ([False, False], [False, False]),
+    }
+
+  @pytest.mark.parametrize("dtype", DTYPES)
+  @pytest.mark.parametrize("density", [0.0, 0.02, 0.3, 0.95, 1.0])
+  def test_equals_the_concatenated_leaves(self, density, dtype):
+    # In 16 bits, and for the second leaf in any case, many magnitudes tie.
+    rng = np.random.default_rng(1)
+    leaves = [
+      (rng.standard_normal((7, 11)) * 3).astype(dtype),
+      rng.integers(-3, 4, (4, 5, 6)).astype(dtype),
+      np.zeros((0, 3), dtype),
+      rng.standard_normal(()).astype(dtype),
+    ]
+    expected = reference.topk_mask(leaves, round(density * (77 + 120 + 1)))
+    for found, mask in zip(mask_of(leaves, jnp.float32(density)), expected, strict=True):
+      np.testing.assert_array_equal(found, mask)
+
+  @pytest.mark.parametrize("size", [10, 1000, 12_345])
+  def test_a_traced_density_keeps_as_many_as_a_python_float(self, size):
+    x = np.random.default_rng(0).permutation(np.arange(1, size + 1, dtype=np.float32))
+    for density in (0.0, 0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.95, 0.999, 1.0):
+      traced = mask_of(x, jnp.float32(density))
+      np.testing.assert_array_equal(traced, x > size - round(density * size))
+
+  @pytest.mark.parametrize(
+    ("density", "expected"),
+    [(0.25, 2), (0.35, 4), (1, 10), (np.float64(0.35), 4), (np.float32(0.35), 4)],
+  )
+  def test_density_may_be_any_number(self, density, expected):
+    x = np.arange(1, 11, dtype=np.float32)
+    mask = jax.jit(lambda x: ops.topk_mask(x, density))(x)
+    np.testing.assert_array_equal(mask, x > 10 - expected)
+
+  def test_vmap_over_trees_and_densities(self):
+    rng = np.random.default_rng(2)
+    x, y = (rng.standard_normal(shape).astype(np.float32) for shape in [(3, 4), (3, 2, 3)])
+    densities = np.array([0.1, 0.5, 0.9], np.float32)
+    masks = jax.jit(jax.vmap(ops.topk_mask))([x, y], densities)
+    for i, density in enumerate(densities):
+      expected = reference.topk_mask([x[i], y[i]], round(10 * float(density)))
+      np.testing.assert_array_equal(masks[0][i], expected[0])
+      np.testing.assert_array_equal(masks[1][i], expected[1])
+
+  @pytest.mark.parametrize("tree", [{}, [], {"a": {}, "b": ()}])
+  def test_empty_tree(self, tree):
+    assert ops.topk_mask(tree, 0.5) == tree
+
+  def test_the_leaves_must_have_one_dtype(self):
+    with pytest.raises(TypeError, match="bfloat16.*float32"):
+      ops.topk_mask([jnp.ones(2), jnp.ones(2, jnp.bfloat16)], 0.5)
+
+  def test_takes_floats_only(self):
+    with pytest.raises(TypeError, match="int32"):
+      ops.topk_mask({"a": jnp.arange(3)}, 0.5)
+
+
+class TestLayerwiseMask:
+  TREE = {"a": np.float32([[4, -3], [2, 1]]), "b": [np.float32([0.4, 0.3, 0.3, 0, 0.1])]}
+
+  def lists(self, densities, tree=None):
+    masks = jax.jit(lambda tree: ops.layerwise_mask(tree, densities))(tree or self.TREE)
+    return jax.tree.map(lambda m: m.astype(int).tolist(), masks)
+
+  @pytest.mark.parametrize("density", [0.5, jnp.float32(0.5)])
+  def test_one_density(self, density):
+    # 2 of 4 and round(2.5) = 2 of 5, where a tie adds a third.
+    assert self.lists(density) == {"a": [[1, 1], [0, 0]], "b": [[1, 1, 1, 0, 0]]}
+
+  def test_a_density_for_each_leaf(self):
+    expected = {"a": [[1, 0], [0, 0]], "b": [[1, 1, 1, 0, 1]]}
+    assert self.lists({"a": 0.25, "b": [1.0]}) == expected
+    assert self.lists({"a": jnp.float32(0.25), "b": [1.0]}) == expected
+
+  def test_leaves_may_differ_in_dtype(self):
+    tree = {"a": self.TREE["a"], "b": np.array([1, 2], jnp.bfloat16)}
+    assert self.lists(0.5, tree) == {"a": [[1, 1], [0, 0]], "b": [0, 1]}
+
+  def test_one_leaf_and_an_empty_tree(self):
+    assert ops.layerwise_mask(jnp.array([1.0, 2.0]), 0.5).tolist() == [False, True]
+    assert ops.layerwise_mask({}, 0.5) == {}
+
+
+def test_density_0_keeps_nothing_not_even_infinities():
+  x = np.float32([np.inf, -1, np.nan])
+  assert not ops.topk_mask(x, 0.0).any()
