@@ -1,0 +1,172 @@
+"""The laws of `fed/algorithm.py`, for every method."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparsyfed_jax import trees
+from tests import cases
+
+every_method = pytest.mark.parametrize("method", cases.METHODS)
+two_problems = pytest.mark.parametrize("name", ["batchnorm", "cnn"])
+COHORT = (3, 0, 5)  # sizes 7, 6, 3
+
+
+@every_method
+@two_problems
+class TestUploadsAreSummable:
+  def test_the_server_forms_the_weighted_mean(self, method, name):
+    state = cases.trained(method, name)
+    sizes = [cases.SIZES[0], cases.SIZES[5]]
+    uploads = [
+      cases.as_upload(cases.run_client(method, name, state, number)[0]) for number in (0, 5)
+    ]
+    assert [float(upload.weight) for upload in uploads] == sizes
+    first, second = (
+      jax.tree.map(lambda leaf, n=n: np.asarray(leaf, np.float64) / n, upload.variables)
+      for upload, n in zip(uploads, sizes, strict=True)
+    )
+    expected = jax.tree.map(lambda a, b: (sizes[0] * a + sizes[1] * b) / sum(sizes), first, second)
+    new, _ = cases.server(method, name)(state, cases.add(*uploads))
+    cases.assert_close(new.variables, expected, 1e-6)
+
+  def test_a_cohort_counted_twice_is_the_cohort(self, method, name):
+    state = cases.trained(method, name)
+    upload, _ = cases.run_cohort(method, name, state, COHORT)
+    once, _ = cases.server(method, name)(state, upload)
+    twice, _ = cases.server(method, name)(state, cases.add(upload, upload))
+    assert not cases.same_bits(once.variables, state.variables)
+    cases.assert_close(twice, once, 1e-6)
+
+  def test_a_client_does_alone_what_it_does_in_the_cohort(self, method, name):
+    state = cases.trained(method, name)
+    together = cases.run_cohort(method, name, state, COHORT)
+    alone = [cases.run_client(method, name, state, number) for number in COHORT]
+    cases.assert_close(together, cases.add(*alone), 1e-5)
+
+
+@every_method
+@two_problems
+class TestNobodyChangesNothing:
+  def test_an_empty_client_uploads_zeros(self, method, name):
+    upload, metrics = cases.run_client(method, name, cases.trained(method, name), cases.EMPTY)
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves((upload, metrics)))
+
+  @pytest.mark.parametrize("junk", [1e30, np.nan])
+  def test_rows_of_nobody_are_never_seen(self, method, name, junk):
+    state = cases.trained(method, name)
+    clean = cases.problem(name).federation
+    junky = cases.random_federation(clean.x.shape[1:], junk=junk, label_junk=10**6)
+    assert not cases.same_bits(junky.x, clean.x)
+    # The first two share a chunk: of seven examples and none.
+    for numbers in [(3, cases.EMPTY, 5), COHORT]:
+      cases.assert_same_bits(
+        cases.run_cohort(method, name, state, numbers, junky),
+        cases.run_cohort(method, name, state, numbers),
+      )
+
+
+@every_method
+@pytest.mark.parametrize("name", ["batchnorm"])
+class TestPaddingChangesNothing:
+  def test_empty_clients_add_nothing(self, method, name):
+    state = cases.trained(method, name)
+    expected = cases.run_cohort(method, name, state, COHORT)
+    # One fills the chunk of the last client, two are a chunk of their own.
+    actual = cases.run_cohort(method, name, state, COHORT + (cases.EMPTY,) * 3)
+    cases.assert_same_bits(actual, expected)
+
+  def test_longer_index_lists(self, method, name):
+    state = cases.trained(method, name)
+    shape = cases.problem(name).federation.x.shape[1:]
+    longer = cases.random_federation(shape, junk=np.nan, more_padding=9)
+    for number in (cases.EMPTY, *COHORT):
+      cases.assert_same_bits(
+        cases.run_client(method, name, state, number, longer),
+        cases.run_client(method, name, state, number),
+      )
+
+  def test_a_partial_batch_is_a_batch_of_its_size(self, method, name):
+    state = cases.trained(method, name)
+    size = cases.SIZES[cases.PARTIAL]
+    assert size < cases.BATCH_SIZE
+    upload, metrics = cases.run_client(method, name, state, cases.PARTIAL)
+    expected = cases.run_client(method, name, state, cases.PARTIAL, batch_size=size)
+    assert float(metrics["train_loss"].weight) == cases.EPOCHS * size
+    cases.assert_close((upload, metrics), expected, 1e-6)
+
+
+@every_method
+def test_the_cut_of_the_cohort_changes_nothing(method, name="mlp"):
+  def run(clients_per_chunk):
+    state = cases.start(method, name)
+    for i, numbers in enumerate([(3, 0, 5), (6, 3, 4), (2, 1, 0)]):
+      upload, metrics = cases.run_cohort(
+        method, name, state, numbers, key=jax.random.key(i), clients_per_chunk=clients_per_chunk
+      )
+      state, _ = cases.server(method, name)(state, upload)
+    return state, metrics
+
+  expected = run(2)
+  assert not cases.same_bits(expected[0], cases.start(method, name))
+  for clients_per_chunk in (1, 3):
+    cases.assert_close(run(clients_per_chunk), expected, 1e-5)
+
+
+@every_method
+class TestReproducible:
+  def run(self, method, state, num_rounds, seed=3, rounds_per_call=5):
+    simulation = cases.simulation(method, "linear", rounds_per_call=rounds_per_call)
+    federation = cases.problem("linear").federation
+    state, rows = simulation.run(cases.copy(state), federation, jax.random.key(seed), num_rounds)
+    return state, {name: row[:num_rounds] for name, row in rows.items()}
+
+  def test_the_key_decides(self, method):
+    start = cases.start(method, "linear")
+    first = self.run(method, start, 2)
+    cases.assert_same_bits(self.run(method, start, 2), first)
+    assert not cases.same_bits(self.run(method, start, 2, seed=4)[0], first[0])
+
+  @pytest.mark.parametrize("rounds_per_call", [3, 5])
+  def test_a_continued_run_is_the_uninterrupted_one(self, method, rounds_per_call):
+    start = cases.start(method, "linear")
+    whole, rows = self.run(method, start, 5)
+    half, first = self.run(method, start, 2, rounds_per_call=rounds_per_call)
+    end, last = self.run(method, half, 3, rounds_per_call=rounds_per_call)
+    cases.assert_same_bits(end, whole)
+    cases.assert_same_bits(jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, last), rows)
+
+  def test_any_round_can_be_recomputed_alone(self, method):
+    start = cases.start(method, "linear")
+    _, rows = self.run(method, start, 5)
+    before, _ = self.run(method, start, 3)
+    _, fourth = self.run(method, before, 1)
+    cases.assert_same_bits(fourth, {name: row[3:4] for name, row in rows.items()})
+
+
+@every_method
+@pytest.mark.parametrize("optimizer", cases.SERVER_OPTIMIZERS)
+def test_what_nobody_keeps_is_zero_whatever_the_server_optimizer(method, optimizer):
+  state = cases.start(method, "mlp", server=optimizer)
+  rng = np.random.default_rng(0)
+
+  # Any tenth of the weights may be the one that nobody keeps, momentum or not.
+  def drop(leaf):
+    return jnp.where(jnp.asarray(rng.random(leaf.shape) < 0.1), 0, leaf)
+
+  for i in range(4):
+    # Clients do not depend on the server's optimizer: one compilation for all.
+    upload, _ = cases.run_cohort(method, "mlp", state, COHORT, key=jax.random.key(i))
+    params = trees.map_prunable(drop, cases.as_upload(upload).variables["params"])
+    upload = upload._replace(variables={**upload.variables, "params": params})
+    before = cases.flat_kernels(state.variables["params"])
+    with jax.numpy_dtype_promotion("standard"):  # optax.adam is not made for strictness
+      state, _ = cases.server(method, "mlp", server=optimizer)(state, upload)
+    after, is_dropped = (
+      cases.flat_kernels(state.variables["params"]),
+      cases.flat_kernels(params) == 0,
+    )
+    assert np.isfinite(after).all() and (before[is_dropped] != 0).any()
+    assert (after[is_dropped] == 0).all()
+    assert (after[~is_dropped] != before[~is_dropped]).all()

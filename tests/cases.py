@@ -1,0 +1,315 @@
+"""Methods x toy problems: what the tests of the engine run on, compiled once a process.
+
+Every method of `ALGORITHMS` is tested, so that a new one only has to be put into that table.
+Compilation is what takes time here. So functions are cached by what they are made of, and tests
+call them with the same shapes where they can.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from sparsyfed_jax.algorithms import ALGORITHMS
+from sparsyfed_jax.data.partition import stack_clients
+from sparsyfed_jax.fed.algorithm import Setup
+from sparsyfed_jax.fed.client import LocalTraining
+from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
+from sparsyfed_jax.fed.hyper import Hyper
+from sparsyfed_jax.fed.schedules import SPARSITY_SCHEDULES
+from sparsyfed_jax.fed.server import Upload
+from sparsyfed_jax.fed.simulation import simulate
+from sparsyfed_jax.fed.task import Task, classification
+from sparsyfed_jax.models import MLP
+from sparsyfed_jax.ops import PLAIN, LayerOps
+from sparsyfed_jax.types import ClientData
+
+METHODS = tuple(ALGORITHMS)
+NUM_CLASSES = 3
+BATCH_SIZE = 4
+EPOCHS = 2
+EVAL_BATCH_SIZE = 4
+# Full batches, partial ones, one example, none.
+SIZES = (6, 0, 1, 7, 4, 3, 1)
+EMPTY, PARTIAL = 1, 5  # of those clients: no example; fewer than a batch
+CLIENTS_PER_ROUND = 5
+SERVER_OPTIMIZERS: dict[str, Callable[[jax.Array], optax.GradientTransformation]] = {
+  "sgd": optax.sgd,
+  "momentum": partial(optax.sgd, momentum=0.9),
+  "adam": optax.adam,
+  "yogi": optax.yogi,
+  "adagrad": optax.adagrad,
+}
+HYPER = {
+  "rounds": 10.0,
+  "client_lr": 0.3,
+  "client_lr_final": 0.05,
+  "weight_decay": 0.01,
+  "server_lr": 1.0,
+  "density": 0.4,
+  "ramp_rounds": 0.0,
+  "beta": 1.25,
+  "activation_floor": 0.0,
+}
+
+
+class TinyCNN(nn.Module):
+  """Convolutions 3x3, 3x3 with stride 2 and 1x1, then a dense layer."""
+
+  ops: LayerOps = PLAIN
+
+  @nn.compact
+  def __call__(self, x, *, train=False, valid=None):
+    conv = partial(nn.Conv, conv_general_dilated=self.ops.conv_general_dilated)
+    x = nn.relu(conv(4, (3, 3), padding=1)(x))
+    x = nn.relu(conv(4, (3, 3), strides=2, padding=1)(x))
+    x = nn.relu(conv(5, (1, 1), padding=0)(x))
+    return nn.Dense(NUM_CLASSES, dot_general=self.ops.dot_general)(x.reshape(x.shape[0], -1))
+
+
+class TinyBatchNorm(nn.Module):
+  """Two dense layers with batch norm over the valid examples between them."""
+
+  ops: LayerOps = PLAIN
+
+  @nn.compact
+  def __call__(self, x, *, train=False, valid=None):
+    dense = partial(nn.Dense, dot_general=self.ops.dot_general)
+    mask = None if valid is None else valid[:, None]
+    norm = nn.BatchNorm(use_running_average=not train, momentum=0.9)
+    x = nn.relu(norm(dense(6, use_bias=False)(x), mask=mask))
+    return dense(NUM_CLASSES)(x)
+
+
+class Problem(NamedTuple):
+  """A task with data for it."""
+
+  task: Task
+  federation: Federation
+  x_test: jax.Array
+  y_test: jax.Array
+
+
+# Model and shape of an example.
+MODELS = {
+  "linear": (MLP(NUM_CLASSES, hidden=()), (5,)),
+  "mlp": (MLP(NUM_CLASSES, hidden=(8,)), (5,)),
+  "cnn": (TinyCNN(), (6, 6, 1)),
+  "batchnorm": (TinyBatchNorm(), (5,)),
+}
+
+
+def hyper(**changes: float) -> Hyper:
+  """Makes hyperparameters: this module's defaults, with changes."""
+  return Hyper(**{name: jnp.float32(value) for name, value in (HYPER | changes).items()})
+
+
+def make_setup(
+  task: Task, batch_size=BATCH_SIZE, epochs=EPOCHS, server="sgd", schedule="constant"
+) -> Setup:
+  """Makes a setup whose clients train with plain SGD."""
+  local = LocalTraining(batch_size, epochs, optax.sgd)
+  return Setup(task, local, SERVER_OPTIMIZERS[server], SPARSITY_SCHEDULES[schedule])
+
+
+def make_federation(x, y, parts, junk=0.0, label_junk=0, more_padding=0) -> Federation:
+  """Puts examples and clients' rows together.
+
+  Args:
+    x: (num_examples, *shape).
+    y: (num_examples,).
+    parts: the rows of each client.
+    junk: fills three rows that are nobody's, to which the padding of the index lists points.
+    label_junk: the class of those.
+    more_padding: by how much the index lists are longer than need be.
+  """
+  num_examples = len(y)
+  indices, sizes = stack_clients(parts)
+  indices = np.pad(indices, ((0, 0), (0, more_padding)))
+  padding = np.arange(indices.shape[1]) >= sizes[:, None]
+  indices[padding] = num_examples + np.arange(padding.sum()) % 3
+  return Federation(
+    jnp.asarray(np.concatenate([x, np.full((3, *np.shape(x)[1:]), junk)]), jnp.float32),
+    jnp.asarray(np.concatenate([y, np.full(3, label_junk)]), jnp.int32),
+    jnp.asarray(indices, jnp.int32),
+    jnp.asarray(sizes, jnp.int32),
+  )
+
+
+def random_federation(shape, sizes=SIZES, seed=0, **junk) -> Federation:
+  """Makes a federation of normal examples and uniform classes, rows mixed over the clients."""
+  rng = np.random.default_rng(seed)
+  x = rng.normal(size=(sum(sizes), *shape))
+  y = rng.integers(0, NUM_CLASSES, sum(sizes))
+  parts = np.split(rng.permutation(sum(sizes)), np.cumsum(sizes)[:-1])
+  return make_federation(x, y, parts, **junk)
+
+
+@cache
+def problem(name: str) -> Problem:
+  """Makes a toy problem; its test set is no multiple of the evaluation's batch."""
+  model, shape = MODELS[name]
+  test = random_federation(shape, (10,), seed=1)
+  task = classification(model, shape)
+  return Problem(task, random_federation(shape), test.x[:10], test.y[:10])
+
+
+@cache
+def variables(name: str):
+  """Makes a random model, biases too, without compiling an initialiser."""
+  rng = np.random.default_rng(5)
+
+  def draw(path, leaf):
+    noise = rng.normal(size=leaf.shape)
+    kind = path[-1].key
+    if kind == "kernel":
+      value = noise / np.sqrt(leaf.size / leaf.shape[-1])
+    else:
+      value = 0.1 * noise if kind in ("bias", "mean") else 1 + 0.1 * np.abs(noise)
+    return jnp.asarray(value, jnp.float32)
+
+  shapes = jax.eval_shape(problem(name).task.init, jax.random.key(0))
+  return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@cache
+def algorithm(method: str, name: str, **setup):
+  """Makes a method for a problem; further arguments are those of `make_setup`."""
+  return ALGORITHMS[method](make_setup(problem(name).task, **setup))
+
+
+@cache
+def client(method: str, name: str, **setup):
+  """Makes one client's round as a jitted function of (download, data, key)."""
+  return jax.jit(algorithm(method, name, **setup).client)
+
+
+@cache
+def cohort(method: str, name: str, clients_per_chunk=2, **setup):
+  """Makes a cohort's round as a jitted function of (download, federation, cohort, key)."""
+  run = algorithm(method, name, **setup).client
+  return jax.jit(partial(sum_over_clients, run, clients_per_chunk=clients_per_chunk))
+
+
+@cache
+def server(method: str, name: str, **setup):
+  """Makes the server's round as a jitted function of (state, upload)."""
+  return jax.jit(algorithm(method, name, **setup).server)
+
+
+@cache
+def simulation(method: str, name: str, clients_per_chunk=2, rounds_per_call=5, **setup):
+  """Makes a simulation of a problem."""
+  return simulate(
+    algorithm(method, name, **setup),
+    problem(name).task,
+    CLIENTS_PER_ROUND,
+    clients_per_chunk,
+    rounds_per_call,
+    EVAL_BATCH_SIZE,
+  )
+
+
+def start(method: str, name: str, values: Hyper | None = None, **setup):
+  """Makes a state before round 1; it may be donated."""
+  initial = algorithm(method, name, **setup).init
+  return copy(initial(variables(name), values or hyper(), jax.random.key(11)))
+
+
+@cache
+def trained(method: str, name: str):
+  """Makes a state after two rounds, with masks in place; not to be donated: `copy` it."""
+  state = start(method, name)
+  for i in range(2):
+    upload, _ = run_cohort(method, name, state, (0, 3, 5), key=jax.random.key(20 + i))
+    state, _ = server(method, name)(state, upload)
+  return state
+
+
+def run_cohort(method, name, state, numbers, federation=None, key=None, **setup):
+  """Runs some clients of a problem; returns the summed upload and metrics."""
+  return cohort(method, name, **setup)(
+    algorithm(method, name).broadcast(state),
+    federation or problem(name).federation,
+    jnp.asarray(numbers, jnp.int32),
+    jax.random.key(2) if key is None else key,
+  )
+
+
+def run_client(method, name, state, number, federation=None, **setup):
+  """Runs one client alone, with the randomness that it has by default in `run_cohort`."""
+  data = client_data(federation or problem(name).federation, number)
+  download = algorithm(method, name).broadcast(state)
+  return client(method, name, **setup)(
+    download, data, jax.random.fold_in(jax.random.key(2), number)
+  )
+
+
+def client_data(federation: Federation, number: int) -> ClientData:
+  """Picks one client."""
+  return ClientData(
+    federation.x, federation.y, federation.indices[number], federation.sizes[number]
+  )
+
+
+def copy(state):
+  """Copies a state that is about to be donated."""
+  return jax.tree.map(jnp.copy, state)
+
+
+def add(*trees):
+  """Adds pytrees."""
+  return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *trees)
+
+
+def kernels(params) -> dict[str, np.ndarray]:
+  """Picks the prunable leaves by flax's name, without the library's predicate."""
+  flat, _ = jax.tree_util.tree_flatten_with_path(params)
+  leaves = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}
+  return {path: leaf for path, leaf in leaves.items() if path.endswith("['kernel']")}
+
+
+def flat_kernels(params) -> np.ndarray:
+  """Puts all prunable parameters into one vector."""
+  return np.concatenate([leaf.reshape(-1) for leaf in kernels(params).values()])
+
+
+def as_upload(upload) -> Upload:
+  """Passes on an upload whose mean the server takes; skips the test for other methods."""
+  if not isinstance(upload, Upload):
+    pytest.skip("the server of this method does not take the mean of models")
+  return upload
+
+
+def assert_close(actual, expected, tolerance) -> None:
+  """Compares two trees of arrays, absolutely and relatively."""
+  jax.tree.map(
+    partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), actual, expected
+  )
+
+
+def assert_same_bits(actual, expected) -> None:
+  """Compares two trees of arrays bit by bit."""
+
+  def compare(a, b):
+    np.testing.assert_array_equal(_plain(a), _plain(b))
+    assert same_bits(a, b)
+
+  jax.tree.map(compare, actual, expected)
+
+
+def same_bits(a, b) -> bool:
+  """Tells whether two trees of arrays are the same, NaN and the sign of 0 included."""
+  pairs = [(_plain(p), _plain(q)) for p, q in zip(*map(jax.tree.leaves, (a, b)), strict=True)]
+  return all(p.dtype == q.dtype and p.tobytes() == q.tobytes() for p, q in pairs)
+
+
+def _plain(leaf) -> np.ndarray:
+  is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+  return np.asarray(jax.random.key_data(leaf) if is_key else leaf)

@@ -1,0 +1,148 @@
+"""Local training with gradients made up by the tests."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sparsyfed_jax.fed.client import LocalTraining, exchange_metrics, train
+from sparsyfed_jax.types import Batch, ClientData, Mean
+
+MAX_SIZE = 7
+
+
+def data_of(size):
+  """Rows 10 to 16, of which the first `size` are the client's; the class of row i is i."""
+  rows = jnp.arange(20, dtype=jnp.int32)
+  return ClientData(
+    rows.astype(jnp.float32)[:, None], rows, rows[10 : 10 + MAX_SIZE], jnp.int32(size)
+  )
+
+
+def log_steps(variables, batch: Batch, key):
+  """Gradient 1, and a model whose state is a log of the classes of each step, -1 for zeros."""
+  count = variables["state"]["count"]
+  filling = -1 - batch.y - batch.x[:, 0].astype(jnp.int32)
+  log = variables["state"]["log"].at[count].set(jnp.where(batch.valid, batch.y, filling))
+  keys = variables["state"]["keys"].at[count].set(jax.random.key_data(key))
+  size = jnp.sum(batch.valid, dtype=jnp.float32)
+  scores = {"loss": Mean(10 * size, size), "accuracy": Mean(size * size, size)}
+  grads = jax.tree.map(jnp.ones_like, variables["params"])
+  return grads, ({"state": {"count": count + 1, "log": log, "keys": keys}}, scores)
+
+
+def same(params):
+  return params
+
+
+def half(params):
+  return {"w": params["w"] / 2}
+
+
+@partial(jax.jit, static_argnames=("momentum", "project"))
+def run_traced(size, key, momentum, project):
+  variables = {
+    "params": {"w": jnp.float32(0)},
+    "state": {
+      "count": jnp.int32(0),
+      "log": jnp.full((8, 3), -2, jnp.int32),
+      "keys": jnp.zeros((8, 2), jnp.uint32),
+    },
+  }
+  local = LocalTraining(batch_size=3, epochs=2, optimizer=optax.sgd)
+  optimizer = optax.sgd(1.0, momentum)
+  return train(local, log_steps, optimizer, project, variables, data_of(size), key)
+
+
+def run(size, seed=0, momentum=None, project=same):
+  """Trains two epochs in batches of 3: the parameter, the log, the metrics."""
+  trained, metrics = run_traced(jnp.int32(size), jax.random.key(seed), momentum, project)
+  state = jax.tree.map(np.asarray, trained["state"])
+  return float(trained["params"]["w"]), state, metrics
+
+
+@pytest.mark.parametrize(("size", "steps"), [(0, 0), (1, 1), (3, 1), (4, 2), (7, 3)])
+def test_each_epoch_takes_every_example_once(size, steps):
+  w, state, _ = run(size)
+  assert state["count"] == 2 * steps and w == -2 * steps
+  assert (state["log"][2 * steps :] == -2).all()
+  for epoch in np.split(state["log"][: 2 * steps], 2):
+    flat = epoch.reshape(-1)
+    assert sorted(flat[:size]) == list(range(10, 10 + size))
+    assert (flat[size:] == -1).all()  # zeros fill the last batch up
+
+
+def test_orders_differ_between_epochs_and_keys_and_are_no_order():
+  logs = [run(7, seed=seed)[1]["log"] for seed in range(6)]
+  orders = {tuple(epoch.reshape(-1)[:7]) for log in logs for epoch in np.split(log[:6], 2)}
+  assert len(orders) == 12
+  assert np.unique([order[0] for order in orders]).size > 3
+
+
+def test_each_step_has_a_key_of_its_own():
+  keys = [run(7, seed=seed)[1]["keys"][:6] for seed in range(2)]
+  assert len(np.unique(np.concatenate(keys), axis=0)) == 12
+
+
+def test_the_projection_follows_every_step():
+  # Gradient 1 at rate 1, halved after each of 2 * 2 steps: -1/2, -3/4, -7/8, -15/16.
+  assert run(4, project=half)[0] == -15 / 16
+
+
+def test_the_optimizer_remembers_between_steps_and_epochs():
+  # Momentum 1/2: steps of 1, 3/2, 7/4, 15/8.
+  assert run(4, momentum=0.5)[0] == -(1 + 3 / 2 + 7 / 4 + 15 / 8)
+
+
+def test_metrics_are_means_over_examples_seen():
+  # Batches of 3 and 1, twice: "accuracy" adds 9 and 1 over 8 examples.
+  metrics = run(4)[2]
+  assert {name: (float(m.total), float(m.weight)) for name, m in metrics.items()} == {
+    "train_loss": (80, 8),
+    "train_accuracy": (20, 8),
+  }
+
+
+def count_steps(sizes):
+  """Counts how often a step's function runs with clients vmapped, and alone."""
+  counts = []
+  variables = {"params": {"w": jnp.float32(0)}}
+
+  def grad_fn(variables, batch, key):
+    jax.debug.callback(lambda _: counts.append(1), batch.valid)
+    one = Mean(jnp.float32(1), jnp.float32(1))
+    return variables["params"], ({}, {"loss": one, "accuracy": one})
+
+  def client(size):
+    local = LocalTraining(2, 1, optax.sgd)
+    data = data_of(0)._replace(size=size)
+    arguments = local, grad_fn, optax.sgd(1.0), same, variables, data
+    return train(*arguments, jax.random.key(0))
+
+  jax.block_until_ready(jax.jit(jax.vmap(client))(jnp.int32(sizes)))
+  jax.effects_barrier()
+  return len(counts)
+
+
+def test_a_chunk_runs_as_long_as_its_largest_client():
+  # In batches of 2: 3 steps for 5 examples, for each of three clients; never the 4 of all rows.
+  assert count_steps([1, 5, 0]) == 3 * 3
+  assert count_steps([2]) == 1
+  assert count_steps([0, 0]) == 0
+
+
+@pytest.mark.parametrize("size", [0, 5])
+def test_exchange_metrics(size):
+  def model(kernel):
+    return {"params": {"Dense_0": {"kernel": jnp.float32([kernel]), "bias": jnp.float32([0])}}}
+
+  # One of 10 weights is new: 1/10 regrown. Three of 10 values with a bitmap of 2 bytes, one bias.
+  before, after = model([0, 1, 2, 3] + [0] * 6), model([5, 1, 2, 0] + [0] * 6)
+  metrics = exchange_metrics(before, after, jnp.int32(size))
+  assert float(metrics["uplink_bytes"].weight) == (size > 0)
+  assert float(metrics["uplink_bytes"].total) == (3 * 4 + 2 + 4) * (size > 0)
+  assert float(metrics["client_regrowth"].weight) == size
+  assert float(metrics["client_regrowth"].total) == pytest.approx(size / 10)

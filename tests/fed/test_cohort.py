@@ -1,0 +1,59 @@
+"""The sum over a cohort, with a client made up by the tests."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
+from sparsyfed_jax.types import weighted
+
+SIZES = np.array([3, 0, 1, 2])
+# Client i has the first SIZES[i] of the rows 3 i, 3 i + 1, 3 i + 2.
+FEDERATION = Federation(
+  np.zeros((12, 1), np.float32),
+  np.arange(12, dtype=np.int32),
+  np.arange(12, dtype=np.int32).reshape(4, 3),
+  SIZES.astype(np.int32),
+)
+
+
+def client(download, data, key):
+  """Uploads a count of its own rows, and a random number for each client."""
+  is_own = jnp.arange(3) < data.size
+  rows = jnp.zeros(12, jnp.int32).at[data.indices].add(is_own.astype(jnp.int32))
+  noise = jnp.where(data.size > 0, jax.random.randint(key, (), 0, 2**20), 0)
+  metrics = {"size": weighted(data.size.astype(jnp.float32), data.size > 0)}
+  return {"rows": download * rows, "noise": noise}, metrics
+
+
+def run(cohort, clients_per_chunk=2, seed=0, download=1):
+  upload, metrics = sum_over_clients(
+    client,
+    jnp.int32(download),
+    jax.tree.map(jnp.asarray, FEDERATION),
+    jnp.asarray(cohort, jnp.int32),
+    jax.random.key(seed),
+    clients_per_chunk,
+  )
+  return upload["rows"].tolist(), int(upload["noise"]), metrics["size"]
+
+
+@pytest.mark.parametrize("clients_per_chunk", [1, 2, 3, 4, 9])
+def test_every_client_of_the_cohort_counts_once(clients_per_chunk):
+  # Rows of client 0, none of client 1, of client 3. Absent clients of a chunk are nobody.
+  rows, noise, size = run([3, 1, 0], clients_per_chunk, download=5)
+  assert rows == [5, 5, 5, 0, 0, 0, 0, 0, 0, 5, 5, 0]
+  assert (float(size.total), float(size.weight)) == (5, 2)
+  assert noise == run([3, 0])[1]
+
+
+def test_randomness_belongs_to_the_client_and_the_key():
+  alone = [run([number])[1] for number in range(4)]
+  assert len(set(alone)) == 4 and alone[1] == 0
+  assert run([3, 2, 0])[1] == run([0, 2, 3])[1] == sum(alone)
+  assert run([0], seed=1)[1] != alone[0]
+
+
+def test_a_client_may_be_asked_twice():
+  assert run([2, 2])[0] == [0] * 6 + [2] + [0] * 5

@@ -1,0 +1,218 @@
+"""The compiled run: what it compiles, moves, reports and samples; the evaluation."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparsyfed_jax.fed.algorithm import Algorithm
+from sparsyfed_jax.fed.cohort import Federation
+from sparsyfed_jax.fed.simulation import make_keys, simulate
+from sparsyfed_jax.types import weighted
+from tests import cases
+
+every_method = pytest.mark.parametrize("method", cases.METHODS)
+CHANGED = cases.HYPER | {
+  "rounds": 4.0,
+  "client_lr": 0.2,
+  "client_lr_final": 0.1,
+  "weight_decay": 0.05,
+  "server_lr": 0.8,
+  "density": 0.6,
+  "ramp_rounds": 2.0,
+  "beta": 1.5,
+  "activation_floor": 0.9,
+}
+
+
+def run(method, state, num_rounds=3, federation=None, **simulation):
+  return cases.simulation(method, "linear", **simulation).run(
+    cases.copy(state),
+    federation or cases.problem("linear").federation,
+    jax.random.key(3),
+    num_rounds,
+  )
+
+
+@every_method
+class TestRun:
+  def test_nothing_recompiles_when_values_change(self, method):
+    simulation = cases.simulation(method, "linear")
+    run(method, cases.start(method, "linear"))
+    compiled = simulation.run._cache_size()
+    state = cases.start(method, "linear", cases.hyper(**CHANGED))
+    federation = cases.problem("linear").federation
+    run(method, state, 1, federation._replace(sizes=federation.sizes // 2))
+    assert simulation.run._cache_size() == compiled
+
+  def test_nothing_moves_between_host_and_device(self, method):
+    simulation = cases.simulation(method, "linear")
+    state, num_rounds = cases.start(method, "linear"), jnp.int32(3)
+    problem, key = cases.problem("linear"), jax.random.key(3)
+    jax.block_until_ready(simulation.evaluate(state, problem.x_test, problem.y_test))
+    expected = run(method, state)
+    with jax.transfer_guard("disallow"):
+      state, rows = simulation.run(state, problem.federation, key, num_rounds)
+      scores = simulation.evaluate(state, problem.x_test, problem.y_test)
+      with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        simulation.run(state, problem.federation, key, 3)  # the guard is awake
+    cases.assert_same_bits((state, rows), expected)
+    assert np.isfinite(scores["test_loss"])
+
+  def test_the_state_is_donated(self, method):
+    state = cases.start(method, "linear")
+    problem = cases.problem("linear")
+    simulation = cases.simulation(method, "linear")
+    simulation.run(state, problem.federation, jax.random.key(3), 1)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.variables))
+    assert not problem.federation.x.is_deleted()
+
+  def test_rows_are_those_of_the_rounds_done(self, method):
+    state, rows = run(method, cases.start(method, "linear"), 3)
+    assert int(state.round) == 3
+    assert rows["round"].tolist() == [1, 2, 3, 0, 0]
+    assert {row.shape for row in rows.values()} == {(5,)}
+    later, more = run(method, state, 2)
+    assert int(later.round) == 5 and more["round"].tolist() == [4, 5, 0, 0, 0]
+    for name in ("clients", "examples", "uplink_bytes", "downlink_bytes", "train_loss"):
+      assert (np.asarray(rows[name])[:3] > 0).all()
+      assert (np.asarray(rows[name])[3:] == 0).all()
+
+  def test_no_rounds_change_nothing(self, method):
+    state = cases.start(method, "linear")
+    cases.assert_same_bits(run(method, state, 0)[0], state)
+
+  def test_a_round_without_examples_changes_nothing(self, method):
+    federation = cases.problem("linear").federation
+    nobody = federation._replace(sizes=jnp.zeros_like(federation.sizes))
+    start = cases.trained(method, "linear")
+    state, rows = run(method, start, 2, nobody)
+    cases.assert_same_bits(state.variables, start.variables)
+    assert rows["examples"].tolist() == rows["clients"].tolist() == [0] * 5
+    assert np.isnan(rows["train_loss"][:2]).all()  # the mean of nothing
+    cases.assert_same_bits(rows["server_regrowth"], jnp.zeros(5))
+    state, rows = run(method, state, 1)
+    assert all(np.isfinite(row).all() for row in rows.values())
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.variables))
+    assert not cases.same_bits(state.variables, start.variables)
+
+  def test_init_makes_the_state_of_the_key(self, method):
+    simulation = cases.simulation(method, "linear")
+    hyper = cases.hyper()
+    first, same, other = (simulation.init(hyper, jax.random.key(seed)) for seed in (0, 0, 1))
+    cases.assert_same_bits(first, same)
+    assert not cases.same_bits(first.variables, other.variables)
+    assert int(first.round) == 0
+    run(method, first, 1)
+    simulation.init(hyper, jax.random.key(2))  # the values given are not donated with a state
+
+
+@pytest.mark.parametrize("name", cases.HYPER)
+def test_every_value_has_an_effect(name):
+  # From a sparse model, so that activations are pruned, and within a ramp of the density.
+  start = cases.trained("sparsyfed", "linear")._replace(round=jnp.int32(0))
+
+  def final(**changes):
+    state = start._replace(hyper=cases.hyper(**({"ramp_rounds": 6.0, "density": 0.05} | changes)))
+    return run("sparsyfed", state, 2, schedule="cubic")[0].variables
+
+  first = final()
+  cases.assert_same_bits(final(), first)
+  assert not cases.same_bits(final(**{name: CHANGED[name]}), first)
+
+
+def test_a_sweep_can_be_vmapped():
+  states = [
+    cases.start("sparsyfed", "linear", cases.hyper(beta=beta, density=density))
+    for beta, density in [(1.25, 0.4), (1.5, 0.6)]
+  ]
+  simulation = cases.simulation("sparsyfed", "linear")
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+  arguments = cases.problem("linear").federation, jax.random.key(3), 3
+  together, _ = jax.vmap(simulation.run, in_axes=(0, None, None, None))(stacked, *arguments)
+  for i, state in enumerate(states):
+    alone, _ = run("sparsyfed", state)
+    cases.assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], together), alone, 1e-5)
+
+
+class TestEvaluate:
+  def scores(self, method, name):
+    state, problem = cases.trained(method, name), cases.problem(name)
+    return cases.simulation(method, name).evaluate(state, problem.x_test, problem.y_test)
+
+  def expected(self, method, name, logits):
+    y = np.asarray(cases.problem(name).y_test)
+    assert len(y) % cases.EVAL_BATCH_SIZE
+    shifted = logits - logits.max(1, keepdims=True)
+    losses = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(y)), y]
+    return {"test_loss": losses.mean(), "test_accuracy": (logits.argmax(1) == y).mean()}
+
+  @every_method
+  def test_against_numpy(self, method):
+    model = cases.algorithm(method, "linear").model(cases.trained(method, "linear"))
+    layer = jax.tree.map(np.asarray, model["params"]["Dense_0"])
+    logits = np.asarray(cases.problem("linear").x_test) @ layer["kernel"] + layer["bias"]
+    expected = self.expected(method, "linear", logits.astype(np.float64))
+    cases.assert_close(self.scores(method, "linear"), expected, 1e-5)
+
+  @every_method
+  def test_the_model_computes_with_its_statistics_and_without_masks(self, method):
+    model = cases.algorithm(method, "batchnorm").model(cases.trained(method, "batchnorm"))
+    x = cases.problem("batchnorm").x_test
+    logits = np.asarray(cases.MODELS["batchnorm"][0].apply(model, x, train=False), np.float64)
+    expected = self.expected(method, "batchnorm", logits)
+    cases.assert_close(self.scores(method, "batchnorm"), expected, 1e-5)
+
+
+class Attendance(NamedTuple):
+  """A state, and a download, that learns nothing but who took part."""
+
+  round: jax.Array
+  variables: dict[str, jax.Array]  # (num_rounds, num_clients) counts
+
+
+def attendance(num_clients, clients_per_round, num_rounds, seed=0):
+  """Counts how often each client takes part in each round."""
+
+  def client(download, data, key):
+    zero = weighted(jnp.float32(0), jnp.float32(1))
+    upload = jnp.zeros(num_clients, jnp.int32).at[data.indices[0]].add(data.size)
+    return upload, {"train_loss": zero, "uplink_bytes": zero}
+
+  def server(state, upload):
+    table = state.variables["params"].at[state.round].set(upload)
+    return Attendance(state.round + 1, {"params": table}), {}
+
+  def same(state):
+    return state
+
+  method = Algorithm(same, same, client, server, same)
+  task = cases.problem("linear").task
+  simulation = simulate(method, task, clients_per_round, 3, num_rounds, eval_batch_size=1)
+  numbers = jnp.arange(num_clients, dtype=jnp.int32)
+  federation = Federation(numbers, numbers, numbers[:, None], jnp.ones_like(numbers))
+  table = jnp.zeros((num_rounds, num_clients), jnp.int32)
+  state = Attendance(jnp.int32(0), {"params": table})
+  state, _ = simulation.run(state, federation, jax.random.key(seed), num_rounds)
+  return np.asarray(state.variables["params"])
+
+
+class TestSampling:
+  def test_is_uniform_without_replacement_and_new_each_round(self):
+    table = attendance(num_clients=7, clients_per_round=4, num_rounds=300)
+    assert (table.sum(1) == 4).all() and table.max() == 1
+    # Of 300 rounds each client is in 4/7, give or take 4 standard deviations, 8.6 each.
+    assert (np.abs(table.sum(0) - 300 * 4 / 7) < 35).all()
+    assert len(np.unique(table, axis=0)) == 35  # every choice of 4 among 7 occurs
+
+  def test_everybody_may_take_part(self):
+    assert (attendance(num_clients=5, clients_per_round=5, num_rounds=3) == 1).all()
+
+
+def test_streams_of_a_run_differ():
+  keys = [key for seed in (0, 1) for key in make_keys(jax.random.key(seed))]
+  bits = {tuple(jax.random.key_data(key).tolist()) for key in keys}
+  assert len(bits) == 2 * len(make_keys(jax.random.key(0)))
+  cases.assert_same_bits(make_keys(jax.random.key(0)), make_keys(jax.random.key(0)))

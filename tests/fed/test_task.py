@@ -1,0 +1,105 @@
+"""The classification task: inputs, loss and scores by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from sparsyfed_jax.fed.task import classification
+from sparsyfed_jax.models import MLP
+from sparsyfed_jax.ops import PLAIN, LayerOps
+from sparsyfed_jax.types import Batch
+from tests import cases
+
+TASK = classification(MLP(2, hidden=()), (1,), mean=2.0, std=0.5)
+# Logits (2 (x - 2), 0): x = 2 gives softmax (1/2, 1/2), x = 3 gives (2, 0).
+VARIABLES = {"params": {"Dense_0": {"kernel": jnp.float32([[1, 0]]), "bias": jnp.float32([0, 0])}}}
+EQUAL, SURE = np.log(2), np.log1p(np.exp(-2))  # losses of class 0
+
+
+def batch(x, y, valid, dtype=jnp.float32):
+  return Batch(jnp.asarray(x, dtype)[:, None], jnp.int32(y), jnp.asarray(valid))
+
+
+def scores(metrics):
+  return {name: (float(mean.total), float(mean.weight)) for name, mean in metrics.items()}
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.float32])
+def test_loss_is_the_mean_over_valid_examples(dtype):
+  case = batch([2, 3, 7], [0, 1, 0], [True, True, False], dtype)
+  loss, (state, metrics) = TASK.loss(VARIABLES, case, PLAIN, jax.random.key(0))
+  # x = 3 has class 1, two logits below: 2 + ln(1 + e^-2), and a miss.
+  assert float(loss) == pytest.approx((EQUAL + 2 + SURE) / 2, rel=1e-6)
+  assert state == {}
+  expected = {"loss": (EQUAL + 2 + SURE, 2), "accuracy": (1, 2)}
+  assert scores(metrics) == {name: pytest.approx(value) for name, value in expected.items()}
+  assert scores(TASK.evaluate(VARIABLES, case)) == scores(metrics)
+
+
+def test_a_batch_of_nobody_has_no_loss_and_no_gradient():
+  case = batch([2, 3], [0, 1], [False, False])
+  gradient, (loss, (_, metrics)) = jax.grad(
+    lambda variables: (lambda out: (out[0], out))(
+      TASK.loss(variables, case, PLAIN, jax.random.key(0))
+    ),
+    has_aux=True,
+  )(VARIABLES)
+  assert float(loss) == 0
+  assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+  assert scores(metrics) == {"loss": (0, 0), "accuracy": (0, 0)}
+
+
+def test_init_makes_the_model_of_the_key():
+  first, same, other = (TASK.init(jax.random.key(seed)) for seed in (0, 0, 1))
+  assert first["params"]["Dense_0"]["kernel"].shape == (1, 2)
+  cases.assert_same_bits(first, same)
+  assert not cases.same_bits(first, other)
+
+
+def test_layers_compute_with_the_operations_given():
+  def twice(*args, **kwargs):
+    return 2 * PLAIN.dot_general(*args, **kwargs)
+
+  doubled = LayerOps(twice, PLAIN.conv_general_dilated)
+  case = batch([3], [0], [True])
+  loss, _ = TASK.loss(VARIABLES, case, doubled, jax.random.key(0))
+  assert float(loss) == pytest.approx(np.log1p(np.exp(-4)), rel=1e-4)
+
+
+def test_batch_statistics_are_those_of_valid_examples():
+  task = cases.problem("batchnorm").task
+  variables = cases.variables("batchnorm")
+  x = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
+  valid = np.array([True, False, True, True])
+  x[1] = 1e6
+  case = Batch(jnp.asarray(x), jnp.zeros(4, jnp.int32), jnp.asarray(valid))
+  _, (state, _) = task.loss(variables, case, PLAIN, jax.random.key(0))
+  hidden = x[valid] @ np.asarray(variables["params"]["Dense_0"]["kernel"])
+  old = variables["batch_stats"]["BatchNorm_0"]
+  expected = {
+    "mean": 0.9 * old["mean"] + 0.1 * hidden.mean(0),
+    "var": 0.9 * old["var"] + 0.1 * hidden.var(0),
+  }
+  cases.assert_close(state["batch_stats"]["BatchNorm_0"], expected, 1e-5)
+
+
+class Dropper(nn.Module):
+  """Drops half of the features, and does nothing else."""
+
+  ops: LayerOps = PLAIN
+
+  @nn.compact
+  def __call__(self, x, *, train=False, valid=None):
+    return nn.Dropout(0.5, deterministic=not train)(x)
+
+
+def test_dropout_follows_the_key_in_training_and_is_off_otherwise():
+  task = classification(Dropper(), (64,))
+  case = Batch(jnp.ones((1, 64)), jnp.int32([0]), jnp.asarray([True]))
+  losses = [float(task.loss({"params": {}}, case, PLAIN, jax.random.key(s))[0]) for s in (0, 0, 1)]
+  assert losses[0] == losses[1] != losses[2]
+  plain = optax.softmax_cross_entropy_with_integer_labels(jnp.ones((1, 64)), jnp.int32([0]))
+  assert float(task.evaluate({"params": {}}, case)["loss"].total) == pytest.approx(float(plain[0]))
