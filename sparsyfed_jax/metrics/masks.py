@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from sparsyfed_jax import trees
-from sparsyfed_jax.ops import count_true
+from sparsyfed_jax.ops import count_one
 from sparsyfed_jax.types import Params
 
 
@@ -25,6 +25,5 @@ def regrowth(before: Params, after: Params) -> jax.Array:
   old, _ = trees.split_prunable(before)
   new, _ = trees.split_prunable(after)
   pairs = zip(old, new, strict=True)
-  # With its complement, for the reason given in `count_nonzero`.
-  counts = [count_true((a == 0) & (b != 0), (a != 0) | (b == 0))[0] for a, b in pairs]
+  counts = [count_one((a == 0) & (b != 0)) for a, b in pairs]
   return sum(counts, jnp.int32(0)).astype(jnp.float32) / max(trees.size(old), 1)

@@ -1,7 +1,7 @@
 """Jittable primitives that work without the rest of the library."""
 
 from sparsyfed_jax.ops.conv import conv_general_dilated, conv_patches
-from sparsyfed_jax.ops.count import count_nonzero, count_true
+from sparsyfed_jax.ops.count import count_nonzero, count_one, count_true
 from sparsyfed_jax.ops.layers import PLAIN, LayerOps, pruned_layers
 from sparsyfed_jax.ops.pool import max_pool
 from sparsyfed_jax.ops.pruned import activation_threshold, prune_residual
@@ -15,6 +15,7 @@ __all__ = [
   "conv_general_dilated",
   "conv_patches",
   "count_nonzero",
+  "count_one",
   "count_true",
   "is_at_least",
   "kth_magnitude",

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sparsyfed_jax.ops.count import count_nonzero, count_true
+from sparsyfed_jax.ops.count import count_nonzero, count_one
 from sparsyfed_jax.ops.select import is_at_least, kth_magnitude
 
 
@@ -61,7 +61,7 @@ def activation_threshold(
     () array of x's dtype: the k-th largest magnitude among the n entries of valid examples. k is
     ceil(n * nonzeros(w) / size(w)), exactly, or ceil(n * floor) in float32 if that is more.
   """
-  num_entries = count_true(valid, ~valid)[0] * (x.size // x.shape[0])
+  num_entries = count_one(valid) * (x.size // x.shape[0])
   k = _ceil_of_share(num_entries, count_nonzero(w), w.size)
   least = jnp.ceil(floor * num_entries.astype(jnp.float32)).astype(jnp.int32)
   rows = valid.reshape(-1, *[1] * (x.ndim - 1))
