@@ -45,6 +45,8 @@ def main(argv: Sequence[str]) -> None:
     run(config, experiment, directory)
   except DivergedError as error:
     flags.fail(error, code=1)
+  except OSError as error:
+    flags.fail(OSError(f"--output_dir={directory}: {error}"), code=1)
   except KeyboardInterrupt:
     print(f"interrupted; the rounds so far are in {directory}", file=sys.stderr)
     sys.exit(130)
@@ -120,15 +122,14 @@ def _summarise(
   config: flags.Config, rows: Sequence[dict[str, Any]], directory: pathlib.Path
 ) -> dict[str, Any]:
   last = rows[-1]
-  clients = [row["clients"] for row in rows]
-  # Over all rounds: what is sent on the way to the target sparsity counts too.
-  mean_bytes = {
-    f"{way}_bytes_per_client_round": float(
-      np.average([row[f"{way}_bytes"] for row in rows], weights=clients)
-    )
-    for way in ("uplink", "downlink")
-    if sum(clients) > 0
-  }
+  # Over all rounds: what is sent on the way to the target sparsity counts too. A round whose
+  # clients are all empty sends nothing.
+  sent = [row for row in rows if row["clients"] > 0]
+
+  def mean_bytes(way: str) -> float | None:
+    clients = [row["clients"] for row in sent]
+    return float(np.average([row[way] for row in sent], weights=clients)) if sent else None
+
   return {
     "algorithm": config.algorithm,
     "dataset": config.dataset,
@@ -137,7 +138,8 @@ def _summarise(
     "seed": config.seed,
     **{name: last[name] for name in ("test_accuracy", "test_loss")},
     **{name: last[name] for name in ("global_sparsity", "prunable_sparsity")},
-    **mean_bytes,
+    "uplink_bytes_per_client_round": mean_bytes("uplink_bytes"),
+    "downlink_bytes_per_client_round": mean_bytes("downlink_bytes"),
     "output_dir": str(directory),
   }
 

@@ -7,11 +7,13 @@ from collections.abc import Callable
 
 from sparsyfed_jax.algorithms.fedavg import fedavg
 from sparsyfed_jax.algorithms.sparsyfed import sparsyfed
+from sparsyfed_jax.algorithms.topk import topk
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 
 ALGORITHMS: dict[str, Callable[[Setup], Algorithm]] = {
   "fedavg": fedavg,
   "sparsyfed": sparsyfed,
+  "topk": topk,
 }
 
-__all__ = ["ALGORITHMS", "fedavg", "sparsyfed"]
+__all__ = ["ALGORITHMS", "fedavg", "sparsyfed", "topk"]

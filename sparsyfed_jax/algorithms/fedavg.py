@@ -13,7 +13,7 @@ from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.server import Upload
 from sparsyfed_jax.ops import PLAIN
-from sparsyfed_jax.types import ClientData, Key, Metrics, Params, Variables
+from sparsyfed_jax.types import ClientData, Key, Metrics, Variables
 
 
 def fedavg(setup: Setup) -> Algorithm:
@@ -23,7 +23,9 @@ def fedavg(setup: Setup) -> Algorithm:
     return averaging.init(setup, variables, hyper._replace(density=jnp.float32(1)))
 
   def client(download: averaging.Download, data: ClientData, key: Key) -> tuple[Upload, Metrics]:
-    return averaging.client(setup, _same, lambda _: PLAIN, _same, download, data, key)
+    return averaging.client(
+      setup, averaging.unchanged, lambda _: PLAIN, averaging.unchanged, download, data, key
+    )
 
   return Algorithm(
     init=init,
@@ -32,7 +34,3 @@ def fedavg(setup: Setup) -> Algorithm:
     server=partial(averaging.server, setup),
     model=lambda state: state.variables,
   )
-
-
-def _same(params: Params) -> Params:
-  return params

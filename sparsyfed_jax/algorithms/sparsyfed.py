@@ -9,14 +9,14 @@ largest magnitude over the whole model are uploaded.
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 
 from sparsyfed_jax import trees
 from sparsyfed_jax.fed import averaging
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.hyper import Hyper
+from sparsyfed_jax.fed.pruning import prune_globally
 from sparsyfed_jax.fed.server import Upload
-from sparsyfed_jax.ops import LayerOps, powerprop, powerprop_inverse, pruned_layers, topk_mask
+from sparsyfed_jax.ops import LayerOps, powerprop, powerprop_inverse, pruned_layers
 from sparsyfed_jax.types import Batch, ClientData, Key, Metrics, Params, Variables
 
 
@@ -36,7 +36,7 @@ def sparsyfed(setup: Setup) -> Algorithm:
       return pruned_layers(batch.valid, download.activation_floor)
 
     def prune(theta: Params) -> Params:
-      return _prune(theta, download.density)
+      return prune_globally(theta, download.density)
 
     return averaging.client(setup, weights, layers, prune, download, data, key)
 
@@ -55,9 +55,3 @@ def sparsyfed(setup: Setup) -> Algorithm:
 
 def _weights(theta: Params, beta: jax.Array) -> Params:
   return trees.map_prunable(lambda leaf: powerprop(leaf, beta), theta)
-
-
-def _prune(params: Params, density: jax.Array) -> Params:
-  kernels, rebuild = trees.split_prunable(params)
-  masks = topk_mask(kernels, density)
-  return rebuild([jnp.where(mask, leaf, 0) for mask, leaf in zip(masks, kernels, strict=True)])

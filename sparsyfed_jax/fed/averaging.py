@@ -37,6 +37,11 @@ class Download(NamedTuple):
   activation_floor: jax.Array
 
 
+def unchanged(params: Params) -> Params:
+  """Returns its argument: no reparameterisation, or nothing pruned."""
+  return params
+
+
 def init(setup: Setup, variables: Variables, hyper: Hyper) -> State:
   """Makes the state before round 1."""
   optimizer = setup.server_optimizer(hyper.server_lr)
@@ -91,7 +96,7 @@ def client(
     optax.add_decayed_weights(download.weight_decay), setup.local.optimizer(download.client_lr)
   )
   trained, metrics = train(
-    setup.local, grad_fn, optimizer, lambda params: params, download.variables, data, key
+    setup.local, grad_fn, optimizer, unchanged, download.variables, data, key
   )
   pruned = {**trained, "params": prune(trained["params"])}
   metrics |= exchange_metrics(download.variables, pruned, data.size)

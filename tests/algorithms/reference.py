@@ -1,8 +1,8 @@
-"""SparsyFed and FedAvg on `cases.TinyCNN`, slow and plain, in NumPy's float64.
+"""SparsyFed, Top-K and FedAvg on `cases.TinyCNN`, slow and plain, in NumPy's float64.
 
 Written from the papers: one client, one batch of examples without padding, one layer at a time.
-From the library comes only the order of the examples. FedAvg is the case beta = 1, density = 1,
-without pruned activations.
+From the library comes only the order of the examples. Without pruned activations and with beta = 1
+it is Top-K, and with density = 1 besides FedAvg.
 """
 
 from typing import NamedTuple
