@@ -89,6 +89,7 @@ def build(config: Config) -> Experiment:
   )
   facts = dict(
     num_clients=len(parts),
+    natural_clients=dataset.num_clients,
     empty_clients=int(np.sum(sizes == 0)),
     smallest_client=int(np.min(sizes)),
     largest_client=int(np.max(sizes)),

@@ -1,6 +1,7 @@
 """The machine and the software that a result was obtained with."""
 
 import importlib.metadata
+import os
 import platform
 from typing import Any
 
@@ -18,7 +19,10 @@ def describe_environment() -> dict[str, Any]:
     except importlib.metadata.PackageNotFoundError:
       versions[name] = "not installed"  # run from a checkout
   devices = jax.devices()
+  kind = devices[0].device_kind
+  if devices[0].platform == "cpu":
+    kind += f" ({os.cpu_count()} cores, {platform.machine()})"
   return {
-    "device": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
+    "device": f"{len(devices)} x {kind}",
     "versions": versions,
   }

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from absl import flags
 
-from sparsyfed_jax.algorithms import ALGORITHMS
+from sparsyfed_jax.algorithms import ALGORITHMS, IGNORED_HYPER
 from sparsyfed_jax.fed.schedules import SPARSITY_SCHEDULES
 
 MODELS = ("mlp", "cnn")
@@ -15,6 +15,13 @@ PARTITIONS = ("dirichlet", "dirichlet_per_class", "iid", "shards", "power_law", 
 SERVER_OPTIMIZERS = ("sgd", "momentum", "adagrad", "adam", "yogi")
 
 _FLAGS = flags.FLAGS
+_HYPER_OF_FLAG = {
+  "sparsity": "density",
+  "sparsity_schedule": "ramp_rounds",
+  "sparsity_ramp_rounds": "ramp_rounds",
+  "beta": "beta",
+  "activation_floor": "activation_floor",
+}
 AUTO = "auto"
 
 
@@ -140,7 +147,7 @@ def parse(argv: list[str]) -> list[str]:
     if len(rest) > 1:
       raise flags.Error(f"{rest[1]!r} is not a flag; flags are written --name=value")
   except flags.Error as error:
-    fail(error)
+    fail(flags.Error(str(error).removeprefix("ERROR:: ")))
   return rest
 
 
@@ -219,6 +226,21 @@ def check(config: Config) -> None:
     "clients_per_chunk",
     "auto or a whole number of at least 1",
   )
+
+
+def ignored(config: Config) -> list[str]:
+  """Names the flags that the method does not read."""
+  hyper = IGNORED_HYPER[config.algorithm]
+  return [flag for flag, name in _HYPER_OF_FLAG.items() if name in hyper]
+
+
+def notes(config: Config, flag_values: flags.FlagValues = _FLAGS) -> list[str]:
+  """Says which flags were given in vain."""
+  return [
+    f"note: --{name} has no effect with --algorithm={config.algorithm}"
+    for name in ignored(config)
+    if flag_values[name].present
+  ]
 
 
 def resolve(config: Config) -> Config:

@@ -22,7 +22,7 @@ Update: TypeAlias = Callable[[int, Row], None]
 _COLUMNS = (
   ("train_loss", "train_loss", "loss", "{:.3g}"),
   ("test_accuracy", "test_accuracy", "acc", "{:.3f}"),
-  ("global_sparsity", "sparsity", "sparsity", "{:.3f}"),
+  ("prunable_sparsity", "sparsity", "sparsity", "{:.3f}"),
 )
 
 

@@ -5,11 +5,13 @@ Writes config.json, metrics.jsonl (and .csv), summary.json and curves.png into -
 
 import datetime
 import math
+import os
 import pathlib
+import shutil
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,13 @@ from experiments.environment import describe_environment
 from experiments.plots import plot_curves
 from experiments.terminal import closing_table, progress
 from sparsyfed_jax.data.sources import DataError
-from sparsyfed_jax.io.writers import MetricsWriter, create_run_dir, write_json
+from sparsyfed_jax.io.writers import (
+  JSONL_NAME,
+  MetricsWriter,
+  create_run_dir,
+  read_metrics,
+  write_json,
+)
 from sparsyfed_jax.metrics.cost import dense_bytes
 from sparsyfed_jax.metrics.sparsity import layer_densities
 
@@ -41,15 +49,20 @@ def main(argv: Sequence[str]) -> None:
     directory = _create_directory(config)
   except (flags.ConfigError, DataError, FileExistsError) as error:
     flags.fail(error)
+  for note in flags.notes(config):
+    print(note)
   try:
     run(config, experiment, directory)
   except DivergedError as error:
     flags.fail(error, code=1)
+  except KeyboardInterrupt:
+    _leave_interrupted(directory)
+  except BrokenPipeError:
+    # Whoever read the output is gone; nothing more can be said, not even by the interpreter.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
   except OSError as error:
     flags.fail(OSError(f"--output_dir={directory}: {error}"), code=1)
-  except KeyboardInterrupt:
-    print(f"interrupted; the rounds so far are in {directory}", file=sys.stderr)
-    sys.exit(130)
 
 
 def run(config: flags.Config, experiment: Experiment, directory: pathlib.Path) -> dict[str, Any]:
@@ -68,7 +81,12 @@ def run(config: flags.Config, experiment: Experiment, directory: pathlib.Path) -
   """
   write_json(
     directory / "config.json",
-    {**config._asdict(), "data": experiment.facts, **describe_environment()},
+    {
+      **config._asdict(),
+      **dict.fromkeys(flags.ignored(config)),
+      "data": experiment.facts,
+      **describe_environment(),
+    },
   )
   _print_setup(config, experiment)
   started = time.perf_counter()
@@ -110,6 +128,17 @@ def run(config: flags.Config, experiment: Experiment, directory: pathlib.Path) -
   plot_curves(rows, summary, directory / "curves.png")
   closing_table(summary)
   return summary
+
+
+def _leave_interrupted(directory: pathlib.Path) -> NoReturn:
+  metrics = directory / JSONL_NAME
+  if metrics.exists() and read_metrics(metrics):
+    print(f"\ninterrupted; the rounds so far are in {metrics}", file=sys.stderr)
+  else:
+    shutil.rmtree(directory)  # ours alone, and without a round of no use to anybody
+    print("\ninterrupted before the first evaluation; nothing was kept", file=sys.stderr)
+  sys.stderr.flush()
+  os._exit(130)  # XLA may be compiling in a thread that a regular exit would crash
 
 
 def _row(columns: dict[str, np.ndarray], i: int) -> dict[str, Any]:
@@ -162,6 +191,8 @@ def _print_setup(config: flags.Config, experiment: Experiment) -> None:
     f" {config.rounds} rounds on {describe_environment()['device']}; compiling",
     flush=True,
   )
+  if facts["natural_clients"] and config.partition != "natural":
+    print(f"note: the file has {facts['natural_clients']} clients; --partition=natural uses them")
 
 
 def _create_directory(config: flags.Config) -> pathlib.Path:

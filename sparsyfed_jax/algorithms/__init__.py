@@ -16,4 +16,11 @@ ALGORITHMS: dict[str, Callable[[Setup], Algorithm]] = {
   "topk": topk,
 }
 
-__all__ = ["ALGORITHMS", "fedavg", "sparsyfed", "topk"]
+# Fields of `Hyper` that a method does not read, so that a program can say where one is set in vain.
+IGNORED_HYPER: dict[str, tuple[str, ...]] = {
+  "fedavg": ("density", "ramp_rounds", "beta", "activation_floor"),
+  "sparsyfed": (),
+  "topk": ("beta", "activation_floor"),
+}
+
+__all__ = ["ALGORITHMS", "IGNORED_HYPER", "fedavg", "sparsyfed", "topk"]

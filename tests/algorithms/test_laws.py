@@ -9,12 +9,14 @@ from sparsyfed_jax import trees
 from tests import cases
 
 every_method = pytest.mark.parametrize("method", cases.METHODS)
-two_problems = pytest.mark.parametrize("name", ["batchnorm", "cnn"])
+# Statistics, biases and two layers in one problem: it stands for the others, which would only take
+# longer to compile.
+one_problem = pytest.mark.parametrize("name", ["batchnorm"])
 COHORT = (3, 0, 5)  # sizes 7, 6, 3
 
 
 @every_method
-@two_problems
+@one_problem
 class TestUploadsAreSummable:
   def test_the_server_forms_the_weighted_mean(self, method, name):
     state = cases.trained(method, name)
@@ -47,13 +49,14 @@ class TestUploadsAreSummable:
 
 
 @every_method
-@two_problems
 class TestNobodyChangesNothing:
+  @one_problem
   def test_an_empty_client_uploads_zeros(self, method, name):
     upload, metrics = cases.run_client(method, name, cases.trained(method, name), cases.EMPTY)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves((upload, metrics)))
 
   @pytest.mark.parametrize("junk", [1e30, np.nan])
+  @pytest.mark.parametrize("name", ["batchnorm", "cnn"])
   def test_rows_of_nobody_are_never_seen(self, method, name, junk):
     state = cases.trained(method, name)
     clean = cases.problem(name).federation
@@ -68,7 +71,7 @@ class TestNobodyChangesNothing:
 
 
 @every_method
-@pytest.mark.parametrize("name", ["batchnorm"])
+@one_problem
 class TestPaddingChangesNothing:
   def test_empty_clients_add_nothing(self, method, name):
     state = cases.trained(method, name)
@@ -98,18 +101,18 @@ class TestPaddingChangesNothing:
 
 
 @every_method
-def test_the_cut_of_the_cohort_changes_nothing(method, name="mlp"):
+def test_the_cut_of_the_cohort_changes_nothing(method):
   def run(clients_per_chunk):
-    state = cases.start(method, name)
+    state = cases.start(method, "linear")
     for i, numbers in enumerate([(3, 0, 5), (6, 3, 4), (2, 1, 0)]):
       upload, metrics = cases.run_cohort(
-        method, name, state, numbers, key=jax.random.key(i), clients_per_chunk=clients_per_chunk
+        method, "linear", state, numbers, key=jax.random.key(i), clients_per_chunk=clients_per_chunk
       )
-      state, _ = cases.server(method, name)(state, upload)
+      state, _ = cases.server(method, "linear")(state, upload)
     return state, metrics
 
   expected = run(2)
-  assert not cases.same_bits(expected[0], cases.start(method, name))
+  assert not cases.same_bits(expected[0], cases.start(method, "linear"))
   for clients_per_chunk in (1, 3):
     cases.assert_close(run(clients_per_chunk), expected, 1e-5)
 
@@ -148,25 +151,25 @@ class TestReproducible:
 @every_method
 @pytest.mark.parametrize("optimizer", cases.SERVER_OPTIMIZERS)
 def test_what_nobody_keeps_is_zero_whatever_the_server_optimizer(method, optimizer):
-  state = cases.start(method, "mlp", server=optimizer)
-  rng = np.random.default_rng(0)
+  state = cases.start(method, "linear", server=optimizer)
+  rng, num_lost = np.random.default_rng(0), 0
 
-  # Any tenth of the weights may be the one that nobody keeps, momentum or not.
+  # Any fifth of the weights may be the one that nobody keeps, momentum or not.
   def drop(leaf):
-    return jnp.where(jnp.asarray(rng.random(leaf.shape) < 0.1), 0, leaf)
+    return jnp.where(jnp.asarray(rng.random(leaf.shape) < 0.2), 0, leaf)
 
   for i in range(4):
     # Clients do not depend on the server's optimizer: one compilation for all.
-    upload, _ = cases.run_cohort(method, "mlp", state, COHORT, key=jax.random.key(i))
+    upload, _ = cases.run_cohort(method, "linear", state, COHORT, key=jax.random.key(i))
     params = trees.map_prunable(drop, cases.as_upload(upload).variables["params"])
     upload = upload._replace(variables={**upload.variables, "params": params})
     before = cases.flat_kernels(state.variables["params"])
     with jax.numpy_dtype_promotion("standard"):  # optax.adam is not made for strictness
-      state, _ = cases.server(method, "mlp", server=optimizer)(state, upload)
-    after, is_dropped = (
-      cases.flat_kernels(state.variables["params"]),
-      cases.flat_kernels(params) == 0,
-    )
-    assert np.isfinite(after).all() and (before[is_dropped] != 0).any()
-    assert (after[is_dropped] == 0).all()
-    assert (after[~is_dropped] != before[~is_dropped]).all()
+      state, _ = cases.server(method, "linear", server=optimizer)(state, upload)
+    after = cases.flat_kernels(state.variables["params"])
+    is_kept = cases.flat_kernels(params) != 0
+    num_lost += np.count_nonzero(before[~is_kept])
+    assert np.isfinite(after).all()
+    assert (after[~is_kept] == 0).all()
+    assert (after[is_kept] != before[is_kept]).all()
+  assert num_lost > 0

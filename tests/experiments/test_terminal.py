@@ -31,14 +31,14 @@ def test_lines_are_few_and_include_the_first_and_the_last(clock, capsys):
     clock.now += 30  # compilation
     for i in range(1, 51):
       clock.now += 0.1
-      update(i, {"train_loss": 0.5, "global_sparsity": 0.95})
+      update(i, {"train_loss": 0.5, "prunable_sparsity": 0.95})
   rounds = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
   assert rounds[0] == "1/50" and rounds[-1] == "50/50"
   assert 3 <= len(rounds) <= 5
 
 
 def test_a_line_reads_as_documented(clock, capsys):
-  row = {"train_loss": 0.53, "test_accuracy": 0.912, "global_sparsity": 0.95}
+  row = {"train_loss": 0.53, "test_accuracy": 0.912, "prunable_sparsity": 0.95}
   values = "train_loss 0.53  test_accuracy 0.912  sparsity 0.950"
   with terminal.progress(200) as update:
     clock.now += 30
@@ -83,8 +83,8 @@ def test_a_terminal_gets_a_bar_that_keeps_the_last_evaluation(monkeypatch):
   screen = Terminal()
   monkeypatch.setattr(sys, "stdout", screen)
   with terminal.progress(20) as update:
-    update(10, {"train_loss": 0.5, "test_accuracy": 0.9, "global_sparsity": 0.95})
-    update(20, {"train_loss": 0.25, "test_accuracy": None, "global_sparsity": 0.95})
+    update(10, {"train_loss": 0.5, "test_accuracy": 0.9, "prunable_sparsity": 0.95})
+    update(20, {"train_loss": 0.25, "test_accuracy": None, "prunable_sparsity": 0.95})
   last = screen.getvalue()
   for text in ("compiling", "20/20", "loss 0.25", "acc 0.900", "sparsity 0.950"):
     assert text in last
