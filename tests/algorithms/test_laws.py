@@ -131,14 +131,16 @@ class TestReproducible:
     cases.assert_same_bits(self.run(method, start, 2), first)
     assert not cases.same_bits(self.run(method, start, 2, seed=4)[0], first[0])
 
-  @pytest.mark.parametrize("rounds_per_call", [3, 5])
-  def test_a_continued_run_is_the_uninterrupted_one(self, method, rounds_per_call):
+  def test_a_continued_run_is_the_uninterrupted_one(self, method):
     start = cases.start(method, "linear")
     whole, rows = self.run(method, start, 5)
-    half, first = self.run(method, start, 2, rounds_per_call=rounds_per_call)
-    end, last = self.run(method, half, 3, rounds_per_call=rounds_per_call)
-    cases.assert_same_bits(end, whole)
-    cases.assert_same_bits(jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, last), rows)
+    # How many rounds a call may do is no method's business: one method stands for all.
+    for rounds_per_call in (5, 3) if method == "sparsyfed" else (5,):
+      half, first = self.run(method, start, 2, rounds_per_call=rounds_per_call)
+      end, last = self.run(method, half, 3, rounds_per_call=rounds_per_call)
+      cases.assert_same_bits(end, whole)
+      parts = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, last)
+      cases.assert_same_bits(parts, rows)
 
   def test_any_round_can_be_recomputed_alone(self, method):
     start = cases.start(method, "linear")
