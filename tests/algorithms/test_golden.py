@@ -218,15 +218,13 @@ class TestSparsyFed:
   @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
   @pytest.mark.parametrize("beta", [1.25, 1.0])
   def test_zeros_stay_for_ever_with_beta_above_one(self, beta, optimizer):
-    state = cases.start(
-      "sparsyfed", "linear", cases.hyper(beta=beta, client_lr=1.0), server=optimizer
-    )
+    state = cases.start("sparsyfed", "mlp", cases.hyper(beta=beta, client_lr=1.0), server=optimizer)
     zeros, num_regrown, regrowth = [], 0, 0.0
     for i in range(5):
       numbers = [(3, 0, 5), (6, 3, 4), (2, 1, 0)][i % 3]
-      upload, sums = cases.run_cohort("sparsyfed", "linear", state, numbers, key=jax.random.key(i))
+      upload, sums = cases.run_cohort("sparsyfed", "mlp", state, numbers, key=jax.random.key(i))
       with jax.numpy_dtype_promotion("standard"):  # optax.adam is not made for strictness
-        state, _ = cases.server("sparsyfed", "linear", server=optimizer)(state, upload)
+        state, _ = cases.server("sparsyfed", "mlp", server=optimizer)(state, upload)
       zeros.append(cases.flat_kernels(state.variables["params"]) == 0)
       num_regrown += (zeros[-2] & ~zeros[-1]).sum() if i else 0
       regrowth += float(sums["client_regrowth"].value)

@@ -157,8 +157,8 @@ class TestEvaluate:
     expected = self.expected(method, "linear", logits.astype(np.float64))
     cases.assert_close(self.scores(method, "linear"), expected, 1e-5)
 
-  def test_the_model_computes_with_its_statistics(self):
-    method = "sparsyfed"
+  @every_method
+  def test_the_model_computes_with_its_statistics_and_without_masks(self, method):
     model = cases.algorithm(method, "batchnorm").model(cases.trained(method, "batchnorm"))
     x = cases.problem("batchnorm").x_test
     logits = np.asarray(cases.MODELS["batchnorm"][0].apply(model, x, train=False), np.float64)
