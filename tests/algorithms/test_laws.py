@@ -146,6 +146,20 @@ class TestReproducible:
 
 
 @every_method
+def test_the_server_optimizer_remembers(method):
+  # Twice to u = w / 2, with momentum 0.9. First w - u = w / 2 is subtracted. Then nothing is left
+  # but 0.9 w / 2, and w / 20 remains.
+  state = cases.start(method, "linear", server="momentum")
+  upload, _ = cases.run_cohort(method, "linear", state, COHORT)
+  half = jax.tree.map(lambda leaf: leaf / 2, state.variables)
+  upload = cases.as_upload(upload)._replace(variables=half, weight=jnp.float32(1))
+  expected = jax.tree.map(lambda leaf: leaf / 20, state.variables)
+  for _ in range(2):
+    state, _ = cases.server(method, "linear", server="momentum")(state, upload)
+  cases.assert_close(state.variables, expected, 1e-6)
+
+
+@every_method
 @pytest.mark.parametrize("optimizer", cases.SERVER_OPTIMIZERS)
 def test_what_nobody_keeps_is_zero_whatever_the_server_optimizer(method, optimizer):
   state = cases.start(method, "mlp", server=optimizer)
