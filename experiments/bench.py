@@ -24,7 +24,7 @@ from flax import linen as nn
 from jax import lax
 
 from experiments import flags
-from experiments.build import choose_chunk
+from experiments.build import choose_chunk, make_hyper
 from experiments.environment import describe_environment
 from sparsyfed_jax import trees
 from sparsyfed_jax.algorithms import ALGORITHMS
@@ -32,11 +32,12 @@ from sparsyfed_jax.fed.algorithm import Setup
 from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.cohort import Federation
 from sparsyfed_jax.fed.hyper import Hyper
+from sparsyfed_jax.fed.optimizers import sgd
 from sparsyfed_jax.fed.schedules import constant
 from sparsyfed_jax.fed.simulation import simulate
-from sparsyfed_jax.fed.task import Task, classification
+from sparsyfed_jax.fed.task import Task, classification, plain_layers
 from sparsyfed_jax.models import CNN, MLP
-from sparsyfed_jax.ops import PLAIN, kth_magnitude
+from sparsyfed_jax.ops import kth_magnitude
 from sparsyfed_jax.types import Batch
 
 LEAST_CALL_SECONDS = 0.2  # of one timed call, so that its overhead does not count
@@ -109,7 +110,7 @@ def measure_rounds(
   """
   workload = WORKLOADS[name]
   task = classification(workload.model, workload.shape)
-  setup = Setup(task, LocalTraining(workload.batch_size, 1, optax.sgd), optax.sgd, constant)
+  setup = Setup(task, LocalTraining(workload.batch_size, 1, sgd()), optax.sgd, constant)
   chunk = choose_chunk(clients_per_chunk, workload.model, workload.clients_per_round)
   simulation = simulate(
     ALGORITHMS[algorithm](setup),
@@ -177,18 +178,17 @@ def measure_selection(repeats: int) -> dict[str, Any]:
 
 
 def _hyper() -> Hyper:
-  values = dict(
-    rounds=1000,
-    client_lr=0.1,
-    client_lr_final=0.1,
-    weight_decay=0,
-    server_lr=1,
-    density=0.05,
-    ramp_rounds=0,
-    beta=1.25,
-    activation_floor=0,
+  return make_hyper(
+    flags.resolve(
+      flags.DEFAULTS._replace(
+        rounds=1000,
+        client_lr=0.1,
+        client_lr_final=0.1,
+        weight_decay=0.0,
+        sparsity_schedule="constant",
+      )
+    )
   )
-  return Hyper(**{name: jnp.float32(value) for name, value in values.items()})
 
 
 def _random_federation(workload: Workload, key: jax.Array) -> Federation:
@@ -199,6 +199,7 @@ def _random_federation(workload: Workload, key: jax.Array) -> Federation:
     y=jax.random.randint(key, (num_examples,), 0, NUM_CLASSES),
     indices=jnp.arange(num_examples).reshape(shape),
     sizes=jnp.full(workload.num_clients, workload.examples_per_client),
+    density_scales=jnp.ones(workload.num_clients),
   )
 
 
@@ -211,7 +212,7 @@ def _flops_per_round(workload: Workload, task: Task) -> float:
   )
   key = jax.random.key(0)
   variables = task.init(key)
-  gradient = jax.grad(lambda v: task.loss(v, batch, PLAIN, key)[0])
+  gradient = jax.grad(lambda v: task.loss(v, batch, plain_layers, key)[0])
   analysis: Any = jax.jit(gradient).lower(variables).compile().cost_analysis()
   steps = math.ceil(workload.examples_per_client / workload.batch_size)
   return analysis["flops"] * steps * workload.clients_per_round

@@ -1,39 +1,31 @@
 """From flags to a simulation: data, partition, model, method."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+import math
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import linen as nn
 
-from experiments.flags import AUTO, Config, ConfigError
-from sparsyfed_jax.algorithms import ALGORITHMS
+from experiments.flags import AUTO, Config, ConfigError, ignored, options
+from sparsyfed_jax import trees
+from sparsyfed_jax.algorithms import ALGORITHMS, OPTIONS
 from sparsyfed_jax.data import partition, sources
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.cohort import Federation
 from sparsyfed_jax.fed.hyper import Hyper
-from sparsyfed_jax.fed.schedules import SPARSITY_SCHEDULES
+from sparsyfed_jax.fed.optimizers import SERVER_OPTIMIZERS, ClientOptimizer, adamw, clipped, sgd
+from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES
+from sparsyfed_jax.fed.server import CLIENT_WEIGHTS
 from sparsyfed_jax.fed.simulation import Keys, Simulation, make_keys, simulate
 from sparsyfed_jax.fed.task import classification
-from sparsyfed_jax.models import CNN, MLP
+from sparsyfed_jax.models import CNN, MLP, ResNet18, SpeechResNet18, ViT
 
 EVAL_BATCH_SIZE = 500
 DEFAULT_NUM_CLIENTS = 100
 MAX_CHUNK = 128  # clients side by side, where nothing better was measured
-
-_SERVER_OPTIMIZERS: dict[str, Callable[[jax.Array], optax.GradientTransformation]] = {
-  "sgd": optax.sgd,
-  "momentum": partial(optax.sgd, momentum=0.9),
-  # The adaptivity of Reddi et al. 2021 (arXiv 2003.00295), whose moments start small.
-  "adagrad": partial(optax.adagrad, initial_accumulator_value=0.0, eps=1e-3),
-  "adam": partial(optax.adam, b1=0.9, b2=0.99, eps=1e-3),
-  "yogi": partial(optax.yogi, b1=0.9, b2=0.99, eps=1e-3),
-}
 
 
 class Experiment(NamedTuple):
@@ -69,15 +61,23 @@ def build(config: Config) -> Experiment:
       f"--clients_per_round={config.clients_per_round}: must be at most the"
       f" {len(parts)} clients of the data"
     )
-  indices, sizes = partition.stack_clients(parts)
+  indices, sizes = map(jnp.asarray, partition.stack_clients(parts))
   task = classification(model, input_shape, dataset.mean, dataset.std)
   setup = Setup(
     task=task,
-    local=LocalTraining(config.batch_size, config.local_epochs, optax.sgd),
-    server_optimizer=_SERVER_OPTIMIZERS[config.server_optimizer],
+    local=LocalTraining(
+      config.batch_size,
+      config.local_epochs,
+      _client_optimizer(config),
+      is_proximal=config.proximal_mu > 0,
+    ),
+    server_optimizer=SERVER_OPTIMIZERS[config.server_optimizer],
     sparsity_schedule=SPARSITY_SCHEDULES[config.sparsity_schedule],
+    rate_schedule=RATE_SCHEDULES[config.client_lr_schedule],
+    client_weight=CLIENT_WEIGHTS[config.client_weighting],
+    is_heterogeneous=bool(config.client_sparsities),
   )
-  algorithm = ALGORITHMS[config.algorithm](setup)
+  algorithm = _make_algorithm(config, setup)
   chunk = choose_chunk(config.clients_per_chunk, model, config.clients_per_round)
   simulation = simulate(
     algorithm,
@@ -102,7 +102,13 @@ def build(config: Config) -> Experiment:
   return Experiment(
     algorithm=algorithm,
     simulation=simulation,
-    federation=Federation(*map(jnp.asarray, (dataset.x_train, dataset.y_train, indices, sizes))),
+    federation=Federation(
+      x=jnp.asarray(dataset.x_train),
+      y=jnp.asarray(dataset.y_train),
+      indices=indices,
+      sizes=sizes,
+      density_scales=_density_scales(config, len(parts), keys.partition),
+    ),
     x_test=jnp.asarray(dataset.x_test),
     y_test=jnp.asarray(dataset.y_test),
     hyper=make_hyper(config),
@@ -111,33 +117,74 @@ def build(config: Config) -> Experiment:
   )
 
 
+def _client_optimizer(config: Config) -> ClientOptimizer:
+  if config.client_optimizer == "adamw":
+    optimizer: ClientOptimizer = adamw
+  else:
+    optimizer = sgd(config.client_momentum, nesterov=config.client_optimizer == "nesterov")
+  return clipped(optimizer, config.client_clip_norm) if config.client_clip_norm else optimizer
+
+
+def _make_algorithm(config: Config, setup: Setup) -> Algorithm:
+  names = ", ".join(setup.task.layer_names)
+  for flag in ("reparam_exclude", "zerofl_exclude"):
+    pattern = getattr(config, flag)
+    is_found = any(map(trees.name_finder(pattern), setup.task.layer_names))
+    if pattern and flag not in ignored(config) and not is_found:
+      raise ConfigError(f"--{flag}={pattern}: must find a layer of --model={config.model}: {names}")
+  make = ALGORITHMS[config.algorithm]
+  if config.algorithm not in OPTIONS:
+    return make(setup)
+  return make(setup, OPTIONS[config.algorithm](**options(config)))
+
+
+def _density_scales(config: Config, num_clients: int, key: jax.Array) -> jax.Array:
+  """Deals --client_sparsities to the clients at random; (num_clients,) float32."""
+  if not config.client_sparsities:
+    return jnp.ones(num_clients)
+  scales = (1 - np.array(config.client_sparsities)) / (1 - config.sparsity)
+  ends = np.round(np.cumsum(config.client_sparsity_shares) * num_clients).astype(int)
+  sorted_scales = np.repeat(scales, np.diff(ends, prepend=0))
+  order = partition.generator(jax.random.fold_in(key, 1)).permutation(num_clients)
+  return jnp.asarray(sorted_scales[order], jnp.float32)
+
+
 def make_hyper(config: Config) -> Hyper:
   """Makes the values that the state carries of resolved flags."""
-  values = dict(
-    rounds=config.rounds,
-    client_lr=config.client_lr,
-    client_lr_final=config.client_lr_final,
-    weight_decay=config.weight_decay,
-    server_lr=config.server_lr,
-    density=1 - config.sparsity,
-    ramp_rounds=config.sparsity_ramp_rounds,
-    beta=config.beta,
-    activation_floor=config.activation_floor,
-  )
+  values = {
+    **{name: getattr(config, name) for name in Hyper._fields if hasattr(config, name)},
+    "density": 1 - config.sparsity,
+    "ramp_rounds": config.sparsity_ramp_rounds,
+  }
   return Hyper(**{name: jnp.float32(value) for name, value in values.items()})
 
 
 def _make_model(config: Config, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+  def refuse(needs: str) -> NoReturn:
+    raise ConfigError(
+      f"--model={config.model}: needs {needs}, but an example of --dataset={config.dataset} has"
+      f" shape {input_shape}; --model=mlp takes any"
+    )
+
+  is_image = len(input_shape) == 3
   if config.model == "mlp":
     return MLP(num_classes)
-  model = CNN(num_classes)
-  least = 2 * len(model.channels) + 2
-  if len(input_shape) != 3 or min(input_shape[:2]) < least:
-    raise ConfigError(
-      f"--model=cnn: needs images of at least {least}x{least} pixels, but an example of"
-      f" --dataset={config.dataset} has shape {input_shape}; --model=mlp takes any"
-    )
-  return model
+  if config.model == "speech_resnet18":
+    if math.prod(input_shape) != max(input_shape):
+      refuse("a waveform of one channel")
+    return SpeechResNet18(num_classes, norm=config.norm)
+  if config.model == "resnet18":
+    return ResNet18(num_classes, norm=config.norm) if is_image else refuse("images")
+  if config.model == "vit":
+    vit = ViT(num_classes)
+    if not is_image or any(side % vit.patch for side in input_shape[:2]):
+      refuse(f"images whose sides are multiples of {vit.patch} pixels")
+    return vit
+  cnn = CNN(num_classes)
+  least = 2 * len(cnn.channels) + 2
+  if not is_image or min(input_shape[:2]) < least:
+    refuse(f"images of at least {least}x{least} pixels")
+  return cnn
 
 
 def _deal(config: Config, dataset: sources.Dataset, key: jax.Array) -> list[np.ndarray]:
@@ -145,12 +192,12 @@ def _deal(config: Config, dataset: sources.Dataset, key: jax.Array) -> list[np.n
     if not dataset.num_clients:
       raise ConfigError(
         f"--partition=natural: --dataset={config.dataset} has no clients of its own;"
-        " an npz file names them in client_train or client"
+        " an npz file names them in client_train or client, a tfds set in a feature like client_id"
       )
     if config.num_clients not in (None, dataset.num_clients):
       raise ConfigError(
         f"--num_clients={config.num_clients}: must be left out or {dataset.num_clients},"
-        " the number of clients in the file"
+        " the number of clients in the data"
       )
     return partition.natural(dataset.client_train, dataset.num_clients)
   labels = dataset.y_train

@@ -1,26 +1,59 @@
 """The flags of a run, their defaults, and what is refused before anything is compiled."""
 
 import math
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from absl import flags
 
-from sparsyfed_jax.algorithms import ALGORITHMS, IGNORED_HYPER
-from sparsyfed_jax.fed.schedules import SPARSITY_SCHEDULES
+from sparsyfed_jax.algorithms import ALGORITHMS, HETEROGENEOUS, READS_HYPER
+from sparsyfed_jax.algorithms.flash import AGGREGATIONS
+from sparsyfed_jax.algorithms.flash import FORMS as FLASH_FORMS
+from sparsyfed_jax.algorithms.sparsyfed import ACTIVATION_THRESHOLDS, REPARAMETERISATIONS, UPLOADS
+from sparsyfed_jax.algorithms.static import MASKS
+from sparsyfed_jax.algorithms.zerofl import FORMS as ZEROFL_FORMS
+from sparsyfed_jax.algorithms.zerofl import UPLINKS
+from sparsyfed_jax.fed.optimizers import SERVER_OPTIMIZERS
+from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES
+from sparsyfed_jax.fed.server import CLIENT_WEIGHTS
+from sparsyfed_jax.models.norm import Norm
 
-MODELS = ("mlp", "cnn")
+MODELS = ("mlp", "cnn", "resnet18", "speech_resnet18", "vit")
+NORMS = ("batch", "group")
 PARTITIONS = ("dirichlet", "dirichlet_per_class", "iid", "shards", "power_law", "natural")
-SERVER_OPTIMIZERS = ("sgd", "momentum", "adagrad", "adam", "yogi")
+CLIENT_OPTIMIZERS = ("sgd", "nesterov", "adamw")
 
 _FLAGS = flags.FLAGS
+# Flags of numbers that not every method reads, and where they go.
 _HYPER_OF_FLAG = {
   "sparsity": "density",
   "sparsity_schedule": "ramp_rounds",
   "sparsity_ramp_rounds": "ramp_rounds",
   "beta": "beta",
   "activation_floor": "activation_floor",
+  "zerofl_mask_ratio": "zerofl_mask_ratio",
+  "flash_warmup_rounds": "flash_warmup_rounds",
+  "flash_warmup_epochs": "flash_warmup_epochs",
+  "flash_update_every": "flash_update_every",
+  "flash_drop_rate": "flash_drop_rate",
+  "feddst_update_every": "feddst_update_every",
+  "feddst_update_until": "feddst_update_until",
+  "feddst_drop_rate": "feddst_drop_rate",
+}
+# Flags that choose the form of a method: the method, the field of its Options, what is known.
+_OPTION_OF_FLAG: dict[str, tuple[str, str, tuple[str, ...]]] = {
+  "activation_threshold": ("sparsyfed", "activation_threshold", ACTIVATION_THRESHOLDS),
+  "reparam_exclude": ("sparsyfed", "reparam_exclude", ()),
+  "reparameterisation": ("sparsyfed", "reparameterisation", REPARAMETERISATIONS),
+  "upload": ("sparsyfed", "upload", UPLOADS),
+  "zerofl_uplink": ("zerofl", "uplink", UPLINKS),
+  "zerofl_form": ("zerofl", "form", ZEROFL_FORMS),
+  "zerofl_exclude": ("zerofl", "exclude", ()),
+  "flash_form": ("flash", "form", FLASH_FORMS),
+  "flash_aggregation": ("flash", "aggregation", AGGREGATIONS),
+  "static_mask": ("static", "mask", MASKS),
 }
 AUTO = "auto"
 
@@ -34,19 +67,46 @@ class Config(NamedTuple):
 
   dataset: str
   model: str
+  norm: Norm
   algorithm: str
   sparsity: float
   sparsity_schedule: str
   sparsity_ramp_rounds: int | None
   beta: float
   activation_floor: float
+  activation_threshold: str
+  reparam_exclude: str
+  reparameterisation: str
+  upload: str
+  zerofl_uplink: str
+  zerofl_form: str
+  zerofl_exclude: str
+  zerofl_mask_ratio: float
+  flash_form: str
+  flash_aggregation: str
+  flash_warmup_rounds: int
+  flash_warmup_epochs: int
+  flash_update_every: int
+  flash_drop_rate: float
+  feddst_update_every: int
+  feddst_update_until: int | None
+  feddst_drop_rate: float
+  static_mask: str
   num_clients: int | None
   clients_per_round: int
+  client_sparsities: tuple[float, ...]
+  client_sparsity_shares: tuple[float, ...]
+  client_weighting: str
   rounds: int
   local_epochs: int
   batch_size: int
   client_lr: float
   client_lr_final: float | None
+  client_lr_schedule: str
+  client_optimizer: str
+  client_momentum: float
+  client_clip_norm: float
+  proximal_mu: float
   weight_decay: float
   server_optimizer: str
   server_lr: float
@@ -63,19 +123,46 @@ class Config(NamedTuple):
 DEFAULTS = Config(
   dataset="digits",
   model="cnn",
+  norm="batch",
   algorithm="sparsyfed",
   sparsity=0.95,
   sparsity_schedule="cubic",
   sparsity_ramp_rounds=None,
   beta=1.25,
   activation_floor=0.0,
+  activation_threshold="batch",
+  reparam_exclude="",
+  reparameterisation="powerprop",
+  upload="weights",
+  zerofl_uplink="weights",
+  zerofl_form="paper",
+  zerofl_exclude="",
+  zerofl_mask_ratio=0.0,
+  flash_form="spdst",
+  flash_aggregation="mean",
+  flash_warmup_rounds=1,
+  flash_warmup_epochs=10,
+  flash_update_every=1,
+  flash_drop_rate=0.25,
+  feddst_update_every=10,
+  feddst_update_until=None,
+  feddst_drop_rate=0.5,
+  static_mask="random",
   num_clients=None,
   clients_per_round=10,
+  client_sparsities=(),
+  client_sparsity_shares=(),
+  client_weighting="size",
   rounds=100,
   local_epochs=5,
   batch_size=16,
   client_lr=0.5,
   client_lr_final=None,
+  client_lr_schedule="exponential",
+  client_optimizer="sgd",
+  client_momentum=0.0,
+  client_clip_norm=0.0,
+  proximal_mu=0.0,
   weight_decay=1e-3,
   server_optimizer="sgd",
   server_lr=1.0,
@@ -90,8 +177,10 @@ DEFAULTS = Config(
 )
 
 _HELP = dict(
-  dataset="digits (scikit-learn's, embedded), or npz:PATH (see the README for its arrays)",
+  dataset="digits (scikit-learn's, embedded), npz:PATH (see the README for its arrays), or"
+  " tfds:NAME (prepared by tensorflow-datasets)",
   model=f"one of {', '.join(MODELS)}",
+  norm="of the ResNets: batch or group",
   algorithm=f"one of {', '.join(sorted(ALGORITHMS))}",
   sparsity="share of the prunable weights that a client's upload leaves at 0, in [0, 1)",
   sparsity_schedule="how uploads become sparse: constant (the paper's: full sparsity from round 1),"
@@ -99,14 +188,49 @@ _HELP = dict(
   sparsity_ramp_rounds="rounds of the ramp; default: half of --rounds",
   beta="exponent of powerpropagation, at least 1; 1 turns it off",
   activation_floor="least share of activations kept in the backward pass, in [0, 1]",
+  activation_threshold="of sparsyfed: batch (exact, anew in every batch) or first_batch"
+  " (convolutions reuse that of the client's first batch of the round, as the release does)",
+  reparam_exclude="of sparsyfed: a regular expression; layers whose names it finds (such as"
+  " shortcut) are plain but take part in the ranking of the upload; empty for none",
+  reparameterisation="of sparsyfed: powerprop (the exponent is --beta) or spectral (each layer has"
+  " its own)",
+  upload="of sparsyfed: weights (the largest) or changes (the largest; keeps no mask)",
+  zerofl_uplink="what zerofl's clients send: the largest weights, masked_changes (the changes of"
+  " the largest weights) or changes (the largest)",
+  zerofl_form="paper, or comparison: as SparsyFed's authors ran it",
+  zerofl_exclude="of zerofl: a regular expression; layers whose names it finds are plain, as the"
+  " first layer always is; empty for none",
+  zerofl_mask_ratio="by how much more zerofl's clients send than they compute with; the paper"
+  " takes 0, 0.1 and 0.2",
+  flash_form="of flash: spdst, jmwst, pdst, nst (the paper's), or magnitude (as SparsyFed's authors"
+  " ran it)",
+  flash_aggregation="of flash: mean over all clients, or masked_mean over those that have a weight",
+  flash_warmup_rounds="rounds in which flash's clients look for layer densities (spdst, jmwst)",
+  flash_warmup_epochs="local epochs of those rounds",
+  flash_update_every="rounds between two masks (jmwst)",
+  flash_drop_rate="share of its weights that a flash client exchanges after the first epoch",
+  feddst_update_every="rounds between two readjustments of feddst",
+  feddst_update_until="round from which on feddst's masks stay; default: half of --rounds",
+  feddst_drop_rate="share of the weights that feddst exchanges at first",
+  static_mask="of static: random, erk (random, small layers denser) or saliency (SNIP)",
   num_clients="clients that share the training data; default: 100, or what a natural split has",
   clients_per_round="clients sampled each round, uniformly without replacement",
+  client_sparsities="comma list: sparsities of weaker clients, each at least --sparsity; with"
+  " --client_sparsity_shares",
+  client_sparsity_shares="comma list: shares of the clients that have each of --client_sparsities,"
+  " together 1",
+  client_weighting="of clients in the server's mean: size (examples, as FedAvg) or uniform",
   rounds="rounds of the run, over which the client's rate decays",
   local_epochs="passes of a client over its examples each round",
   batch_size="examples of a local step; a client's last batch of an epoch may be smaller",
-  client_lr="rate of the clients' SGD at the start",
-  client_lr_final="rate after the last round, approached exponentially; default: client_lr / 10",
-  weight_decay="L2 on all trained parameters, in the clients",
+  client_lr="rate of the clients at the start",
+  client_lr_final="rate after the last round; default: client_lr / 10",
+  client_lr_schedule=f"how the rate gets there; one of {', '.join(RATE_SCHEDULES)}",
+  client_optimizer=f"one of {', '.join(CLIENT_OPTIMIZERS)}; its state lasts one round",
+  client_momentum="of sgd and nesterov, in [0, 1)",
+  client_clip_norm="largest global norm of a step's gradient; 0 does not clip",
+  proximal_mu="coefficient of FedProx's term, which pulls clients towards what they received",
+  weight_decay="L2 on all trained parameters, in the clients; decoupled with adamw",
   server_optimizer=f"on the pseudo-gradient; one of {', '.join(SERVER_OPTIMIZERS)}",
   server_lr="rate of the server; 1 with sgd adopts the clients' mean",
   partition="how the training data is dealt to the clients: dirichlet (equal sizes, class"
@@ -130,11 +254,13 @@ def define(flag_values: flags.FlagValues = _FLAGS) -> None:
   types = Config.__annotations__
   definers: dict[Any, Callable[..., Any]] = {
     str: flags.DEFINE_string,
+    Norm: flags.DEFINE_string,
     str | None: flags.DEFINE_string,
     float: flags.DEFINE_float,
     float | None: flags.DEFINE_float,
     int: flags.DEFINE_integer,
     int | None: flags.DEFINE_integer,
+    tuple[float, ...]: flags.DEFINE_list,
   }
   for name, default in DEFAULTS._asdict().items():
     definers[types[name]](name, default, _HELP[name], flag_values=flag_values)
@@ -164,9 +290,19 @@ def read(flag_values: flags.FlagValues = _FLAGS) -> Config:
     ConfigError: a value is out of range, or two contradict each other.
   """
   values: dict[str, Any] = {name: flag_values[name].value for name in Config._fields}
+  for name in ("client_sparsities", "client_sparsity_shares"):
+    values[name] = _numbers(name, values[name])
   config = Config(**values)
   check(config)
   return config
+
+
+def _numbers(name: str, listed: Sequence[str | float]) -> tuple[float, ...]:
+  try:
+    return tuple(float(entry) for entry in listed)
+  except ValueError:
+    joined = ",".join(map(str, listed))
+    raise ConfigError(f"--{name}={joined}: must be numbers separated by commas") from None
 
 
 def check(config: Config) -> None:
@@ -186,17 +322,47 @@ def check(config: Config) -> None:
   require_one_of("model", MODELS)
   require_one_of("algorithm", tuple(sorted(ALGORITHMS)))
   require_one_of("sparsity_schedule", tuple(SPARSITY_SCHEDULES))
-  require_one_of("server_optimizer", SERVER_OPTIMIZERS)
+  require_one_of("server_optimizer", tuple(SERVER_OPTIMIZERS))
   require_one_of("partition", PARTITIONS)
+  require_one_of("norm", NORMS)
+  require_one_of("client_optimizer", CLIENT_OPTIMIZERS)
+  require_one_of("client_lr_schedule", tuple(RATE_SCHEDULES))
+  require_one_of("client_weighting", tuple(CLIENT_WEIGHTS))
+  for name, (_, _, known) in _OPTION_OF_FLAG.items():
+    if known:
+      require_one_of(name, known)
+    else:
+      require(_is_pattern(getattr(config, name)), name, "a regular expression")
   require(0 <= config.sparsity < 1, "sparsity", "at least 0 and below 1")
   require(1 <= config.beta < math.inf, "beta", "at least 1 and finite")
   require(0 <= config.activation_floor <= 1, "activation_floor", "between 0 and 1")
   for name in ("clients_per_round", "rounds", "local_epochs", "batch_size", "eval_every"):
     require(getattr(config, name) >= 1, name, "at least 1")
-  require(config.shards_per_client >= 1, "shards_per_client", "at least 1")
+  for name in ("shards_per_client", "flash_warmup_rounds", "flash_warmup_epochs"):
+    require(getattr(config, name) >= 1, name, "at least 1")
+  for name in ("flash_update_every", "feddst_update_every"):
+    require(getattr(config, name) >= 1, name, "at least 1")
+  for name in ("flash_drop_rate", "feddst_drop_rate"):
+    require(0 <= getattr(config, name) <= 1, name, "between 0 and 1")
+  require(
+    0 <= config.zerofl_mask_ratio <= config.sparsity or config.algorithm != "zerofl",
+    "zerofl_mask_ratio",
+    f"between 0 and --sparsity={config.sparsity}, or clients would send more than everything",
+  )
+  require(0 <= config.client_momentum < 1, "client_momentum", "at least 0 and below 1")
+  require(
+    config.client_momentum == 0 or config.client_optimizer != "adamw",
+    "client_momentum",
+    "left out with --client_optimizer=adamw, which has its own",
+  )
+  require(
+    config.client_momentum > 0 or config.client_optimizer != "nesterov",
+    "client_momentum",
+    "above 0 with --client_optimizer=nesterov",
+  )
   for name in ("client_lr", "server_lr", "dirichlet_alpha"):
     require(0 < getattr(config, name) < math.inf, name, "positive and finite")
-  for name in ("weight_decay", "power_law_exponent"):
+  for name in ("weight_decay", "power_law_exponent", "client_clip_norm", "proximal_mu"):
     require(0 <= getattr(config, name) < math.inf, name, "at least 0 and finite")
   require(0 <= config.seed < 2**32, "seed", "between 0 and 2^32 - 1")
   if config.client_lr_final is not None:
@@ -220,6 +386,9 @@ def check(config: Config) -> None:
       ramp,
       f"between 0 and --rounds={config.rounds}, or the target sparsity is never reached",
     )
+  if config.feddst_update_until is not None:
+    require(config.feddst_update_until >= 0, "feddst_update_until", "at least 0")
+  _check_client_sparsities(config, require)
   chunk = config.clients_per_chunk
   require(
     chunk == AUTO or (chunk.isascii() and chunk.isdigit() and int(chunk) >= 1),
@@ -228,19 +397,68 @@ def check(config: Config) -> None:
   )
 
 
+def _is_pattern(text: str) -> bool:
+  try:
+    re.compile(text)
+  except re.error:
+    return False
+  return True
+
+
+def _check_client_sparsities(config: Config, require: Callable[[bool, str, str], None]) -> None:
+  levels, shares = config.client_sparsities, config.client_sparsity_shares
+  if not levels and not shares:
+    return
+  require(
+    config.algorithm in HETEROGENEOUS,
+    "client_sparsities",
+    f"left out with --algorithm={config.algorithm}, whose clients all have one sparsity; one of"
+    f" {', '.join(HETEROGENEOUS)} can",
+  )
+  require(
+    all(config.sparsity <= level < 1 for level in levels),
+    "client_sparsities",
+    f"at least --sparsity={config.sparsity} and below 1",
+  )
+  require(
+    len(shares) == len(levels),
+    "client_sparsity_shares",
+    f"as many as --client_sparsities, which are {len(levels)}",
+  )
+  require(
+    all(share > 0 for share in shares) and math.isclose(sum(shares), 1, abs_tol=1e-6),
+    "client_sparsity_shares",
+    "positive and together 1",
+  )
+
+
+def options(config: Config) -> dict[str, str]:
+  """Collects the fields of the chosen method's Options."""
+  return {
+    field: getattr(config, flag)
+    for flag, (method, field, _) in _OPTION_OF_FLAG.items()
+    if method == config.algorithm
+  }
+
+
 def ignored(config: Config) -> list[str]:
   """Names the flags that the method does not read."""
-  hyper = IGNORED_HYPER[config.algorithm]
-  return [flag for flag, name in _HYPER_OF_FLAG.items() if name in hyper]
+  reads = READS_HYPER[config.algorithm]
+  numbers = [flag for flag, name in _HYPER_OF_FLAG.items() if name not in reads]
+  forms = [flag for flag, (method, _, _) in _OPTION_OF_FLAG.items() if method != config.algorithm]
+  return numbers + forms
 
 
 def notes(config: Config, flag_values: flags.FlagValues = _FLAGS) -> list[str]:
   """Says which flags were given in vain."""
-  return [
-    f"note: --{name} has no effect with --algorithm={config.algorithm}"
+  # A flag that bears the name of another method says so itself; presets set some of those.
+  prefixes = tuple(f"{name}_" for name in ALGORITHMS)
+  vain = [
+    f"--{name}"
     for name in ignored(config)
-    if flag_values[name].present
+    if flag_values[name].present and not name.startswith(prefixes)
   ]
+  return [f"note: no effect with --algorithm={config.algorithm}: {', '.join(vain)}"] if vain else []
 
 
 def resolve(config: Config) -> Config:
@@ -252,5 +470,8 @@ def resolve(config: Config) -> Config:
     ),
     sparsity_ramp_rounds=(
       ramp if config.sparsity_ramp_rounds is None else config.sparsity_ramp_rounds
+    ),
+    feddst_update_until=(
+      config.rounds // 2 if config.feddst_update_until is None else config.feddst_update_until
     ),
   )

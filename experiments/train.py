@@ -7,6 +7,7 @@ import datetime
 import math
 import os
 import pathlib
+import re
 import shutil
 import sys
 import time
@@ -192,12 +193,15 @@ def _print_setup(config: flags.Config, experiment: Experiment) -> None:
     flush=True,
   )
   if facts["natural_clients"] and config.partition != "natural":
-    print(f"note: the file has {facts['natural_clients']} clients; --partition=natural uses them")
+    print(
+      f"note: the data has {facts['natural_clients']} clients of its own; --partition=natural uses them"
+    )
 
 
 def _create_directory(config: flags.Config) -> pathlib.Path:
   now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-  data = pathlib.Path(config.dataset.removeprefix("npz:")).stem
+  kind, _, name = config.dataset.partition(":")
+  data = pathlib.Path(name).stem if kind == "npz" else re.sub("[^A-Za-z0-9]+", "-", name or kind)
   path = config.output_dir or pathlib.Path("runs") / f"{now}-{config.algorithm}-{data}"
   try:
     return create_run_dir(path)

@@ -1,5 +1,6 @@
 """Pytrees of parameters: which leaves are pruned, and their size."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,6 +52,18 @@ def split_prunable(
     return jax.tree_util.tree_unflatten(treedef, new)
 
   return [leaves[i] for i in places], rebuild
+
+
+def layer_names(params: Params) -> list[str]:
+  """Names the layers of the prunable leaves, in the order of `split_prunable`: `Conv_0`."""
+  flat, _ = jax.tree_util.tree_flatten_with_path(params)
+  return [path_name(path[:-1]) for path, leaf in flat if is_prunable(path, leaf)]
+
+
+def name_finder(pattern: str) -> Callable[[str], bool]:
+  """Makes a test of layers' names: whether a regular expression is found; "" finds nothing."""
+  found = re.compile(pattern)
+  return lambda name: bool(pattern) and found.search(name) is not None
 
 
 def map_prunable(fn: Callable[..., jax.Array], params: Params, *others: Params) -> Params:

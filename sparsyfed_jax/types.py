@@ -26,6 +26,7 @@ class ClientData(NamedTuple):
   y: jax.Array  # (num_examples,) int32
   indices: jax.Array  # (max_size,) int32 rows of x and y; those from `size` on are padding
   size: jax.Array  # () int32, the client's number of examples
+  density_scale: jax.Array  # () float32, what the client can hold, relative to the run's density
 
 
 class Mean(NamedTuple):

@@ -1,7 +1,7 @@
 """Federated averaging, dense.
 
 McMahan et al., Communication-efficient learning of deep networks from decentralized data, AISTATS
-2017, arXiv 1602.05629.
+2017, arXiv 1602.05629. With `LocalTraining.is_proximal` it is FedProx.
 """
 
 from functools import partial
@@ -11,9 +11,8 @@ import jax.numpy as jnp
 from sparsyfed_jax.fed import averaging
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.hyper import Hyper
-from sparsyfed_jax.fed.server import Upload
-from sparsyfed_jax.ops import PLAIN
-from sparsyfed_jax.types import ClientData, Key, Metrics, Variables
+from sparsyfed_jax.fed.rule import Rule
+from sparsyfed_jax.types import Key, Variables
 
 
 def fedavg(setup: Setup) -> Algorithm:
@@ -22,15 +21,10 @@ def fedavg(setup: Setup) -> Algorithm:
   def init(variables: Variables, hyper: Hyper, key: Key) -> averaging.State:
     return averaging.init(setup, variables, hyper._replace(density=jnp.float32(1)))
 
-  def client(download: averaging.Download, data: ClientData, key: Key) -> tuple[Upload, Metrics]:
-    return averaging.client(
-      setup, averaging.unchanged, lambda _: PLAIN, averaging.unchanged, download, data, key
-    )
-
   return Algorithm(
     init=init,
     broadcast=partial(averaging.broadcast, setup),
-    client=client,
+    client=partial(averaging.client, setup, Rule(), {}, averaging.all_trained),
     server=partial(averaging.server, setup),
     model=lambda state: state.variables,
   )

@@ -6,52 +6,122 @@ pruned; activations are pruned in the backward pass to each layer's own sparsity
 largest magnitude over the whole model are uploaded.
 """
 
+from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from sparsyfed_jax import trees
 from sparsyfed_jax.fed import averaging
-from sparsyfed_jax.fed.algorithm import Algorithm, Setup
+from sparsyfed_jax.fed.algorithm import Algorithm, Setup, require_one_of
 from sparsyfed_jax.fed.hyper import Hyper
-from sparsyfed_jax.fed.pruning import prune_globally
+from sparsyfed_jax.fed.rule import Memory, Rule
 from sparsyfed_jax.fed.server import Upload
-from sparsyfed_jax.ops import LayerOps, powerprop, powerprop_inverse, pruned_layers
+from sparsyfed_jax.fed.task import Layers
+from sparsyfed_jax.ops import (
+  PLAIN,
+  LayerOps,
+  activation_threshold,
+  first_found,
+  powerprop,
+  powerprop_inverse,
+  pruned_layers,
+  residual_layers,
+  spectral_exponent,
+)
 from sparsyfed_jax.types import Batch, ClientData, Key, Metrics, Params, Variables
 
+ACTIVATION_THRESHOLDS = ("batch", "first_batch")
+REPARAMETERISATIONS = ("powerprop", "spectral")
+UPLOADS = ("weights", "changes")
 
-def sparsyfed(setup: Setup) -> Algorithm:
+
+class Options(NamedTuple):
+  """The forms of SparsyFed."""
+
+  # When the threshold of a layer's activations is found: "batch", anew in every batch; or
+  # "first_batch", in convolutions only in the client's first batch of a round, as in the release.
+  activation_threshold: str = "batch"
+  # Layers whose names this regular expression finds are plain, but take part in the ranking of the
+  # upload; "" finds none. The reference runs leave the shortcuts of ResNets out.
+  reparam_exclude: str = ""
+  # "powerprop": the exponent is `Hyper.beta`; "spectral": each layer has its own, from its weights
+  # as the client receives them, and parameters start as the weights do.
+  reparameterisation: str = "powerprop"
+  # "weights": the largest parameters; "changes": the largest changes of parameters, which keep no
+  # mask, so that the server's model becomes dense.
+  upload: str = "weights"
+
+
+DEFAULT = Options()
+
+
+def sparsyfed(setup: Setup, options: Options = DEFAULT) -> Algorithm:
   """Makes SparsyFed, with any server optimizer."""
+  require_one_of("activation_threshold", options.activation_threshold, ACTIVATION_THRESHOLDS)
+  require_one_of("reparameterisation", options.reparameterisation, REPARAMETERISATIONS)
+  require_one_of("upload", options.upload, UPLOADS)
+  is_plain = trees.name_finder(options.reparam_exclude)
+
+  def exponents_of(theta: Params, beta: jax.Array) -> list[jax.Array]:
+    if options.reparameterisation == "spectral":
+      return [spectral_exponent(leaf) for leaf in trees.split_prunable(theta)[0]]
+    return [beta] * len(trees.split_prunable(theta)[0])
+
+  def powers(theta: Params, exponents: Sequence[jax.Array], inverse: bool = False) -> Params:
+    names, (leaves, rebuild) = trees.layer_names(theta), trees.split_prunable(theta)
+    power = powerprop_inverse if inverse else powerprop
+    triples = zip(names, leaves, exponents, strict=True)
+    return rebuild([leaf if is_plain(name) else power(leaf, e) for name, leaf, e in triples])
 
   def init(variables: Variables, hyper: Hyper, key: Key) -> averaging.State:
-    # The weights, not the parameters, have the plain initialisation (section 3 of the paper).
-    theta = trees.map_prunable(lambda w: powerprop_inverse(w, hyper.beta), variables["params"])
+    theta = variables["params"]
+    if options.reparameterisation == "powerprop":
+      # The weights, not the parameters, have the plain initialisation (section 3 of the paper).
+      theta = powers(theta, exponents_of(theta, hyper.beta), inverse=True)
     return averaging.init(setup, {**variables, "params": theta}, hyper)
 
   def client(download: averaging.Download, data: ClientData, key: Key) -> tuple[Upload, Metrics]:
-    def weights(theta: Params) -> Params:
-      return _weights(theta, download.beta)
+    hyper = download.hyper
+    received = averaging.receive(setup, download, data)
+    exponents = exponents_of(received["params"], hyper.beta)
 
-    def layers(batch: Batch) -> LayerOps:
-      return pruned_layers(batch.valid, download.activation_floor)
+    def weights(theta: Params, memory: Memory) -> Params:
+      return powers(theta, exponents)
 
-    def prune(theta: Params) -> Params:
-      return prune_globally(theta, download.density)
+    def layers(batch: Batch, memory: Memory) -> Layers:
+      anew = pruned_layers(batch.valid, hyper.activation_floor)
 
-    return averaging.client(setup, weights, layers, prune, download, data, key)
+      def layer(name: str) -> LayerOps:
+        if is_plain(name):
+          return PLAIN
+        if options.activation_threshold == "batch":
+          return anew
+        threshold = partial(activation_threshold, valid=batch.valid, floor=hyper.activation_floor)
+        once = residual_layers(first_found(threshold, memory, name))
+        return LayerOps(anew.dot_general, once.conv_general_dilated)
+
+      return layer
+
+    memory = {}
+    if options.activation_threshold == "first_batch":
+      memory = {name: jnp.float32(-1) for name in setup.task.layer_names}
+    rule = Rule(weights=weights, layers=layers)
+    return averaging.client(setup, rule, memory, select, download, data, key)
 
   def model(state: averaging.State) -> Variables:
-    weights = _weights(state.variables["params"], state.hyper.beta)
+    theta = state.variables["params"]
+    weights = powers(theta, exponents_of(theta, state.hyper.beta))
     return {**state.variables, "params": weights}
 
+  sends_changes = options.upload == "changes"
+  select = averaging.largest_changes if sends_changes else averaging.largest_trained
   return Algorithm(
     init=init,
     broadcast=partial(averaging.broadcast, setup),
     client=client,
-    server=partial(averaging.server, setup),
+    server=partial(averaging.server, setup, is_change=sends_changes),
     model=model,
   )
-
-
-def _weights(theta: Params, beta: jax.Array) -> Params:
-  return trees.map_prunable(lambda leaf: powerprop(leaf, beta), theta)

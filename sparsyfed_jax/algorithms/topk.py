@@ -10,10 +10,8 @@ from functools import partial
 from sparsyfed_jax.fed import averaging
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.hyper import Hyper
-from sparsyfed_jax.fed.pruning import prune_globally
-from sparsyfed_jax.fed.server import Upload
-from sparsyfed_jax.ops import PLAIN
-from sparsyfed_jax.types import ClientData, Key, Metrics, Params, Variables
+from sparsyfed_jax.fed.rule import Rule
+from sparsyfed_jax.types import Key, Variables
 
 
 def topk(setup: Setup) -> Algorithm:
@@ -22,16 +20,10 @@ def topk(setup: Setup) -> Algorithm:
   def init(variables: Variables, hyper: Hyper, key: Key) -> averaging.State:
     return averaging.init(setup, variables, hyper)
 
-  def client(download: averaging.Download, data: ClientData, key: Key) -> tuple[Upload, Metrics]:
-    def prune(params: Params) -> Params:
-      return prune_globally(params, download.density)
-
-    return averaging.client(setup, averaging.unchanged, lambda _: PLAIN, prune, download, data, key)
-
   return Algorithm(
     init=init,
     broadcast=partial(averaging.broadcast, setup),
-    client=client,
+    client=partial(averaging.client, setup, Rule(), {}, averaging.largest_trained),
     server=partial(averaging.server, setup),
     model=lambda state: state.variables,
   )

@@ -1,66 +1,43 @@
 """Data sets as plain arrays: scikit-learn's digits, and any data set saved as an .npz file.
 
 A file is checked when it is read, so that a mistake in it surfaces here, in one line that names the
-array, and not as a NaN or a shape error inside a compiled round.
+array, and not as a NaN or a shape error inside a compiled round. `load` also takes the sets that
+tensorflow_datasets has prepared, which `prepared` reads.
 """
 
 import os
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from sparsyfed_jax.data.partition import generator
+from sparsyfed_jax.data import prepared
+from sparsyfed_jax.data.dataset import PIXELS, DataError, Dataset, split_80_20
 
-# What is stored for each dtype that a file may hold, then mean and std: dtypes by kind and item
-# size, so that byte order does not matter. uint8 is (x / 255 - 0.5) / 0.5.
-_PIXELS = {
-  "u1": (np.uint8, 127.5, 127.5),
-  "i2": (np.int16, 0.0, 32768.0),
-  "f2": (np.float32, 0.0, 1.0),
-  "f4": (np.float32, 0.0, 1.0),
-  "f8": (np.float32, 0.0, 1.0),
-}
 _SPLIT = ("x_train", "y_train", "x_test", "y_test")
 _WHOLE = ("x", "y")
 _LAYOUTS = "x_train, y_train, x_test, y_test[, client_train] or x, y[, client]"
-
-
-class DataError(ValueError):
-  """Data that cannot be used; the one-line message names what is wrong and what would be right."""
-
-
-class Dataset(NamedTuple):
-  """A classification data set in host memory."""
-
-  name: str
-  x_train: np.ndarray  # (n, *shape) uint8, int16 or float32; images NHWC
-  y_train: np.ndarray  # (n,) int32 in [0, num_classes)
-  x_test: np.ndarray  # (m, *shape), dtype of x_train
-  y_test: np.ndarray  # (m,) int32
-  client_train: np.ndarray  # (n,) int32 in [0, num_clients); (0,) without a natural split
-  num_clients: int  # natural clients, those without training examples included; 0 without a split
-  num_classes: int
-  mean: float  # a model sees (x - mean) / std
-  std: float
 
 
 def load(name: str, key: jax.Array) -> Dataset:
   """Loads the data set that the flag --dataset names.
 
   Args:
-    name: 'digits' or 'npz:PATH'.
+    name: 'digits', 'npz:PATH' or 'tfds:NAME', a set that tensorflow_datasets has prepared.
     key: a JAX PRNG key; decides the train/test split where the source has none.
 
   Raises:
-    DataError: the name is unknown or the file cannot be used.
+    DataError: the name is unknown or the data cannot be used.
   """
   kind, _, path = name.partition(":")
   if name == "digits":
     return digits(key)
   if kind == "npz" and path:
     return npz(path, key)
-  raise DataError(f"--dataset={name}: unknown data set, must be 'digits' or 'npz:PATH'")
+  if kind == "tfds" and path:
+    return prepared.load(path, key)
+  raise DataError(
+    f"--dataset={name}: unknown data set, must be 'tfds:NAME', 'digits' or 'npz:PATH'"
+  )
 
 
 def digits(key: jax.Array) -> Dataset:
@@ -73,7 +50,7 @@ def digits(key: jax.Array) -> Dataset:
 
   bunch = load_digits()
   x, y = bunch.images.astype(np.uint8)[..., None], bunch.target.astype(np.int32)
-  train, test = _split(len(y), key)
+  train, test = split_80_20(len(y), key)
   no_clients = np.zeros(0, np.int32)
   return Dataset("digits", x[train], y[train], x[test], y[test], no_clients, 0, 10, 8.0, 8.0)
 
@@ -104,7 +81,7 @@ def npz(path: str, key: jax.Array) -> Dataset:
     if len(y) < 2:
       raise DataError(f"{path}: x: holds {len(y)} example, must be 2 or more to be split 80/20")
     clients, num_clients = _clients(path, arrays, "client", len(y))
-    train, test = _split(len(y), key)
+    train, test = split_80_20(len(y), key)
     x_train, y_train, x_test, y_test = x[train], y[train], x[test], y[test]
     clients = clients[train] if num_clients else clients
   else:
@@ -120,17 +97,10 @@ def npz(path: str, key: jax.Array) -> Dataset:
   if num_classes < 2:
     raise DataError(f"{path}: labels: are all 0, must be of 2 or more classes")
   name = os.path.splitext(os.path.basename(path))[0]
-  _, mean, std = _PIXELS[x_train.dtype.str[1:]]
+  _, mean, std = PIXELS[x_train.dtype.str[1:]]
   return Dataset(
     name, x_train, y_train, x_test, y_test, clients, num_clients, num_classes, mean, std
   )
-
-
-def _split(num_examples: int, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-  """Returns train and test indices, one example in five (at least one) for the test."""
-  order = generator(key).permutation(num_examples)
-  num_test = max(1, num_examples // 5)
-  return np.sort(order[num_test:]), np.sort(order[:num_test])
 
 
 def _read(path: str) -> dict[str, np.ndarray]:
@@ -200,10 +170,10 @@ def _examples(
     raise DataError(f"{where}: has shape {x.shape}, must be (n, features) or (n, h, w, channels)")
   if not x.size:
     raise DataError(f"{where}: has shape {x.shape}, is empty; must hold at least one example")
-  if x.dtype.str[1:] not in _PIXELS:
+  if x.dtype.str[1:] not in PIXELS:
     raise DataError(f"{where}: is {x.dtype}, must be uint8, int16, float16, float32 or float64")
   with np.errstate(over="ignore"):  # a float64 too large becomes infinite, and is then reported
-    x = x.astype(_PIXELS[x.dtype.str[1:]][0], copy=False)
+    x = x.astype(PIXELS[x.dtype.str[1:]][0], copy=False)
   if x.dtype.kind == "f" and not np.isfinite(x).all():
     bad = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(1))
     raise DataError(

@@ -12,15 +12,16 @@ Four pure functions make a round, a fifth reads the model out. The laws, tested 
    pseudo-gradient, because the difference of two rounded weights is almost never 0.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import optax
 
 from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.hyper import Hyper
-from sparsyfed_jax.fed.schedules import SparsitySchedule
+from sparsyfed_jax.fed.optimizers import ServerOptimizer
+from sparsyfed_jax.fed.schedules import RateSchedule, SparsitySchedule, exponential_rate
+from sparsyfed_jax.fed.server import by_size
 from sparsyfed_jax.fed.task import Task
 from sparsyfed_jax.types import ClientData, Key, Metrics, Variables
 
@@ -30,8 +31,11 @@ class Setup(NamedTuple):
 
   task: Task
   local: LocalTraining
-  server_optimizer: Callable[[jax.Array], optax.GradientTransformation]  # of a learning rate
+  server_optimizer: ServerOptimizer
   sparsity_schedule: SparsitySchedule
+  rate_schedule: RateSchedule = exponential_rate
+  client_weight: Callable[[jax.Array], jax.Array] = by_size  # of a client's size, () float32
+  is_heterogeneous: bool = False  # whether clients differ in `density_scale`
 
 
 class Algorithm(NamedTuple):
@@ -47,3 +51,13 @@ class Algorithm(NamedTuple):
   client: Callable[[Any, ClientData, Key], tuple[Any, Metrics]]  # one client's round -> upload
   server: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]  # upload: summed over the cohort
   model: Callable[[Any], Variables]  # state -> variables with which the plain model predicts
+
+
+def require_one_of(name: str, value: str, known: Sequence[str]) -> None:
+  """Checks an option of a method.
+
+  Raises:
+    ValueError: naming the option, its value and what is known.
+  """
+  if value not in known:
+    raise ValueError(f"{name}={value!r}: must be one of {', '.join(known)}")

@@ -7,14 +7,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sparsyfed_jax import trees
 from sparsyfed_jax.fed import server as server_step
 from sparsyfed_jax.fed.algorithm import Setup
-from sparsyfed_jax.fed.client import exchange_metrics, train
+from sparsyfed_jax.fed.client import exchange_metrics
 from sparsyfed_jax.fed.hyper import Hyper
+from sparsyfed_jax.fed.pruning import prune_globally
+from sparsyfed_jax.fed.rule import Memory, Rates, Rule, train_by
 from sparsyfed_jax.fed.schedules import client_lr_at, density_at
 from sparsyfed_jax.fed.server import Upload, weigh
-from sparsyfed_jax.ops import LayerOps
-from sparsyfed_jax.types import Batch, ClientData, Key, Metrics, Params, Variables
+from sparsyfed_jax.types import ClientData, Key, Metrics, Params, Variables
+
+# What is sent of the parameters: (received, trained, density) -> pytree like them.
+Selection = Callable[[Params, Params, jax.Array], Params]
 
 
 class State(NamedTuple):
@@ -30,16 +35,10 @@ class Download(NamedTuple):
   """What every client of a round receives."""
 
   variables: Variables
-  client_lr: jax.Array  # () float32, as all below
-  weight_decay: jax.Array
-  density: jax.Array  # to prune to before the upload
-  beta: jax.Array
-  activation_floor: jax.Array
-
-
-def unchanged(params: Params) -> Params:
-  """Returns its argument: no reparameterisation, or nothing pruned."""
-  return params
+  rates: Rates
+  density: jax.Array  # () float32, to prune to before the upload
+  received_density: jax.Array  # () float32, that of the round before
+  hyper: Hyper
 
 
 def init(setup: Setup, variables: Variables, hyper: Hyper) -> State:
@@ -48,68 +47,113 @@ def init(setup: Setup, variables: Variables, hyper: Hyper) -> State:
   return State(jnp.int32(0), dict(variables), optimizer.init(variables["params"]), hyper)
 
 
+def rates_at(setup: Setup, hyper: Hyper, round_number: jax.Array) -> Rates:
+  """Makes the numbers of local training of a round."""
+  lr = client_lr_at(setup.rate_schedule, hyper, round_number)
+  return Rates(lr, hyper.weight_decay, hyper.proximal_mu)
+
+
 def broadcast(setup: Setup, state: State) -> Download:
   """Makes what the clients of the coming round receive."""
   hyper = state.hyper
   number = state.round + 1
   return Download(
     variables=state.variables,
-    client_lr=client_lr_at(hyper, number),
-    weight_decay=hyper.weight_decay,
+    rates=rates_at(setup, hyper, number),
     density=density_at(setup.sparsity_schedule, hyper, number),
-    beta=hyper.beta,
-    activation_floor=hyper.activation_floor,
+    # The first model is sent dense, whatever the schedule.
+    received_density=jnp.where(
+      state.round == 0, 1.0, density_at(setup.sparsity_schedule, hyper, state.round)
+    ),
+    hyper=hyper,
   )
+
+
+def all_trained(received: Params, trained: Params, density: jax.Array) -> Params:
+  """Sends everything."""
+  return trained
+
+
+def largest_trained(received: Params, trained: Params, density: jax.Array) -> Params:
+  """Sends the parameters of largest magnitude of the whole model."""
+  return prune_globally(trained, density)
+
+
+def largest_changes(received: Params, trained: Params, density: jax.Array) -> Params:
+  """Sends the largest changes of the whole model's prunable parameters, and all others whole."""
+  return prune_globally(trees.map_prunable(jnp.subtract, trained, received), density)
 
 
 def client(
   setup: Setup,
-  weights: Callable[[Params], Params],
-  layers: Callable[[Batch], LayerOps],
-  prune: Callable[[Params], Params],
+  rule: Rule,
+  memory: Memory,
+  select: Selection,
   download: Download,
   data: ClientData,
   key: Key,
 ) -> tuple[Upload, Metrics]:
-  """Trains what was received and weighs what is left after pruning.
+  """Trains what was received and weighs what is selected of it.
 
   Args:
     setup: of the method.
-    weights: makes the weights that layers compute with of the trained parameters.
-    layers: makes what layers compute with in the training steps of a batch.
-    prune: sets parameters to 0 before the upload.
+    rule: of local training.
+    memory: what the rule starts from.
+    select: what is sent.
     download: what the client received.
     data: its examples.
-    key: decides their order.
+    key: of the client's round.
   """
-
-  def grad_fn(
-    variables: Variables, batch: Batch, key: Key
-  ) -> tuple[Params, tuple[Variables, Metrics]]:
-    def loss(params: Params) -> tuple[jax.Array, tuple[Variables, Metrics]]:
-      computing = {**variables, "params": weights(params)}
-      return setup.task.loss(computing, batch, layers(batch), key)
-
-    return jax.grad(loss, has_aux=True)(variables["params"])
-
-  optimizer = optax.chain(
-    optax.add_decayed_weights(download.weight_decay), setup.local.optimizer(download.client_lr)
+  received = receive(setup, download, data)
+  trained, _, metrics = train_by(
+    rule, setup.task, setup.local, download.rates, received, memory, data, key
   )
-  trained, metrics = train(
-    setup.local, grad_fn, optimizer, unchanged, download.variables, data, key
-  )
-  pruned = {**trained, "params": prune(trained["params"])}
-  metrics |= exchange_metrics(download.variables, pruned, data.size)
-  return weigh(pruned, data.size), metrics
+  sent = select(received["params"], trained["params"], scaled(download.density, data))
+  upload = {**trained, "params": sent}
+  metrics |= exchange_metrics(download.variables, upload, data.size)
+  return weigh(upload, setup.client_weight(data.size)), metrics
 
 
-def server(setup: Setup, state: State, upload: Upload) -> tuple[State, dict[str, jax.Array]]:
-  """Takes one step towards the mean of the uploads; statistics of the model become their mean."""
-  target = server_step.mean(upload, state.variables)
+def receive(setup: Setup, download: Download, data: ClientData) -> Variables:
+  """Makes what a client starts from: what was sent, pruned to what this client can hold.
+
+  With clients of one density nothing is pruned: what was sent is the union of their masks.
+  """
+  if not setup.is_heterogeneous:
+    return download.variables
+  density = scaled(download.received_density, data)
+  params = prune_globally(download.variables["params"], density)
+  return {**download.variables, "params": params}
+
+
+def scaled(density: jax.Array, data: ClientData) -> jax.Array:
+  """Makes a client's own density of the run's; () float32, at most 1."""
+  return jnp.where(density < 1, jnp.minimum(density * data.density_scale, 1), 1)
+
+
+def server(
+  setup: Setup, state: State, upload: Upload, is_change: bool = False
+) -> tuple[State, dict[str, jax.Array]]:
+  """Takes one step towards the mean of the uploads; statistics of the model become their mean.
+
+  Args:
+    setup: of the method.
+    state: before the round.
+    upload: summed over the cohort.
+    is_change: whether clients sent the change of prunable parameters instead of their values.
+  """
+  nobody = state.variables
+  if is_change:
+    unmoved = trees.map_prunable(jnp.zeros_like, state.variables["params"])
+    nobody = {**state.variables, "params": unmoved}
+  target = server_step.mean(upload, nobody)
+  if is_change:
+    moved = trees.map_prunable(jnp.add, target["params"], state.variables["params"])
+    target = {**target, "params": moved}
   optimizer = setup.server_optimizer(state.hyper.server_lr)
   params, opt_state = server_step.step(
     optimizer, state.opt_state, state.variables["params"], target["params"]
   )
   new = State(state.round + 1, {**target, "params": params}, opt_state, state.hyper)
   sent = broadcast(setup, state)
-  return new, {"client_lr": sent.client_lr, "target_sparsity": 1 - sent.density}
+  return new, {"client_lr": sent.rates.client_lr, "target_sparsity": 1 - sent.density}

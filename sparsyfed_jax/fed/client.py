@@ -9,6 +9,7 @@ import optax
 from jax import lax
 
 from sparsyfed_jax.data.batches import num_batches, shuffle, take_batch
+from sparsyfed_jax.fed.optimizers import ClientOptimizer
 from sparsyfed_jax.metrics.cost import payload_bytes
 from sparsyfed_jax.metrics.masks import regrowth
 from sparsyfed_jax.types import Batch, ClientData, Key, Mean, Metrics, Params, Variables, weighted
@@ -16,20 +17,31 @@ from sparsyfed_jax.types import Batch, ClientData, Key, Mean, Metrics, Params, V
 # Gradients with respect to "params", then the new state of the model and metrics.
 GradFn = Callable[[Variables, Batch, Key], tuple[Params, tuple[Variables, Metrics]]]
 
+_AFTER_EPOCH = 2**31 - 1  # no epoch has as many steps
+
 
 class LocalTraining(NamedTuple):
   """How every client trains."""
 
   batch_size: int
-  epochs: int
-  optimizer: Callable[[jax.Array], optax.GradientTransformation]  # of a learning rate
+  epochs: int | jax.Array
+  optimizer: ClientOptimizer
+  is_proximal: bool = False  # whether FedProx's term is computed
+
+
+class Hooks(NamedTuple):
+  """What happens to a client's variables besides gradient steps; the defaults do nothing."""
+
+  before_step: Callable[[Variables], Variables] = lambda variables: variables
+  # (variables, number of the epoch from 0, key) -> variables
+  after_epoch: Callable[[Variables, jax.Array, Key], Variables] = lambda variables, *_: variables
 
 
 def train(
   local: LocalTraining,
   grad_fn: GradFn,
   optimizer: optax.GradientTransformation,
-  project: Callable[[Params], Params],
+  hooks: Hooks,
   variables: Variables,
   data: ClientData,
   key: Key,
@@ -44,8 +56,9 @@ def train(
     local: batch size and epochs.
     grad_fn: gradients of a batch.
     optimizer: makes updates of the gradients.
-    project: applied to the parameters after each step; a mask, or the identity.
-    variables: what the client starts from.
+    hooks: what else happens to the variables.
+    variables: what the client starts from; collections other than "params" are what `grad_fn`
+      makes of them.
     data: the client's examples.
     key: decides order and dropout.
 
@@ -59,23 +72,33 @@ def train(
 
     def run_step(step: jax.Array, carry: Any) -> Any:
       variables, opt_state, metrics = carry
+      variables = hooks.before_step(variables)
       batch = take_batch(shuffled, step, local.batch_size)
       grads, (state, scores) = grad_fn(variables, batch, jax.random.fold_in(epoch_key, step))
       updates, opt_state = optimizer.update(grads, opt_state, variables["params"])
-      params = project(optax.apply_updates(variables["params"], updates))
-      metrics = jax.tree.map(jnp.add, metrics, _train_metrics(scores))
+      params = optax.apply_updates(variables["params"], updates)
+      metrics = jax.tree.map(jnp.add, metrics, train_metrics(scores))
       return {**state, "params": params}, opt_state, metrics
 
-    return lax.fori_loop(0, num_batches(data, local.batch_size), run_step, carry)
+    carry = lax.fori_loop(0, num_batches(data, local.batch_size), run_step, carry)
+    variables, *rest = carry
+    return hooks.after_epoch(variables, epoch, jax.random.fold_in(epoch_key, _AFTER_EPOCH)), *rest
 
   zero = Mean(jnp.float32(0), jnp.float32(0))
   carry = (
     dict(variables),
     optimizer.init(variables["params"]),
-    _train_metrics({"loss": zero, "accuracy": zero}),
+    train_metrics({"loss": zero, "accuracy": zero}),
   )
   trained, _, metrics = lax.fori_loop(0, local.epochs, run_epoch, carry)
   return trained, metrics
+
+
+def last_batch(local: LocalTraining, data: ClientData, key: Key) -> Batch:
+  """Takes the last batch of the last epoch of `train` with the same data and key."""
+  shuffled = shuffle(jax.random.fold_in(key, local.epochs - 1), data)
+  last = jnp.maximum(num_batches(data, local.batch_size) - 1, 0)
+  return take_batch(shuffled, last, local.batch_size)
 
 
 def exchange_metrics(download: Variables, upload: Variables, size: jax.Array) -> Metrics:
@@ -95,5 +118,5 @@ def exchange_metrics(download: Variables, upload: Variables, size: jax.Array) ->
   }
 
 
-def _train_metrics(scores: Metrics) -> Metrics:
+def train_metrics(scores: Metrics) -> Metrics:
   return {"train_loss": scores["loss"], "train_accuracy": scores["accuracy"]}

@@ -17,6 +17,7 @@ class Federation(NamedTuple):
   y: jax.Array  # (num_examples,) int32
   indices: jax.Array  # (num_clients, max_size) int32 rows of x and y, padded
   sizes: jax.Array  # (num_clients,) int32
+  density_scales: jax.Array  # (num_clients,) float32, relative to the run's density
 
 
 def sum_over_clients(
@@ -51,6 +52,7 @@ def sum_over_clients(
       federation.y,
       federation.indices[number],
       jnp.where(is_present, federation.sizes[number], 0),
+      federation.density_scales[number],
     )
     return client(download, data, jax.random.fold_in(key, number))
 

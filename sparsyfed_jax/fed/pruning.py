@@ -1,11 +1,16 @@
-"""Pruning a whole model at once."""
+"""Pruning of a whole model: globally, layer by layer, at random."""
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from sparsyfed_jax import trees
-from sparsyfed_jax.ops import topk_mask
-from sparsyfed_jax.types import Params
+from sparsyfed_jax.ops import count_one, largest_mask, topk_mask
+from sparsyfed_jax.types import Key, Params
+
+# One bool array for each prunable leaf, in the order of `trees.split_prunable`.
+Masks = list[jax.Array]
 
 
 def prune_globally(params: Params, density: jax.Array) -> Params:
@@ -18,6 +23,55 @@ def prune_globally(params: Params, density: jax.Array) -> Params:
   Returns:
     Pytree like `params`; leaves that are not prunable are untouched.
   """
+  return apply_masks(params, topk_mask(trees.split_prunable(params)[0], density))
+
+
+def apply_masks(params: Params, masks: Masks) -> Params:
+  """Sets the prunable parameters outside the masks to 0."""
   kernels, rebuild = trees.split_prunable(params)
-  masks = topk_mask(kernels, density)
   return rebuild([jnp.where(mask, leaf, 0) for mask, leaf in zip(masks, kernels, strict=True)])
+
+
+def largest_masks(params: Params, densities: Sequence[jax.Array] | jax.Array) -> Masks:
+  """Marks the largest prunable parameters of each layer.
+
+  Args:
+    params: pytree of parameters.
+    densities: () float32 share to keep of each prunable leaf.
+  """
+  kernels, _ = trees.split_prunable(params)
+  return [
+    largest_mask(leaf, num_kept(leaf, share))
+    for leaf, share in zip(kernels, densities, strict=True)
+  ]
+
+
+def random_masks(params: Params, densities: Sequence[jax.Array] | jax.Array, key: Key) -> Masks:
+  """Marks a random share of each layer's prunable parameters; arguments as in `largest_masks`."""
+  kernels, _ = trees.split_prunable(params)
+  keys = jax.random.split(key, max(len(kernels), 1))
+  return [
+    largest_mask(positive_noise(one_key, leaf.shape), num_kept(leaf, share))
+    for one_key, leaf, share in zip(keys, kernels, densities, strict=False)
+  ]
+
+
+def positive_noise(key: Key, shape: tuple[int, ...]) -> jax.Array:
+  """Draws float32 numbers in (0, 1] to rank entries by."""
+  return 1 - jax.random.uniform(key, shape)
+
+
+def num_kept(leaf: jax.Array, density: jax.Array) -> jax.Array:
+  """Computes the budget of a layer; () int32."""
+  return jnp.round(density * leaf.size).astype(jnp.int32)
+
+
+def mask_densities(masks: Masks) -> jax.Array:
+  """Computes the share of True in each mask; (num_layers,) float32."""
+  return jnp.stack([count_one(mask).astype(jnp.float32) / mask.size for mask in masks])
+
+
+def overall_density(densities: jax.Array, params: Params) -> jax.Array:
+  """Computes the density of all layers together of those of each; () float32."""
+  sizes = jnp.array([leaf.size for leaf in trees.split_prunable(params)[0]], jnp.float32)
+  return jnp.sum(densities * sizes) / jnp.sum(sizes)

@@ -10,6 +10,8 @@ from sparsyfed_jax.fed.hyper import Hyper
 
 # Share of the way from dense to the target density, as a function of the share of the ramp done.
 SparsitySchedule: TypeAlias = Callable[[jax.Array], jax.Array]
+# (rate of round 0, rate of the last round, share of the rounds done) -> rate
+RateSchedule: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def constant(progress: jax.Array) -> jax.Array:
@@ -53,10 +55,39 @@ def density_at(schedule: SparsitySchedule, hyper: Hyper, round_number: jax.Array
   return hyper.density + (1 - hyper.density) * (1 - schedule(progress))
 
 
-def client_lr_at(hyper: Hyper, round_number: jax.Array) -> jax.Array:
-  """Computes the exponentially decaying rate lr_0 (lr_T / lr_0)^(t / T) of round t.
+def exponential_rate(first: jax.Array, last: jax.Array, share: jax.Array) -> jax.Array:
+  """Falls by the same factor each round, lr_0 (lr_T / lr_0)^(t / T), as SparsyFed's does."""
+  return first * (last / first) ** share
+
+
+def linear_rate(first: jax.Array, last: jax.Array, share: jax.Array) -> jax.Array:
+  """Falls by the same amount each round."""
+  return first + (last - first) * share
+
+
+def cosine_rate(first: jax.Array, last: jax.Array, share: jax.Array) -> jax.Array:
+  """Falls slowly at both ends (Loshchilov & Hutter, SGDR, ICLR 2017, arXiv 1608.03983)."""
+  return last + (first - last) * (1 + jnp.cos(jnp.pi * share)) / 2
+
+
+def constant_rate(first: jax.Array, last: jax.Array, share: jax.Array) -> jax.Array:
+  """Keeps the first rate."""
+  return first
+
+
+RATE_SCHEDULES: dict[str, RateSchedule] = {
+  "exponential": exponential_rate,
+  "linear": linear_rate,
+  "cosine": cosine_rate,
+  "constant": constant_rate,
+}
+
+
+def client_lr_at(schedule: RateSchedule, hyper: Hyper, round_number: jax.Array) -> jax.Array:
+  """Computes the clients' rate in a round.
 
   Args:
+    schedule: the form of the decay.
     hyper: whose rates are positive.
     round_number: () int32 from 1.
 
@@ -64,4 +95,4 @@ def client_lr_at(hyper: Hyper, round_number: jax.Array) -> jax.Array:
     () float32.
   """
   share = round_number.astype(jnp.float32) / hyper.rounds
-  return hyper.client_lr * (hyper.client_lr_final / hyper.client_lr) ** share
+  return schedule(hyper.client_lr, hyper.client_lr_final, share)

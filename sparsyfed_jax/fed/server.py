@@ -20,9 +20,21 @@ class Upload(NamedTuple):
   weight: jax.Array  # () float32
 
 
-def weigh(variables: Variables, size: jax.Array) -> Upload:
-  """Multiplies a client's model by its number of examples."""
-  weight = size.astype(jnp.float32)
+def by_size(size: jax.Array) -> jax.Array:
+  """Weighs clients by their numbers of examples, as FedAvg does."""
+  return size.astype(jnp.float32)
+
+
+def alike(size: jax.Array) -> jax.Array:
+  """Weighs all clients that have an example alike."""
+  return (size > 0).astype(jnp.float32)
+
+
+CLIENT_WEIGHTS = {"size": by_size, "uniform": alike}
+
+
+def weigh(variables: Variables, weight: jax.Array) -> Upload:
+  """Multiplies a client's model by its weight, () float32."""
   return Upload(jax.tree.map(lambda leaf: weight * leaf, dict(variables)), weight)
 
 

@@ -92,7 +92,7 @@ def simulate(
   def evaluate(state: Any, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
     variables = algorithm.model(state)
     size = y.shape[0]
-    data = ClientData(x, y, jnp.arange(size), jnp.int32(size))
+    data = ClientData(x, y, jnp.arange(size), jnp.int32(size), jnp.float32(1))
 
     def body(_: None, step: jax.Array) -> Any:
       return None, task.evaluate(variables, take_batch(data, step, eval_batch_size))
@@ -148,11 +148,11 @@ def run_round(
   return new_state, {
     "round": number,
     **{name: mean.value for name, mean in sums.items()},
-    **server_metrics,
     "global_sparsity": global_sparsity(after["params"]),
     "prunable_sparsity": prunable_sparsity(after["params"]),
     "server_regrowth": regrowth(before["params"], after["params"]),
     "downlink_bytes": payload_bytes(before),
     "examples": sums["train_loss"].weight,
     "clients": sums["uplink_bytes"].weight,
+    **server_metrics,  # a method may know better what it sends
   }

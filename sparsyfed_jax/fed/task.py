@@ -1,6 +1,7 @@
 """What is learned: a model, a loss, and how stored examples become the model's input."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,11 +9,18 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from sparsyfed_jax.ops import LayerOps
+from sparsyfed_jax.ops import PLAIN, LayerOps
 from sparsyfed_jax.types import Batch, Key, Mean, Metrics, Variables
 
+# What the layer of a name ("BasicBlock_0/Conv_1") computes with.
+Layers = Callable[[str], LayerOps]
 # Mean loss of a batch, the new state of the model ("batch_stats" and the like), and metrics.
-LossFn = Callable[[Variables, Batch, LayerOps, Key], tuple[jax.Array, tuple[Variables, Metrics]]]
+LossFn = Callable[[Variables, Batch, Layers, Key], tuple[jax.Array, tuple[Variables, Metrics]]]
+
+
+def plain_layers(name: str) -> LayerOps:
+  """Leaves all layers as they are."""
+  return PLAIN
 
 
 class Task(NamedTuple):
@@ -21,6 +29,7 @@ class Task(NamedTuple):
   init: Callable[[Key], Variables]
   loss: LossFn
   evaluate: Callable[[Variables, Batch], Metrics]
+  layer_names: tuple[str, ...]  # of the layers with injected operations, in the order of computing
 
 
 def classification(
@@ -44,18 +53,20 @@ def classification(
     return dict(variables)
 
   def loss(
-    variables: Variables, batch: Batch, ops: LayerOps, key: Key
+    variables: Variables, batch: Batch, layers: Layers, key: Key
   ) -> tuple[jax.Array, tuple[Variables, Metrics]]:
+    ops, interceptor = _named(layers)
     layered: Any = model.clone(ops=ops)
     state_names = [name for name in variables if name != "params"]
-    logits, state = layered.apply(
-      variables,
-      prepare(batch.x),
-      train=True,
-      valid=batch.valid,
-      mutable=state_names,
-      rngs={"dropout": key},
-    )
+    with nn.intercept_methods(interceptor):
+      logits, state = layered.apply(
+        variables,
+        prepare(batch.x),
+        train=True,
+        valid=batch.valid,
+        mutable=state_names,
+        rngs={"dropout": key},
+      )
     metrics = _score(logits, batch)
     # A batch without a valid example has loss 0, not 0 / 0.
     return metrics["loss"].total / jnp.maximum(metrics["loss"].weight, 1.0), (state, metrics)
@@ -64,7 +75,44 @@ def classification(
     logits: Any = model.apply(variables, prepare(batch.x), train=False, valid=batch.valid)
     return _score(logits, batch)
 
-  return Task(init, loss, evaluate)
+  return Task(init, loss, evaluate, _layer_names(model, input_shape))
+
+
+def _named(layers: Layers) -> tuple[LayerOps, Callable[..., Any]]:
+  """Makes operations that know in which layer they are, with flax's word for the layer."""
+  inside: list[str] = []
+
+  def interceptor(
+    method: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
+  ) -> Any:
+    inside.append("/".join(context.module.path))
+    try:
+      return method(*args, **kwargs)
+    finally:
+      inside.pop()
+
+  def dot_general(*args: Any, **kwargs: Any) -> jax.Array:
+    return layers(inside[-1]).dot_general(*args, **kwargs)
+
+  def conv_general_dilated(*args: Any, **kwargs: Any) -> jax.Array:
+    return layers(inside[-1]).conv_general_dilated(*args, **kwargs)
+
+  return LayerOps(dot_general, conv_general_dilated), interceptor
+
+
+def _layer_names(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[str, ...]:
+  names: dict[str, None] = {}
+
+  def note(name: str) -> LayerOps:
+    names[name] = None
+    return PLAIN
+
+  ops, interceptor = _named(note)
+  layered: Any = model.clone(ops=ops)
+  with nn.intercept_methods(interceptor):
+    x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    jax.eval_shape(partial(layered.init, train=False), jax.random.key(0), x)
+  return tuple(names)
 
 
 def _score(logits: jax.Array, batch: Batch) -> Metrics:

@@ -1,10 +1,12 @@
 """Bytes of a model on the wire, positions included."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
 from sparsyfed_jax import trees
-from sparsyfed_jax.ops import count_nonzero
+from sparsyfed_jax.ops import count_nonzero, count_one
 from sparsyfed_jax.types import Variables
 
 _VALUE_BYTES = 4
@@ -37,4 +39,13 @@ def payload_bytes(variables: Variables) -> jax.Array:
     indices = values * (1 + _INDEX_BYTES / _VALUE_BYTES)
     dense = jnp.float32(_VALUE_BYTES * leaf.size)
     total += jnp.minimum(dense, jnp.minimum(bitmap, indices))
+  return total
+
+
+def mask_bytes(masks: Sequence[jax.Array]) -> jax.Array:
+  """Counts the bytes of masks alone, each as a bitmap or as indices; () float32."""
+  total = jnp.float32(0)
+  for mask in masks:
+    indices = _INDEX_BYTES * count_one(mask).astype(jnp.float32)
+    total += jnp.minimum(indices, float((mask.size + 7) // 8))
   return total

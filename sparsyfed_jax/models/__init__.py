@@ -2,5 +2,8 @@
 
 from sparsyfed_jax.models.cnn import CNN
 from sparsyfed_jax.models.mlp import MLP
+from sparsyfed_jax.models.norm import BatchNorm
+from sparsyfed_jax.models.resnet import ResNet18, SpeechResNet18
+from sparsyfed_jax.models.vit import ViT
 
-__all__ = ["CNN", "MLP"]
+__all__ = ["CNN", "MLP", "BatchNorm", "ResNet18", "SpeechResNet18", "ViT"]

@@ -2,28 +2,49 @@
 
 from sparsyfed_jax.ops.conv import conv_general_dilated, conv_patches
 from sparsyfed_jax.ops.count import count_nonzero, count_one, count_true
-from sparsyfed_jax.ops.layers import PLAIN, LayerOps, pruned_layers
+from sparsyfed_jax.ops.densities import erk_densities
+from sparsyfed_jax.ops.layers import (
+  PLAIN,
+  LayerOps,
+  Threshold,
+  first_found,
+  pruned_layers,
+  residual_layers,
+)
 from sparsyfed_jax.ops.pool import max_pool
-from sparsyfed_jax.ops.pruned import activation_threshold, prune_residual
-from sparsyfed_jax.ops.reparam import powerprop, powerprop_inverse
-from sparsyfed_jax.ops.select import is_at_least, kth_magnitude, layerwise_mask, topk_mask
+from sparsyfed_jax.ops.pruned import activation_threshold, prune_residual, share_threshold
+from sparsyfed_jax.ops.reparam import powerprop, powerprop_inverse, spectral_exponent
+from sparsyfed_jax.ops.select import (
+  is_at_least,
+  kth_magnitude,
+  largest_mask,
+  layerwise_mask,
+  topk_mask,
+)
 
 __all__ = [
   "PLAIN",
   "LayerOps",
+  "Threshold",
   "activation_threshold",
   "conv_general_dilated",
   "conv_patches",
   "count_nonzero",
   "count_one",
   "count_true",
+  "erk_densities",
+  "first_found",
   "is_at_least",
   "kth_magnitude",
+  "largest_mask",
   "layerwise_mask",
   "max_pool",
   "powerprop",
   "powerprop_inverse",
   "prune_residual",
   "pruned_layers",
+  "residual_layers",
+  "share_threshold",
+  "spectral_exponent",
   "topk_mask",
 ]

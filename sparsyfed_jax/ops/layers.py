@@ -5,9 +5,10 @@ passes both on to its layers can be trained by every method here, unmodified.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from sparsyfed_jax.ops.conv import conv_general_dilated
@@ -22,6 +23,10 @@ class LayerOps(NamedTuple):
 
 
 PLAIN = LayerOps(lax.dot_general, conv_general_dilated)
+
+
+# The magnitude from which on a layer's input is kept, of the input and the weights.
+Threshold: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def pruned_layers(
@@ -39,12 +44,45 @@ def pruned_layers(
   Returns:
     Operations with the values of `plain`; only the weight gradient differs.
   """
+  return residual_layers(lambda x, w: activation_threshold(x, w, valid, floor), plain)
+
+
+def residual_layers(threshold: Threshold, plain: LayerOps = PLAIN) -> LayerOps:
+  """Makes layers that keep the large entries of their input for the backward pass.
+
+  Args:
+    threshold: decides what is large, for each call of a layer.
+    plain: the operations to prune.
+
+  Returns:
+    Operations with the values of `plain`; only the weight gradient differs.
+  """
 
   def pruned(op: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     def layer_op(lhs: jax.Array, rhs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-      threshold = activation_threshold(lhs, rhs, valid, floor)
-      return prune_residual(lambda x, w: op(x, w, *args, **kwargs))(lhs, rhs, threshold)
+      return prune_residual(lambda x, w: op(x, w, *args, **kwargs))(lhs, rhs, threshold(lhs, rhs))
 
     return layer_op
 
   return LayerOps(pruned(plain.dot_general), pruned(plain.conv_general_dilated))
+
+
+def first_found(threshold: Threshold, memory: dict[str, jax.Array], name: str) -> Threshold:
+  """Makes a threshold that is found once and then stays.
+
+  Args:
+    threshold: finds it.
+    memory: holds the threshold of each layer, () float32; negative where none is found yet. The
+      entry of this layer is replaced while a step is traced, and has to be handed to the next step.
+    name: of the layer.
+  """
+
+  def found(x: jax.Array, w: jax.Array) -> jax.Array:
+    def find() -> jax.Array:
+      return threshold(lax.stop_gradient(x), lax.stop_gradient(w)).astype(jnp.float32)
+
+    # A client alone pays for the first batch only; clients side by side for every batch.
+    memory[name] = lax.cond(memory[name] < 0, find, lambda: memory[name])
+    return memory[name].astype(x.dtype)
+
+  return found

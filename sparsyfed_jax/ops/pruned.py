@@ -61,11 +61,39 @@ def activation_threshold(
     () array of x's dtype: the k-th largest magnitude among the n entries of valid examples. k is
     ceil(n * nonzeros(w) / size(w)), exactly, or ceil(n * floor) in float32 if that is more.
   """
-  num_entries = count_one(valid) * (x.size // x.shape[0])
+  num_entries = _count_entries(x, valid)
   k = _ceil_of_share(num_entries, count_nonzero(w), w.size)
-  least = jnp.ceil(floor * num_entries.astype(jnp.float32)).astype(jnp.int32)
+  return _threshold_of(x, valid, jnp.maximum(k, _ceil_times(floor, num_entries)))
+
+
+def share_threshold(x: jax.Array, valid: jax.Array, share: jax.Array | float) -> jax.Array:
+  """Finds the magnitude from which on a given share of a layer's input is kept.
+
+  SWAT (Raihan & Aamodt, NeurIPS 2020, arXiv 2001.01969) keeps the same share in every layer.
+
+  Args:
+    x: (batch, ...) float input of the layer.
+    valid: (batch,) bool; False for padding, which counts neither in k nor in the ranking.
+    share: () to keep, in [0, 1]; may be traced.
+
+  Returns:
+    () array of x's dtype: the k-th largest magnitude among the n entries of valid examples, where k
+    is ceil(n * share) in float32.
+  """
+  return _threshold_of(x, valid, _ceil_times(share, _count_entries(x, valid)))
+
+
+def _count_entries(x: jax.Array, valid: jax.Array) -> jax.Array:
+  return count_one(valid) * (x.size // x.shape[0])
+
+
+def _ceil_times(share: jax.Array | float, num_entries: jax.Array) -> jax.Array:
+  return jnp.ceil(share * num_entries.astype(jnp.float32)).astype(jnp.int32)
+
+
+def _threshold_of(x: jax.Array, valid: jax.Array, k: jax.Array) -> jax.Array:
   rows = valid.reshape(-1, *[1] * (x.ndim - 1))
-  return kth_magnitude(jnp.where(rows, x, 0), jnp.maximum(k, least))
+  return kth_magnitude(jnp.where(rows, x, 0), k)
 
 
 def _ceil_of_share(n: jax.Array, part: jax.Array, whole: int) -> jax.Array:

@@ -70,9 +70,20 @@ def topk_mask(tree: Any, density: jax.Array | float) -> Any:
   if not leaves:
     return tree
   k = _num_kept(density, sum(leaf.size for leaf in leaves))
-  least = jnp.maximum(_keys(_kth_magnitude_of(leaves, k)), 1)  # zeros are never kept
-  masks = [(_keys(leaf) >= least) & (k >= 1) for leaf in leaves]
-  return jax.tree.unflatten(treedef, masks)
+  return jax.tree.unflatten(treedef, _mask_of(leaves, k))
+
+
+def largest_mask(x: jax.Array, k: jax.Array | int) -> jax.Array:
+  """Marks the k entries of largest magnitude of one array.
+
+  Args:
+    x: float array of any shape.
+    k: () integer, may be traced; 0 or less marks nothing.
+
+  Returns:
+    Bool array like x: more than k entries where magnitudes tie, fewer where fewer are not 0.
+  """
+  return _mask_of([x], jnp.asarray(k, jnp.int32))[0]
 
 
 def layerwise_mask(tree: Any, densities: Any) -> Any:
@@ -94,6 +105,11 @@ def _num_kept(density: jax.Array | float, num_entries: int) -> jax.Array:
   if isinstance(density, float | int):
     return jnp.asarray(round(density * num_entries), jnp.int32)
   return jnp.round(jnp.asarray(density, jnp.float32) * num_entries).astype(jnp.int32)
+
+
+def _mask_of(leaves: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
+  least = jnp.maximum(_keys(_kth_magnitude_of(leaves, k)), 1)  # zeros are never kept
+  return [(_keys(leaf) >= least) & (k >= 1) for leaf in leaves]
 
 
 def _kth_magnitude_of(leaves: Sequence[jax.Array], k: jax.Array) -> jax.Array:

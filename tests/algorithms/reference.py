@@ -1,178 +1,328 @@
-"""SparsyFed, Top-K and FedAvg on `cases.TinyCNN`, slow and plain, in NumPy's float64.
+"""FedAvg, Top-K, SparsyFed and ZeroFL on `cases.TinyCNN`, slow and plain, in NumPy's float64.
 
 Written from the papers: one client, one batch of examples without padding, one layer at a time.
-From the library comes only the order of the examples. Without pruned activations and with beta = 1
-it is Top-K, and with density = 1 besides FedAvg.
+From the library comes only the order of the examples. `reference_masked` has the methods whose
+masks are part of the server's state.
 """
 
+import re
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from sparsyfed_jax.data.batches import shuffle
-
-# Name, stride and padding; a dense layer is a 1x1 convolution of a 1x1 image.
-LAYERS = (("Conv_0", 1, 1), ("Conv_1", 2, 1), ("Conv_2", 1, 0), ("Dense_0", 1, 0))
+from sparsyfed_jax.types import ClientData, Key
+from tests.algorithms.reference_net import NAMES, Rule, each, loss_gradient, replace_kernels
 
 
 class Method(NamedTuple):
-  """What a client does."""
+  """A method's name, its options and the fields of `Hyper` as plain numbers."""
 
-  beta: float
-  density: float  # of the upload
-  prunes_activations: bool
-  floor: float
-  lr: float
-  weight_decay: float
+  name: str
+  options: dict[str, str]
+  values: dict[str, float]
+
+  def has(self, option, value):
+    return self.options.get(option) == value
+
+  def rate(self, number):
+    """The clients' learning rate in a round, counted from 1."""
+    share = number / self.values["rounds"]
+    return self.values["client_lr"] ** (1 - share) * self.values["client_lr_final"] ** share
 
 
-def run_round(method, params, clients, x, y, server_lr):
+class Client(NamedTuple):
+  """One client of a round."""
+
+  data: ClientData
+  key: Key
+  batch_size: int
+
+  @property
+  def size(self):
+    return int(self.data.size)
+
+  def batches(self, epoch):
+    """Lists the examples (x, y) of each batch, in the library's order."""
+    return self._batches(self.epoch_key(epoch))
+
+  def any_batch(self):
+    """Picks the batch of a client that does not train."""
+    return self._batches(self.key)[0]
+
+  def epoch_key(self, epoch):
+    return jax.random.fold_in(self.key, epoch)
+
+  def _batches(self, key):
+    order = np.asarray(shuffle(key, self.data).indices)[: self.size]
+    rows = [order[i : i + self.batch_size] for i in range(0, self.size, self.batch_size)]
+    return [(np.asarray(self.data.x)[one], np.asarray(self.data.y)[one]) for one in rows]
+
+
+class Report(NamedTuple):
+  """What a round's clients measured: means over the examples seen and over the clients."""
+
+  loss: float
+  regrowth: float
+
+
+def run_round(method, number, params, clients, epochs):
   """Runs a round.
 
   Args:
     method: a Method.
+    number: of the round, from 1.
     params: {layer: {"kernel", "bias"}}.
-    clients: a list of (size, batches), where batches are the rows of x and y in each step.
-    x: all examples.
-    y: their classes.
-    server_lr: of the server's gradient descent.
+    clients: a list of Client.
+    epochs: of each client.
 
   Returns:
-    The new params, the mean training loss, the mean client regrowth.
+    The new params, and a Report.
   """
-  theta = _map(lambda leaf: np.asarray(leaf, np.float64), params)
-  mean = _map(np.zeros_like, theta)
-  num_examples = sum(size for size, _ in clients)
-  losses, regrowth = [], 0.0
-  for size, batches in clients:
-    share = size / num_examples
-    end, seen = train(method, theta, x, y, batches)
-    end = top_k(end, method.density)
-    mean = _map(lambda total, leaf, p=share: total + p * leaf, mean, end)
+  theta = double(params)
+  mean = each(np.zeros_like, theta)
+  losses, regrown = [], 0.0
+  for client, share in shares(clients):
+    end, seen = train(method, number, client, theta, client_rule(method, theta), epochs)
+    sent = upload(method, theta, end)
+    mean = each(lambda total, leaf, p=share: total + p * leaf, mean, sent)
     losses += seen
-    grown = [(theta[name]["kernel"] == 0) & (end[name]["kernel"] != 0) for name in theta]
-    regrowth += share * np.concatenate([leaf.reshape(-1) for leaf in grown]).mean()
-
-  def step(old, goal):
-    return np.where(goal == 0, 0, old - server_lr * (old - goal))
-
-  return _map(step, theta, mean), np.mean(losses), regrowth
+    regrown += share * regrowth(theta, sent)
+  return server_step(method, theta, mean), Report(np.mean(losses), regrown)
 
 
-def train(method, theta, x, y, batches):
-  """Trains one client; returns its parameters and the loss of each example seen."""
+def double(params):
+  return each(lambda leaf: np.asarray(leaf, np.float64), params)
+
+
+def shares(clients):
+  """Pairs each client that has an example with its share of the examples."""
+  total = sum(client.size for client in clients)
+  return [(client, client.size / total) for client in clients if client.size > 0]
+
+
+def train(method, number, client, theta, rule, epochs, change=lambda theta, epoch: theta):
+  """Trains one client; returns its parameters and the loss of each example seen.
+
+  Args:
+    method, number, client: as in `run_round`.
+    theta: what it starts from.
+    rule: how its layers compute.
+    epochs: how many.
+    change: what happens after each step, with `epoch` None, and after each epoch.
+  """
+  rate, decay = method.rate(number), method.values["weight_decay"]
   losses = []
-  for rows in batches:
-    gradient, batch_losses = _gradient(method, theta, x[rows], y[rows])
-    losses.extend(batch_losses)
-    theta = _map(lambda t, g: t - method.lr * (g + method.weight_decay * t), theta, gradient)
+  for epoch in range(epochs):
+    for x, y in client.batches(epoch):
+      theta = rule.before_step(theta)
+      gradient, batch_losses = loss_gradient(rule, theta, x, y)
+      losses.extend(batch_losses)
+      theta = each(lambda t, g: t - rate * (g + decay * t), theta, gradient)
+      theta = change(theta, None)
+    theta = change(theta, epoch)
   return theta, losses
 
 
-def top_k(theta, density):
-  """Keeps the round(density * N) largest of all kernels' N magnitudes."""
-  magnitudes = np.concatenate([np.abs(layer["kernel"]).reshape(-1) for layer in theta.values()])
-  kept = int(np.round(density * magnitudes.size))
-  threshold = np.sort(magnitudes)[::-1][kept - 1]
-
-  def prune(leaf):
-    return np.where(np.abs(leaf) >= threshold, leaf, 0)
-
-  return {name: {**layer, "kernel": prune(layer["kernel"])} for name, layer in theta.items()}
+def server_step(method, theta, goal):
+  """Gradient descent towards the goal; what is 0 there becomes 0."""
+  rate = method.values["server_lr"]
+  moved = each(lambda old, new: old - rate * (old - new), theta, goal)
+  return replace_kernels(
+    moved,
+    {name: np.where(goal[name]["kernel"] == 0, 0, moved[name]["kernel"]) for name in NAMES},
+  )
 
 
-def batches_of(data, key, epochs, batch_size):
-  """Lists the rows of each batch of a client, in the library's order."""
-  orders = [
-    np.asarray(shuffle(jax.random.fold_in(key, epoch), data).indices)[: int(data.size)]
-    for epoch in range(epochs)
-  ]
-  return [order[i : i + batch_size] for order in orders for i in range(0, len(order), batch_size)]
+def regrowth(before, after):
+  """The share of the kernels' entries that are 0 before and not after."""
+  return np.mean((flat(before) == 0) & (flat(after) != 0))
 
 
-def _gradient(method, theta, x, y):
-  weights = {name: _psi(theta[name]["kernel"], method.beta) for name in theta}
-  inputs, outputs, h = [], [], np.asarray(x, np.float64)
-  for name, stride, padding in LAYERS:
-    w = weights[name]
-    if w.ndim == 2:
-      h, w = h.reshape(len(h), 1, 1, -1), w[None, None]
-    inputs.append(h)
-    outputs.append(_conv(h, w, stride, padding) + theta[name]["bias"])
-    h = np.maximum(outputs[-1], 0)
-  logits = outputs[-1].reshape(len(y), -1)
-  odds = np.exp(logits - logits.max(1, keepdims=True))
-  probabilities = odds / odds.sum(1, keepdims=True)
-  losses = -np.log(probabilities[np.arange(len(y)), y])
-  g = ((probabilities - np.eye(logits.shape[1])[y]) / len(y)).reshape(outputs[-1].shape)
-
-  gradient = {}
-  for i in reversed(range(len(LAYERS))):
-    name, stride, padding = LAYERS[i]
-    w = weights[name]
-    kept = inputs[i]
-    if method.prunes_activations:
-      kept = _prune_activations(kept, np.count_nonzero(w), w.size, method.floor)
-    shape = w.shape if w.ndim == 4 else (1, 1, *w.shape)
-    dw = _conv_dw(kept, g, shape, stride, padding).reshape(w.shape)
-    gradient[name] = {
-      "kernel": dw * _dpsi(theta[name]["kernel"], method.beta),
-      "bias": g.sum((0, 1, 2)),
-    }
-    if i > 0:
-      dx = _conv_dx(g, w.reshape(shape), inputs[i].shape, stride, padding)
-      g = dx.reshape(outputs[i - 1].shape) * (outputs[i - 1] > 0)
-  return gradient, losses
+def flat(theta):
+  return np.concatenate([theta[name]["kernel"].reshape(-1) for name in NAMES])
 
 
-def _psi(theta, beta):
-  return np.sign(theta) * np.abs(theta) ** beta
+def cut(magnitudes, kept):
+  """The kept-th largest of an array."""
+  return np.sort(magnitudes, axis=None)[::-1][kept - 1]
 
 
-def _dpsi(theta, beta):
-  return beta * np.abs(theta) ** (beta - 1)  # 0.0 ** 0.0 is 1
+def largest(magnitudes, kept):
+  """Marks the largest entries of an array, ties too, zeros never."""
+  if kept == 0:
+    return np.zeros(magnitudes.shape, bool)
+  return (magnitudes > 0) & (magnitudes >= cut(magnitudes, kept))
 
 
-def _prune_activations(x, num_nonzero, size, floor):
-  k = max(-(-x.size * num_nonzero // size), int(np.ceil(np.float32(floor) * np.float32(x.size))))
-  threshold = np.sort(np.abs(x).reshape(-1))[::-1][k - 1]
-  return np.where(np.abs(x) >= threshold, x, 0)
+def budget(share, size):
+  """A layer's number of weights."""
+  return int(np.round(min(share, 1) * size))
 
 
-def _windows(x, window, stride, padding):
-  """Yields each position of the kernel and what all windows have there, as a view."""
-  side = (x.shape[1] - window) // stride + 1
-  for i in range(window):
-    for j in range(window):
-      yield i, j, x[:, i : i + stride * side : stride, j : j + stride * side : stride]
-
-
-def _pad(x, padding):
-  return np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-
-
-def _conv(x, w, stride, padding):
-  x = _pad(x, padding)
-  return sum(view @ w[i, j] for i, j, view in _windows(x, len(w), stride, padding))
-
-
-def _conv_dw(x, g, shape, stride, padding):
-  dw = np.zeros(shape)
-  for i, j, view in _windows(_pad(x, padding), shape[0], stride, padding):
-    dw[i, j] = np.einsum("bhwc,bhwo->co", view, g)
-  return dw
-
-
-def _conv_dx(g, w, shape, stride, padding):
-  dx = _pad(np.zeros(shape), padding)
-  for i, j, view in _windows(dx, len(w), stride, padding):
-    view += g @ w[i, j].T
-  return dx[:, padding : dx.shape[1] - padding, padding : dx.shape[2] - padding]
-
-
-def _map(fn, *trees):
+def largest_of_all(theta, density):
+  """Marks the largest magnitudes of all kernels together; returns {layer: mask}."""
+  magnitudes = np.abs(flat(theta))
+  chosen = largest(magnitudes, budget(density, magnitudes.size))
+  sizes = [theta[name]["kernel"].size for name in NAMES]
+  parts = np.split(chosen, np.cumsum(sizes)[:-1])
   return {
-    name: {leaf: fn(*(tree[name][leaf] for tree in trees)) for leaf in trees[0][name]}
-    for name in trees[0]
+    name: part.reshape(theta[name]["kernel"].shape) for name, part in zip(NAMES, parts, strict=True)
   }
+
+
+def largest_of_each(theta, densities):
+  """Marks the largest magnitudes of each kernel; densities: {layer: share}."""
+  kernels = {name: np.abs(theta[name]["kernel"]) for name in NAMES}
+  return {name: largest(w, budget(densities[name], w.size)) for name, w in kernels.items()}
+
+
+def masked(theta, masks):
+  """Sets the kernels' entries outside the masks to 0."""
+  return replace_kernels(
+    theta, {name: np.where(masks[name], theta[name]["kernel"], 0) for name in NAMES}
+  )
+
+
+def share_of(x, share):
+  """How many of the activations are at least a share of them."""
+  return int(np.ceil(np.float32(share) * np.float32(x.size)))
+
+
+def client_rule(method, theta):
+  """Makes the rule by which a client computes in a round; theta: what it received."""
+  if method.name == "sparsyfed":
+    return SparsyFed(method, theta)
+  if method.name == "zerofl":
+    return InPlace(method, theta) if method.has("form", "comparison") else Swat(method)
+  return Rule()
+
+
+def upload(method, start, end):
+  """Makes a client's parameters as the server reads them: changes are added to the start."""
+  density = method.values["density"]
+  if method.name == "fedavg":
+    return end
+  changes = each(np.subtract, end, start)
+  if method.name in ("topk", "sparsyfed"):
+    if not method.has("upload", "changes"):
+      return masked(end, largest_of_all(end, density))
+    sent = masked(changes, largest_of_all(changes, density))
+    return each(np.add, start, sent)
+  density += method.values["zerofl_mask_ratio"]
+  if method.has("form", "comparison"):
+    return masked(end, largest_of_all(end, density))
+  by_layer = dict.fromkeys(NAMES, density)
+  if method.has("uplink", "masked_changes"):
+    return each(np.add, start, masked(changes, largest_of_each(end, by_layer)))
+  if method.has("uplink", "changes"):
+    return each(np.add, start, masked(changes, largest_of_each(changes, by_layer)))
+  return masked(end, largest_of_each(end, by_layer))
+
+
+def start(method, params):
+  """Makes the server's first parameters of a plain initialisation."""
+  theta = double(params)
+  if method.name != "sparsyfed" or method.has("reparameterisation", "spectral"):
+    return theta
+  betas = SparsyFed(method, theta).betas
+  return replace_kernels(
+    theta, {name: power(theta[name]["kernel"], 1 / betas[name]) for name in NAMES}
+  )
+
+
+def model(method, params):
+  """Makes the parameters with which the plain model predicts."""
+  theta = double(params)
+  rule = client_rule(method, theta)
+  return replace_kernels(theta, {name: rule.weights(name, theta[name]["kernel"]) for name in NAMES})
+
+
+def power(u, exponent):
+  return np.sign(u) * np.abs(u) ** exponent
+
+
+class SparsyFed(Rule):
+  """Powers of the parameters, and the largest inputs for their gradient."""
+
+  def __init__(self, method, theta):
+    self._floor = method.values["activation_floor"]
+    self._first_batch = method.has("activation_threshold", "first_batch")
+    self._thresholds = {}
+    excluded = method.options.get("reparam_exclude")
+    self._plain = [name for name in NAMES if excluded and re.search(excluded, name)]
+    self.betas = dict.fromkeys(NAMES, method.values["beta"])
+    if method.has("reparameterisation", "spectral"):
+      self.betas = {name: _spectral(theta[name]["kernel"]) for name in NAMES}
+    self.betas |= dict.fromkeys(self._plain, 1.0)
+
+  def weights(self, name, kernel):
+    return power(kernel, self.betas[name])
+
+  def slope(self, name, kernel):
+    beta = self.betas[name]
+    return beta * np.abs(kernel) ** (beta - 1)  # 0.0 ** 0.0 is 1
+
+  def inputs(self, name, weights, x):
+    if name in self._plain:
+      return x
+    in_proportion = -(-x.size * np.count_nonzero(weights) // weights.size)
+    threshold = cut(np.abs(x), max(in_proportion, share_of(x, self._floor)))
+    if self._first_batch and weights.ndim == 4:
+      threshold = self._thresholds.setdefault(name, threshold)
+    return np.where(np.abs(x) >= threshold, x, 0)
+
+
+def _spectral(kernel):
+  magnitudes = np.abs(kernel).reshape(-1, kernel.shape[-1])
+  return 1 + magnitudes.mean() / np.linalg.svd(magnitudes, compute_uv=False)[0]
+
+
+class Swat(Rule):
+  """ZeroFL of the paper: sparse products, dense weights, all but the first layer."""
+
+  def __init__(self, method):
+    self._share = method.values["density"]
+
+  def weights(self, name, kernel):
+    if name == NAMES[0]:
+      return kernel
+    return np.where(largest(np.abs(kernel), budget(self._share, kernel.size)), kernel, 0)
+
+  def inputs(self, name, weights, x):
+    if name == NAMES[0]:
+      return x
+    return np.where(largest(np.abs(x), share_of(x, self._share)), x, 0)
+
+
+class InPlace(Rule):
+  """ZeroFL of SparsyFed's comparison: the stored weights are set to 0."""
+
+  def __init__(self, method, theta):
+    self._share = method.values["density"]
+    self._weight_cuts = {}
+    self._input_cuts = {}
+    for name in NAMES:
+      w = np.abs(theta[name]["kernel"])
+      self._weight_cuts[name] = cut(w, budget(self._share, w.size))
+
+  def before_step(self, theta):
+    masks = {}
+    for name in NAMES:
+      w = np.abs(theta[name]["kernel"])
+      if name == NAMES[0]:
+        masks[name] = np.ones(w.shape, bool)
+      elif w.ndim == 4:
+        masks[name] = w >= self._weight_cuts[name]
+      else:
+        masks[name] = largest(w, budget(self._share, w.size))
+    return masked(theta, masks)
+
+  def inputs(self, name, weights, x):
+    if name == NAMES[0]:
+      return x
+    threshold = cut(np.abs(x), share_of(x, self._share))
+    if weights.ndim == 4:
+      threshold = self._input_cuts.setdefault(name, threshold)
+    return np.where(np.abs(x) >= threshold, x, 0)

@@ -6,31 +6,20 @@ import numpy as np
 import pytest
 
 from sparsyfed_jax import trees
+from sparsyfed_jax.algorithms import ALGORITHMS
 from tests import cases
 
 every_method = pytest.mark.parametrize("method", cases.METHODS)
-two_problems = pytest.mark.parametrize("name", ["batchnorm", "cnn"])
+# Statistics with every form, convolutions with every method.
+every_problem = pytest.mark.parametrize(
+  ("method", "name"),
+  [(method, "batchnorm") for method in cases.METHODS] + [(method, "cnn") for method in ALGORITHMS],
+)
 COHORT = (3, 0, 5)  # sizes 7, 6, 3
 
 
-@every_method
-@two_problems
+@every_problem
 class TestUploadsAreSummable:
-  def test_the_server_forms_the_weighted_mean(self, method, name):
-    state = cases.trained(method, name)
-    sizes = [cases.SIZES[0], cases.SIZES[5]]
-    uploads = [
-      cases.as_upload(cases.run_client(method, name, state, number)[0]) for number in (0, 5)
-    ]
-    assert [float(upload.weight) for upload in uploads] == sizes
-    first, second = (
-      jax.tree.map(lambda leaf, n=n: np.asarray(leaf, np.float64) / n, upload.variables)
-      for upload, n in zip(uploads, sizes, strict=True)
-    )
-    expected = jax.tree.map(lambda a, b: (sizes[0] * a + sizes[1] * b) / sum(sizes), first, second)
-    new, _ = cases.server(method, name)(state, cases.add(*uploads))
-    cases.assert_close(new.variables, expected, 1e-6)
-
   def test_a_cohort_counted_twice_is_the_cohort(self, method, name):
     state = cases.trained(method, name)
     upload, _ = cases.run_cohort(method, name, state, COHORT)
@@ -46,18 +35,16 @@ class TestUploadsAreSummable:
     cases.assert_close(together, cases.add(*alone), 1e-5)
 
 
-@every_method
-@two_problems
+@every_problem
 class TestNobodyChangesNothing:
   def test_an_empty_client_uploads_zeros(self, method, name):
     upload, metrics = cases.run_client(method, name, cases.trained(method, name), cases.EMPTY)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves((upload, metrics)))
 
-  @pytest.mark.parametrize("junk", [1e30, np.nan])
-  def test_rows_of_nobody_are_never_seen(self, method, name, junk):
+  def test_rows_of_nobody_are_never_seen(self, method, name):
     state = cases.trained(method, name)
     clean = cases.problem(name).federation
-    junky = cases.random_federation(clean.x.shape[1:], junk=junk, label_junk=10**6)
+    junky = cases.random_federation(clean.x.shape[1:], junk=np.nan, label_junk=10**6)
     assert not cases.same_bits(junky.x, clean.x)
     # The first two share a chunk: of seven examples and none.
     for numbers in [(3, cases.EMPTY, 5), COHORT]:
@@ -145,21 +132,39 @@ class TestReproducible:
     cases.assert_same_bits(fourth, {name: row[3:4] for name, row in rows.items()})
 
 
-@every_method
+@pytest.mark.parametrize("method", ["sparsyfed", "topk", "sparsyfed-changes", "zerofl-changes"])
+def test_the_server_forms_the_weighted_mean(method, name="batchnorm"):
+  state = cases.trained(method, name)
+  sizes = [cases.SIZES[0], cases.SIZES[5]]
+  uploads = [cases.run_client(method, name, state, number)[0] for number in (0, 5)]
+  assert [float(upload.weight) for upload in uploads] == sizes
+  first, second = (
+    jax.tree.map(lambda leaf, n=n: np.asarray(leaf, np.float64) / n, upload.variables)
+    for upload, n in zip(uploads, sizes, strict=True)
+  )
+  expected = jax.tree.map(lambda a, b: (sizes[0] * a + sizes[1] * b) / sum(sizes), first, second)
+  if method in cases.SEND_CHANGES:
+    moved = trees.map_prunable(np.add, expected["params"], state.variables["params"])
+    expected = {**expected, "params": moved}
+  new, _ = cases.server(method, name)(state, cases.add(*uploads))
+  cases.assert_close(new.variables, expected, 1e-6)
+
+
+@pytest.mark.parametrize("method", ["fedavg", "sparsyfed"])
 def test_the_server_optimizer_remembers(method):
   # Twice to u = w / 2, with momentum 0.9. First w - u = w / 2 is subtracted. Then nothing is left
   # but 0.9 w / 2, and w / 20 remains.
   state = cases.start(method, "linear", server="momentum")
   upload, _ = cases.run_cohort(method, "linear", state, COHORT)
   half = jax.tree.map(lambda leaf: leaf / 2, state.variables)
-  upload = cases.as_upload(upload)._replace(variables=half, weight=jnp.float32(1))
+  upload = upload._replace(variables=half, weight=jnp.float32(1))
   expected = jax.tree.map(lambda leaf: leaf / 20, state.variables)
   for _ in range(2):
     state, _ = cases.server(method, "linear", server="momentum")(state, upload)
   cases.assert_close(state.variables, expected, 1e-6)
 
 
-@every_method
+@pytest.mark.parametrize("method", ["sparsyfed", "topk", "zerofl"])
 @pytest.mark.parametrize("optimizer", cases.SERVER_OPTIMIZERS)
 def test_what_nobody_keeps_is_zero_whatever_the_server_optimizer(method, optimizer):
   state = cases.start(method, "mlp", server=optimizer)
@@ -172,7 +177,7 @@ def test_what_nobody_keeps_is_zero_whatever_the_server_optimizer(method, optimiz
   for i in range(4):
     # Clients do not depend on the server's optimizer: one compilation for all.
     upload, _ = cases.run_cohort(method, "mlp", state, COHORT, key=jax.random.key(i))
-    params = trees.map_prunable(drop, cases.as_upload(upload).variables["params"])
+    params = trees.map_prunable(drop, upload.variables["params"])
     upload = upload._replace(variables={**upload.variables, "params": params})
     before = cases.flat_kernels(state.variables["params"])
     with jax.numpy_dtype_promotion("standard"):  # optax.adam is not made for strictness
@@ -184,3 +189,17 @@ def test_what_nobody_keeps_is_zero_whatever_the_server_optimizer(method, optimiz
     assert np.isfinite(after).all() and (before[is_dropped] != 0).any()
     assert (after[is_dropped] == 0).all()
     assert (after[~is_dropped] != before[~is_dropped]).all()
+
+
+@pytest.mark.parametrize("method", cases.SEND_MASKED)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_outside_the_masks_is_zero_whatever_the_server_optimizer(method, optimizer):
+  state = cases.start(method, "mlp", server=optimizer)
+  for i in range(5):
+    upload, _ = cases.run_cohort(method, "mlp", state, COHORT, key=jax.random.key(i))
+    with jax.numpy_dtype_promotion("standard"):
+      state, _ = cases.server(method, "mlp", server=optimizer)(state, upload)
+    kernels = cases.kernels(state.variables["params"]).values()
+    for leaf, mask in zip(kernels, state.masks, strict=True):
+      assert np.isfinite(leaf).all() and not np.any(leaf[~np.asarray(mask)])
+  assert any(not np.all(mask) for mask in state.masks)

@@ -8,17 +8,23 @@ import numpy as np
 import optax
 import pytest
 
-from sparsyfed_jax.fed.client import LocalTraining, exchange_metrics, train
+from sparsyfed_jax.fed.client import Hooks, LocalTraining, exchange_metrics, last_batch, train
+from sparsyfed_jax.fed.optimizers import sgd
 from sparsyfed_jax.types import Batch, ClientData, Mean
 
 MAX_SIZE = 7
+PLAIN = Hooks()
 
 
 def data_of(size):
   """Rows 10 to 16, of which the first `size` are the client's; the class of row i is i."""
   rows = jnp.arange(20, dtype=jnp.int32)
   return ClientData(
-    rows.astype(jnp.float32)[:, None], rows, rows[10 : 10 + MAX_SIZE], jnp.int32(size)
+    rows.astype(jnp.float32)[:, None],
+    rows,
+    rows[10 : 10 + MAX_SIZE],
+    jnp.int32(size),
+    jnp.float32(1),
   )
 
 
@@ -34,16 +40,16 @@ def log_steps(variables, batch: Batch, key):
   return grads, ({"state": {"count": count + 1, "log": log, "keys": keys}}, scores)
 
 
-def same(params):
-  return params
+def half(variables):
+  return {**variables, "params": {"w": variables["params"]["w"] / 2}}
 
 
-def half(params):
-  return {"w": params["w"] / 2}
+def half_of_epoch(variables, epoch, key):
+  return {**variables, "params": {"w": variables["params"]["w"] / 2 - epoch}}
 
 
-@partial(jax.jit, static_argnames=("momentum", "project"))
-def run_traced(size, key, momentum, project):
+@partial(jax.jit, static_argnames=("momentum", "hooks"))
+def run_traced(size, key, momentum, hooks):
   variables = {
     "params": {"w": jnp.float32(0)},
     "state": {
@@ -52,14 +58,14 @@ def run_traced(size, key, momentum, project):
       "keys": jnp.zeros((8, 2), jnp.uint32),
     },
   }
-  local = LocalTraining(batch_size=3, epochs=2, optimizer=optax.sgd)
+  local = LocalTraining(batch_size=3, epochs=2, optimizer=sgd())
   optimizer = optax.sgd(1.0, momentum)
-  return train(local, log_steps, optimizer, project, variables, data_of(size), key)
+  return train(local, log_steps, optimizer, hooks, variables, data_of(size), key)
 
 
-def run(size, seed=0, momentum=None, project=same):
+def run(size, seed=0, momentum=None, hooks=PLAIN):
   """Trains two epochs in batches of 3: the parameter, the log, the metrics."""
-  trained, metrics = run_traced(jnp.int32(size), jax.random.key(seed), momentum, project)
+  trained, metrics = run_traced(jnp.int32(size), jax.random.key(seed), momentum, hooks)
   state = jax.tree.map(np.asarray, trained["state"])
   return float(trained["params"]["w"]), state, metrics
 
@@ -87,9 +93,23 @@ def test_each_step_has_a_key_of_its_own():
   assert len(np.unique(np.concatenate(keys), axis=0)) == 12
 
 
-def test_the_projection_follows_every_step():
-  # Gradient 1 at rate 1, halved after each of 2 * 2 steps: -1/2, -3/4, -7/8, -15/16.
-  assert run(4, project=half)[0] == -15 / 16
+def test_a_hook_precedes_every_step():
+  # Halved before each of 2 * 2 steps of gradient 1 at rate 1: -1, -3/2, -7/4, -15/8.
+  assert run(4, hooks=Hooks(before_step=half))[0] == -15 / 8
+
+
+def test_a_hook_follows_every_epoch():
+  # Two steps an epoch: -2, then -1; -3, then -3/2 - 1.
+  assert run(4, hooks=Hooks(after_epoch=half_of_epoch))[0] == -5 / 2
+
+
+def test_the_last_batch_is_that_of_the_last_step():
+  data = data_of(7)
+  local = LocalTraining(batch_size=3, epochs=2, optimizer=sgd())
+  key = jax.random.key(0)
+  batch = last_batch(local, data, key)
+  assert run(7)[1]["log"][5].tolist() == [int(batch.y[0]), -1, -1]
+  assert batch.valid.tolist() == [True, False, False]
 
 
 def test_the_optimizer_remembers_between_steps_and_epochs():
@@ -117,9 +137,9 @@ def count_steps(sizes):
     return variables["params"], ({}, {"loss": one, "accuracy": one})
 
   def client(size):
-    local = LocalTraining(2, 1, optax.sgd)
+    local = LocalTraining(2, 1, sgd())
     data = data_of(0)._replace(size=size)
-    arguments = local, grad_fn, optax.sgd(1.0), same, variables, data
+    arguments = local, grad_fn, optax.sgd(1.0), PLAIN, variables, data
     return train(*arguments, jax.random.key(0))
 
   jax.block_until_ready(jax.jit(jax.vmap(client))(jnp.int32(sizes)))

@@ -15,6 +15,7 @@ FEDERATION = Federation(
   np.arange(12, dtype=np.int32),
   np.arange(12, dtype=np.int32).reshape(4, 3),
   SIZES.astype(np.int32),
+  np.array([1, 0.5, 0.25, 0.125], np.float32),
 )
 
 

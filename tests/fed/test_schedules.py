@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsyfed_jax.fed import schedules
-from sparsyfed_jax.fed.schedules import SPARSITY_SCHEDULES, client_lr_at, density_at
+from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES, client_lr_at, density_at
 from tests import cases
 
 ROUNDS = jnp.arange(1, 33, dtype=jnp.int32)
@@ -56,16 +56,27 @@ def test_the_table_has_every_schedule():
   }
 
 
-def test_client_lr_by_hand():
-  # 1/2 to 1/8 in 4 rounds: a factor of 1/sqrt(2) a round, and on at that pace after the end.
+@pytest.mark.parametrize(
+  ("name", "expected"),
+  [
+    # A factor of 1/sqrt(2) a round.
+    ("exponential", [0.5 / np.sqrt(2), 0.25, 0.25 / np.sqrt(2), 0.125]),
+    ("linear", [0.40625, 0.3125, 0.21875, 0.125]),
+    ("cosine", [0.3125 + 0.1875 * np.sqrt(0.5), 0.3125, 0.3125 - 0.1875 * np.sqrt(0.5), 0.125]),
+    ("constant", [0.5, 0.5, 0.5, 0.5]),
+  ],
+)
+def test_client_lr_by_hand(name, expected):
+  # 1/2 to 1/8 in 4 rounds.
   hyper = cases.hyper(rounds=4, client_lr=0.5, client_lr_final=0.125)
-  rates = jax.vmap(lambda t: client_lr_at(hyper, t))(ROUNDS[:6])
-  expected = [0.5 / np.sqrt(2), 0.25, 0.25 / np.sqrt(2), 0.125, 0.125 / np.sqrt(2), 0.0625]
+  rates = jax.vmap(lambda t: client_lr_at(RATE_SCHEDULES[name], hyper, t))(ROUNDS[:4])
   np.testing.assert_allclose(rates, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", sorted(set(RATE_SCHEDULES) - {"constant"}))
 @settings(max_examples=30, deadline=None)
-@given(RATES, RATES, st.integers(1, 1000))
-def test_client_lr_ends_at_its_final_value(first, last, num_rounds):
+@given(first=RATES, last=RATES, num_rounds=st.integers(1, 1000))
+def test_client_lr_ends_at_its_final_value(name, first, last, num_rounds):
   hyper = cases.hyper(rounds=num_rounds, client_lr=first, client_lr_final=last)
-  np.testing.assert_allclose(client_lr_at(hyper, jnp.int32(num_rounds)), last, rtol=1e-5)
+  rate = client_lr_at(RATE_SCHEDULES[name], hyper, jnp.int32(num_rounds))
+  np.testing.assert_allclose(rate, last, rtol=1e-5, atol=1e-6 * first)

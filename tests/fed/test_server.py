@@ -81,7 +81,14 @@ def test_mean_counts_a_weight_below_one():
   assert float(server.mean(upload, {"w": jnp.float32(7)})["w"]) == 4
 
 
-def test_weigh_multiplies_by_the_number_of_examples():
-  upload = server.weigh({"params": PARAMS}, jnp.int32(3))
+@pytest.mark.parametrize(("size", "expected"), [(0, (0, 0)), (1, (1, 1)), (7, (7, 1))])
+def test_weights_of_clients(size, expected):
+  weights = server.by_size(jnp.int32(size)), server.alike(jnp.int32(size))
+  assert tuple(map(float, weights)) == expected
+  assert all(weight.dtype == jnp.float32 for weight in weights)
+
+
+def test_weigh_multiplies_by_the_weight():
+  upload = server.weigh({"params": PARAMS}, jnp.float32(3))
   expected = server.Upload({"params": model([3.0, -6.0, 9.0], [12.0])}, jnp.float32(3))
   cases.assert_same_bits(upload, expected)

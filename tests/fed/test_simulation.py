@@ -192,7 +192,8 @@ def attendance(num_clients, clients_per_round, num_rounds, seed=0):
   task = cases.problem("linear").task
   simulation = simulate(method, task, clients_per_round, 3, num_rounds, eval_batch_size=1)
   numbers = jnp.arange(num_clients, dtype=jnp.int32)
-  federation = Federation(numbers, numbers, numbers[:, None], jnp.ones_like(numbers))
+  ones = jnp.ones_like(numbers)
+  federation = Federation(numbers, numbers, numbers[:, None], ones, ones.astype(jnp.float32))
   table = jnp.zeros((num_rounds, num_clients), jnp.int32)
   state = Attendance(jnp.int32(0), {"params": table})
   state, _ = simulation.run(state, federation, jax.random.key(seed), num_rounds)

@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import linen as nn
 
-from sparsyfed_jax.fed.task import classification
+from sparsyfed_jax.fed.task import classification, plain_layers
 from sparsyfed_jax.models import MLP
 from sparsyfed_jax.ops import PLAIN, LayerOps
 from sparsyfed_jax.types import Batch
@@ -30,7 +30,7 @@ def scores(metrics):
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.float32])
 def test_loss_is_the_mean_over_valid_examples(dtype):
   case = batch([2, 3, 7], [0, 1, 0], [True, True, False], dtype)
-  loss, (state, metrics) = TASK.loss(VARIABLES, case, PLAIN, jax.random.key(0))
+  loss, (state, metrics) = TASK.loss(VARIABLES, case, plain_layers, jax.random.key(0))
   # x = 3 has class 1, two logits below: 2 + ln(1 + e^-2), and a miss.
   assert float(loss) == pytest.approx((EQUAL + 2 + SURE) / 2, rel=1e-6)
   assert state == {}
@@ -43,7 +43,7 @@ def test_a_batch_of_nobody_has_no_loss_and_no_gradient():
   case = batch([2, 3], [0, 1], [False, False])
   gradient, (loss, (_, metrics)) = jax.grad(
     lambda variables: (lambda out: (out[0], out))(
-      TASK.loss(variables, case, PLAIN, jax.random.key(0))
+      TASK.loss(variables, case, plain_layers, jax.random.key(0))
     ),
     has_aux=True,
   )(VARIABLES)
@@ -65,7 +65,7 @@ def test_layers_compute_with_the_operations_given():
 
   doubled = LayerOps(twice, PLAIN.conv_general_dilated)
   case = batch([3], [0], [True])
-  loss, _ = TASK.loss(VARIABLES, case, doubled, jax.random.key(0))
+  loss, _ = TASK.loss(VARIABLES, case, lambda name: doubled, jax.random.key(0))
   assert float(loss) == pytest.approx(np.log1p(np.exp(-4)), rel=1e-4)
 
 
@@ -76,7 +76,7 @@ def test_batch_statistics_are_those_of_valid_examples():
   valid = np.array([True, False, True, True])
   x[1] = 1e6
   case = Batch(jnp.asarray(x), jnp.zeros(4, jnp.int32), jnp.asarray(valid))
-  _, (state, _) = task.loss(variables, case, PLAIN, jax.random.key(0))
+  _, (state, _) = task.loss(variables, case, plain_layers, jax.random.key(0))
   hidden = x[valid] @ np.asarray(variables["params"]["Dense_0"]["kernel"])
   old = variables["batch_stats"]["BatchNorm_0"]
   expected = {
@@ -99,7 +99,8 @@ class Dropper(nn.Module):
 def test_dropout_follows_the_key_in_training_and_is_off_otherwise():
   task = classification(Dropper(), (64,))
   case = Batch(jnp.ones((1, 64)), jnp.int32([0]), jnp.asarray([True]))
-  losses = [float(task.loss({"params": {}}, case, PLAIN, jax.random.key(s))[0]) for s in (0, 0, 1)]
+  keys = [jax.random.key(seed) for seed in (0, 0, 1)]
+  losses = [float(task.loss({"params": {}}, case, plain_layers, key)[0]) for key in keys]
   assert losses[0] == losses[1] != losses[2]
   plain = optax.softmax_cross_entropy_with_integer_labels(jnp.ones((1, 64)), jnp.int32([0]))
   assert float(task.evaluate({"params": {}}, case)["loss"].total) == pytest.approx(float(plain[0]))

@@ -1,0 +1,128 @@
+"""FedDST: masks that clients readjust, and that the server prunes back to fixed layer densities.
+
+Bibikar et al., Federated dynamic sparse training, AAAI 2022, arXiv 2112.09824.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from sparsyfed_jax import trees
+from sparsyfed_jax.fed import masked
+from sparsyfed_jax.fed.algorithm import Algorithm, Setup
+from sparsyfed_jax.fed.client import last_batch
+from sparsyfed_jax.fed.hyper import Hyper
+from sparsyfed_jax.fed.pruning import Masks, apply_masks, largest_masks, num_kept, positive_noise
+from sparsyfed_jax.fed.rule import train_by
+from sparsyfed_jax.fed.task import plain_layers
+from sparsyfed_jax.ops import count_one, erk_densities, largest_mask
+from sparsyfed_jax.types import Batch, ClientData, Key, Metrics, Params, Variables
+
+
+def feddst(setup: Setup) -> Algorithm:
+  """Makes FedDST, with any server optimizer."""
+
+  def init(variables: Variables, hyper: Hyper, key: Key) -> masked.State:
+    params = variables["params"]
+    masks = largest_masks(params, _densities(params, hyper))
+    return masked.init(setup, variables, masks, hyper, key)
+
+  def client(
+    download: masked.Download, data: ClientData, key: Key
+  ) -> tuple[masked.Upload, Metrics]:
+    hyper, masks = download.hyper, download.masks
+    arguments = setup.task, setup.local, download.rates, download.variables
+    trained, _, metrics = train_by(masked.training(masks), *arguments, {}, data, key)
+
+    def readjust() -> tuple[Params, Masks]:
+      gradient = _dense_gradient(setup, trained, last_batch(setup.local, data, key), key)
+      rate = _drop_rate(hyper, download.round)
+      return _exchange(trained["params"], masks, gradient, _densities(gradient, hyper), rate)
+
+    def keep() -> tuple[Params, Masks]:
+      return trained["params"], masks
+
+    number = download.round.astype(jnp.float32)
+    is_due = (number % hyper.feddst_update_every == 0) & (number < hyper.feddst_update_until)
+    params, masks = lax.cond(is_due, readjust, keep)
+    upload, exchange = masked.send(setup, download, {**trained, "params": params}, masks, data)
+    return upload, metrics | exchange
+
+  def server(
+    state: masked.State, upload: masked.Upload
+  ) -> tuple[masked.State, dict[str, jax.Array]]:
+    new = masked.advance(setup, state, masked.mean(upload, state, of_masks=True))
+    params, key = new.variables["params"], jax.random.fold_in(state.key, state.round)
+    pruned = _prune(params, upload.kept, _densities(params, state.hyper), key)
+    # Of nobody's masks nothing follows.
+    pairs = zip(pruned, state.masks, strict=True)
+    masks = [jnp.where(upload.weight == 0, old, mask) for mask, old in pairs]
+    return masked.masked_to(new, masks), masked.server_metrics(setup, state)
+
+  return Algorithm(
+    init=init,
+    broadcast=partial(masked.broadcast, setup),
+    client=client,
+    server=server,
+    model=lambda state: state.variables,
+  )
+
+
+def _densities(params: Params, hyper: Hyper) -> jax.Array:
+  kernels, _ = trees.split_prunable(params)
+  return erk_densities([leaf.shape for leaf in kernels], hyper.density)
+
+
+def _drop_rate(hyper: Hyper, round_number: jax.Array) -> jax.Array:
+  """rho_0 / 2 (1 + cos(pi t / T_end)), the annealing of RigL (arXiv 1911.11134)."""
+  share = round_number.astype(jnp.float32) / jnp.maximum(hyper.feddst_update_until, 1.0)
+  return hyper.feddst_drop_rate / 2 * (1 + jnp.cos(jnp.pi * jnp.minimum(share, 1.0)))
+
+
+def _dense_gradient(setup: Setup, variables: Variables, batch: Batch, key: Key) -> Params:
+  """The gradient of all weights, those outside the mask too; without L2."""
+
+  def loss(params: Params) -> jax.Array:
+    model = {**variables, "params": params}
+    return setup.task.loss(model, batch, plain_layers, key)[0]
+
+  return jax.grad(loss)(variables["params"])
+
+
+def _exchange(
+  params: Params, masks: Masks, gradient: Params, densities: jax.Array, rate: jax.Array
+) -> tuple[Params, Masks]:
+  """Drops a share of each layer's smallest weights, and grows as many where the gradient is large.
+
+  What has just been dropped may grow again, from 0 like the others.
+  """
+  kernels, _ = trees.split_prunable(params)
+  gradients, _ = trees.split_prunable(gradient)
+  survivors, grown = [], []
+  for w, mask, g, density in zip(kernels, masks, gradients, densities, strict=True):
+    kept = largest_mask(jnp.where(mask, w, 0), num_kept(w, density * (1 - rate)))
+    num_grown = num_kept(w, density) - count_one(kept)
+    survivors.append(kept)
+    grown.append(kept | largest_mask(jnp.where(kept, 0, g), num_grown))
+  return apply_masks(params, survivors), grown
+
+
+def _prune(params: Params, votes: Masks, densities: jax.Array, key: Key) -> Masks:
+  """Marks each layer's largest weights among those that a client kept.
+
+  Weights that have just grown are all 0. They fill what is left of the budget, those first that the
+  clients of most examples grew, and at random among equals.
+  """
+  kernels, _ = trees.split_prunable(params)
+  keys = jax.random.split(key, max(len(kernels), 1))
+  masks = []
+  for w, vote, density, one_key in zip(kernels, votes, densities, keys, strict=False):
+    budget = num_kept(w, density)
+    kept = largest_mask(jnp.where(vote > 0, w, 0), budget)
+    is_new = (vote > 0) & ~kept & (w == 0)
+    ranking = vote + positive_noise(one_key, w.shape) / 2
+    filled = largest_mask(jnp.where(is_new, ranking, 0), budget - count_one(kept))
+    masks.append(kept | filled)
+  return masks

@@ -1,0 +1,269 @@
+"""FLASH: a few clients find how sensitive each layer is, then all train inside one mask.
+
+Babakniya et al., Revisiting sparsity hunting in federated learning: Why does sparsity consensus
+matter?, TMLR 2023, arXiv 2208.13092, with its baselines; and the simpler form that SparsyFed was
+compared with.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from sparsyfed_jax import trees
+from sparsyfed_jax.fed import masked
+from sparsyfed_jax.fed.algorithm import Algorithm, Setup, require_one_of
+from sparsyfed_jax.fed.averaging import scaled
+from sparsyfed_jax.fed.hyper import Hyper
+from sparsyfed_jax.fed.pruning import (
+  Masks,
+  apply_masks,
+  largest_masks,
+  mask_densities,
+  overall_density,
+  positive_noise,
+  random_masks,
+)
+from sparsyfed_jax.fed.rule import Memory, Rule, train_by
+from sparsyfed_jax.metrics.cost import mask_bytes
+from sparsyfed_jax.ops import count_one, largest_mask, topk_mask
+from sparsyfed_jax.types import ClientData, Key, Mean, Metrics, Params, Variables, weighted
+
+FORMS = ("spdst", "jmwst", "pdst", "nst", "magnitude")
+AGGREGATIONS = ("mean", "masked_mean")
+
+
+class Options(NamedTuple):
+  """The forms of FLASH."""
+
+  # "spdst": warm-up rounds, whose clients train from random masks and only send the masks they end
+  # with; then a new model, inside one random mask of the layer densities found.
+  # "jmwst": the same warm-up; later, every so many rounds, clients exchange weights again, and the
+  # server takes each layer's largest weights at the mean of the clients' densities.
+  # "pdst": a random mask with the same density in each layer, from the start.
+  # "nst": each client prunes what it receives and exchanges weights by itself; the server has the
+  # union of their masks.
+  # "magnitude": round 1 is dense; its clients prune globally, the server keeps each layer's largest
+  # weights at the mean of their densities, and the mask stays.
+  form: str = "spdst"
+  # Whether a weight is averaged over all clients, or over those that have it in their mask.
+  aggregation: str = "mean"
+
+
+DEFAULT = Options()
+
+
+def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
+  """Makes FLASH, with any server optimizer."""
+  form = options.form
+  require_one_of("form", form, FORMS)
+  require_one_of("aggregation", options.aggregation, AGGREGATIONS)
+  warms_up = form in ("spdst", "jmwst")
+  exchanges = warms_up or form == "nst"
+
+  def is_warmup(hyper: Hyper, number: jax.Array) -> jax.Array:
+    return number.astype(jnp.float32) <= hyper.flash_warmup_rounds
+
+  def is_exchange(hyper: Hyper, number: jax.Array) -> jax.Array:
+    """Whether clients change their masks in a round."""
+    if form == "nst":
+      return jnp.bool_(True)
+    if form == "jmwst":
+      since = number.astype(jnp.float32) - hyper.flash_warmup_rounds - 1
+      return (since < 0) | (since % hyper.flash_update_every == 0)
+    return is_warmup(hyper, number)
+
+  def init(variables: Variables, hyper: Hyper, key: Key) -> masked.State:
+    mask_key, server_key = jax.random.split(key)
+    kernels, _ = trees.split_prunable(variables["params"])
+    if form == "magnitude":
+      masks = [jnp.ones(leaf.shape, bool) for leaf in kernels]
+    else:
+      uniform = jnp.full(len(kernels), hyper.density)
+      masks = random_masks(variables["params"], uniform, mask_key)
+    state = masked.init(setup, variables, masks, hyper, server_key)
+    nothing = jnp.zeros(len(kernels), jnp.float32), jnp.float32(0)
+    return state._replace(extra=nothing if warms_up else ())
+
+  def start(download: masked.Download, data: ClientData) -> Masks:
+    """The mask in which a client begins."""
+    params, hyper = download.variables["params"], download.hyper
+    if form == "nst":
+      share = scaled(hyper.density, data)
+      return largest_masks(params, [share] * len(download.masks))
+    if not setup.is_heterogeneous:
+      return download.masks
+    is_dense = (form == "magnitude") & (download.round == 1)
+    scale = jnp.where(is_dense, 1.0, data.density_scale)
+    smaller = largest_masks(params, mask_densities(download.masks) * scale)
+    pairs = zip(download.masks, smaller, strict=True)
+    return [jnp.where(scale < 1, part, whole) for whole, part in pairs]
+
+  def client(
+    download: masked.Download, data: ClientData, key: Key
+  ) -> tuple[masked.Upload, Metrics]:
+    hyper, number = download.hyper, download.round
+    local, rule = setup.local, _training_in_memory
+    if warms_up:
+      epochs = jnp.where(is_warmup(hyper, number), hyper.flash_warmup_epochs, local.epochs)
+      local = local._replace(epochs=epochs.astype(jnp.int32))
+    if exchanges:
+      rule = _exchanging(local.epochs, is_exchange(hyper, number), hyper.flash_drop_rate)
+    masks = start(download, data)
+    received = {
+      **download.variables,
+      "params": apply_masks(download.variables["params"], masks),
+    }
+    trained, memory, metrics = train_by(
+      rule, setup.task, local, download.rates, received, {"masks": masks}, data, key
+    )
+    masks = memory["masks"]
+    if form == "magnitude":
+      kernels, _ = trees.split_prunable(trained["params"])
+      share = scaled(hyper.density, data)
+      masks = lax.cond(number == 1, lambda: topk_mask(kernels, share), lambda: masks)
+    upload, sent = masked.send(setup, download, trained, masks, data)
+    if warms_up:
+      masks_alone = weighted(mask_bytes(masks), data.size > 0)
+      is_alone = is_warmup(hyper, number)
+      pairs = zip(masks_alone, sent["uplink_bytes"], strict=True)
+      sent["uplink_bytes"] = Mean(*(jnp.where(is_alone, a, b) for a, b in pairs))
+    return upload, metrics | sent
+
+  def server(
+    state: masked.State, upload: masked.Upload
+  ) -> tuple[masked.State, dict[str, jax.Array]]:
+    hyper, number = state.hyper, state.round + 1
+    found = _mean_densities(upload, state)
+    target = masked.mean(upload, state, of_masks=options.aggregation == "masked_mean")
+    new = masked.advance(setup, state, target)
+    params = new.variables["params"]
+
+    def keep_largest(densities: jax.Array) -> masked.State:
+      return masked.masked_to(new, largest_masks(params, densities))
+
+    if form == "nst":
+      nobody = upload.weight == 0
+      pairs = zip(upload.kept, state.masks, strict=True)
+      new = masked.masked_to(new, [jnp.where(nobody, old, kept > 0) for kept, old in pairs])
+    elif form == "magnitude":
+      new = lax.cond(number == 1, lambda: keep_largest(found), lambda: new)
+    elif form == "jmwst":
+      # Not more than the target, but fewer where the clients ended with fewer.
+      fair = found * jnp.minimum(1.0, hyper.density / overall_density(found, params))
+      is_due = is_exchange(hyper, number)
+      new = lax.cond(is_due, lambda: keep_largest(fair), lambda: masked.masked_to(new, state.masks))
+    if warms_up:
+      new = lax.cond(
+        is_warmup(hyper, number), lambda: _warm_up(setup, state, upload, found), lambda: new
+      )
+    return new, masked.server_metrics(setup, state)
+
+  return Algorithm(
+    init=init,
+    broadcast=partial(masked.broadcast, setup),
+    client=client,
+    server=server,
+    model=lambda state: state.variables,
+  )
+
+
+def _weights_in_memory(params: Params, memory: Memory) -> Params:
+  return apply_masks(params, memory["masks"])
+
+
+_training_in_memory = Rule(weights=_weights_in_memory)
+
+
+def _exchanging(epochs: int | jax.Array, is_exchange: jax.Array, first_rate: jax.Array) -> Rule:
+  """Training whose mask changes between epochs, by a share that falls linearly to 0.
+
+  A client with one epoch exchanges once, after it, at half the first rate; the release does it in
+  the middle of that epoch, where the rate is the same.
+  """
+
+  def after_epoch(
+    params: Params, memory: Memory, epoch: jax.Array, key: Key
+  ) -> tuple[Params, Memory]:
+    share = jnp.float32(epoch + 1) / jnp.float32(epochs)
+    is_only = jnp.int32(epochs) == 1
+    rate = first_rate * jnp.where(is_only, 0.5, 1 - share)
+
+    def exchange() -> tuple[Params, Memory]:
+      params_after, masks = _exchange(params, memory["masks"], rate, key)
+      return params_after, {"masks": masks}
+
+    is_due = is_exchange & (is_only | (epoch + 1 < epochs))
+    return lax.cond(is_due, exchange, lambda: (params, memory))
+
+  return Rule(weights=_weights_in_memory, after_epoch=after_epoch)
+
+
+def _exchange(params: Params, masks: Masks, rate: jax.Array, key: Key) -> tuple[Params, Masks]:
+  """Drops each layer's smallest active weights, and grows as many at random.
+
+  Layers grow in proportion to the mean magnitude of their active weights before the drop.
+  """
+  kernels, _ = trees.split_prunable(params)
+  keys = jax.random.split(key, max(len(kernels), 1))
+  magnitudes, survivors, dropped = [], [], []
+  for w, mask in zip(kernels, masks, strict=True):
+    active = jnp.where(mask, w, 0)
+    count = count_one(mask)
+    magnitudes.append(jnp.sum(jnp.abs(active)) / jnp.maximum(count, 1).astype(jnp.float32))
+    num_dropped = jnp.ceil(rate * count.astype(jnp.float32)).astype(jnp.int32)
+    survivors.append(largest_mask(active, count - num_dropped))
+    dropped.append(count - count_one(survivors[-1]))
+  room = [mask.size - count_one(mask) for mask in survivors]
+  budgets = _share_out(jnp.stack(magnitudes), jnp.stack(room), jnp.sum(jnp.stack(dropped)))
+  grown = [
+    kept | largest_mask(jnp.where(kept, 0, positive_noise(one_key, kept.shape)), budget)
+    for kept, budget, one_key in zip(survivors, budgets, keys, strict=False)
+  ]
+  return apply_masks(params, survivors), grown
+
+
+def _share_out(wishes: jax.Array, room: jax.Array, total: jax.Array) -> jax.Array:
+  """Shares `total` out in proportion to wishes, to no layer more than it has room for; int32."""
+  space = room.astype(jnp.float32)
+  given = jnp.zeros_like(space)
+  for _ in range(wishes.shape[0]):  # each turn fills a layer, or gives all away
+    left = total.astype(jnp.float32) - jnp.sum(given)
+    is_open = given < space
+    wish = jnp.where(is_open, wishes, 0)
+    # Layers that nobody wishes for still take what finds no other room.
+    wish = jnp.where(jnp.sum(wish) > 0, wish, is_open.astype(jnp.float32))
+    given = jnp.minimum(space, given + left * wish / jnp.maximum(jnp.sum(wish), 1e-30))
+  ends = jnp.round(jnp.cumsum(given)).astype(jnp.int32)
+  return jnp.diff(ends, prepend=jnp.zeros(1, jnp.int32))
+
+
+def _mean_densities(upload: masked.Upload, state: masked.State) -> jax.Array:
+  """The mean density of each layer over the clients; the server's own where there is nobody."""
+  weight = jnp.where(upload.weight == 0, 1.0, upload.weight)
+  found = jnp.stack([jnp.mean(kept) / weight for kept in upload.kept])
+  return jnp.where(upload.weight == 0, mask_densities(state.masks), found)
+
+
+def _warm_up(
+  setup: Setup, state: masked.State, upload: masked.Upload, found: jax.Array
+) -> masked.State:
+  """Remembers the layer densities found so far; after the last round of it, starts anew."""
+  hyper, number = state.hyper, state.round + 1
+  weight = jnp.maximum(upload.weight, 1e-6)  # a round of nobody counts only where all are
+  total, weights = state.extra
+  total, weights = total + weight * found, weights + weight
+  on = state._replace(round=number, extra=(total, weights))
+  kernels_key, mask_key = jax.random.split(jax.random.fold_in(state.key, number))
+
+  def start_anew() -> masked.State:
+    variables = dict(setup.task.init(kernels_key))
+    mean = total / weights
+    fair = jnp.minimum(1.0, mean * hyper.density / overall_density(mean, variables["params"]))
+    masks = random_masks(variables["params"], fair, mask_key)
+    return masked.masked_to(on._replace(variables=variables), masks)
+
+  is_last = number.astype(jnp.float32) == hyper.flash_warmup_rounds
+  return lax.cond(is_last, start_anew, lambda: on)

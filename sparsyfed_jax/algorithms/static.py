@@ -1,0 +1,112 @@
+"""Fixed masks: FedAvg inside a mask that is chosen once and never changes.
+
+Random masks, or the weights of largest saliency at initialisation: SNIP (Lee et al., ICLR 2019,
+arXiv 1810.02340), federated as in SSFL (Ohib et al., 2024, arXiv 2405.09037).
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from sparsyfed_jax import trees
+from sparsyfed_jax.data.batches import shuffle, take_batch
+from sparsyfed_jax.fed import masked
+from sparsyfed_jax.fed.algorithm import Algorithm, Setup, require_one_of
+from sparsyfed_jax.fed.client import train_metrics
+from sparsyfed_jax.fed.hyper import Hyper
+from sparsyfed_jax.fed.pruning import random_masks
+from sparsyfed_jax.fed.rule import train_by
+from sparsyfed_jax.fed.task import plain_layers
+from sparsyfed_jax.ops import erk_densities, topk_mask
+from sparsyfed_jax.types import ClientData, Key, Metrics, Params, Variables
+
+MASKS = ("random", "erk", "saliency")
+
+
+class Options(NamedTuple):
+  """The forms of fixed masks."""
+
+  # "random": the same density in each layer; "erk": random, at Erdős–Rényi–kernel densities;
+  # "saliency": in round 1 clients do not train, but send |gradient * weight| of a batch, and the
+  # largest of the mean are trained from then on.
+  mask: str = "random"
+
+
+DEFAULT = Options()
+
+
+def static(setup: Setup, options: Options = DEFAULT) -> Algorithm:
+  """Makes FedAvg inside a fixed mask, with any server optimizer."""
+  require_one_of("mask", options.mask, MASKS)
+  is_by_saliency = options.mask == "saliency"
+
+  def init(variables: Variables, hyper: Hyper, key: Key) -> masked.State:
+    mask_key, server_key = jax.random.split(key)
+    kernels, _ = trees.split_prunable(variables["params"])
+    if is_by_saliency:
+      masks = [jnp.ones(leaf.shape, bool) for leaf in kernels]
+    else:
+      densities = jnp.full(len(kernels), hyper.density)
+      if options.mask == "erk":
+        densities = erk_densities([leaf.shape for leaf in kernels], hyper.density)
+      masks = random_masks(variables["params"], densities, mask_key)
+    return masked.init(setup, variables, masks, hyper, server_key)
+
+  def client(
+    download: masked.Download, data: ClientData, key: Key
+  ) -> tuple[masked.Upload, Metrics]:
+    def learn() -> tuple[Variables, Metrics]:
+      rule = masked.training(download.masks)
+      arguments = setup.task, setup.local, download.rates, download.variables
+      trained, _, metrics = train_by(rule, *arguments, {}, data, key)
+      return dict(trained), metrics
+
+    def score() -> tuple[Variables, Metrics]:
+      return _saliency(setup, download.variables, data, key)
+
+    is_scoring = is_by_saliency & (download.round == 1)
+    sent, metrics = lax.cond(is_scoring, score, learn) if is_by_saliency else learn()
+    upload, exchange = masked.send(setup, download, sent, download.masks, data)
+    return upload, metrics | exchange
+
+  def server(
+    state: masked.State, upload: masked.Upload
+  ) -> tuple[masked.State, dict[str, jax.Array]]:
+    target = masked.mean(upload, state, of_masks=False)
+
+    def follow() -> masked.State:
+      return masked.advance(setup, state, target)
+
+    def choose() -> masked.State:
+      scores, _ = trees.split_prunable(target["params"])
+      masks = topk_mask(scores, state.hyper.density)
+      return masked.masked_to(state._replace(round=state.round + 1), masks)
+
+    new = lax.cond(state.round == 0, choose, follow) if is_by_saliency else follow()
+    return new, masked.server_metrics(setup, state)
+
+  return Algorithm(
+    init=init,
+    broadcast=partial(masked.broadcast, setup),
+    client=client,
+    server=server,
+    model=lambda state: state.variables,
+  )
+
+
+def _saliency(
+  setup: Setup, variables: Variables, data: ClientData, key: Key
+) -> tuple[Variables, Metrics]:
+  """Puts |gradient * weight| of one batch in the place of each prunable parameter."""
+  batch = take_batch(shuffle(key, data), jnp.int32(0), setup.local.batch_size)
+
+  def loss(params: Params) -> Any:
+    value, (_, metrics) = setup.task.loss({**variables, "params": params}, batch, plain_layers, key)
+    return value, metrics
+
+  gradient, metrics = jax.grad(loss, has_aux=True)(variables["params"])
+  saliency = trees.map_prunable(lambda w, g: jnp.abs(w * g), variables["params"], gradient)
+  return {**variables, "params": saliency}, train_metrics(metrics)

@@ -1,0 +1,145 @@
+"""What methods share that train inside masks.
+
+A weight that has just grown is 0 and active, so a mask is not where the parameters are not 0, and
+is sent beside them.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparsyfed_jax import trees
+from sparsyfed_jax.fed import server as server_step
+from sparsyfed_jax.fed.algorithm import Setup
+from sparsyfed_jax.fed.averaging import rates_at
+from sparsyfed_jax.fed.hyper import Hyper
+from sparsyfed_jax.fed.pruning import Masks, apply_masks
+from sparsyfed_jax.fed.rule import Memory, Rates, Rule
+from sparsyfed_jax.metrics.cost import payload_bytes
+from sparsyfed_jax.metrics.masks import regrowth
+from sparsyfed_jax.types import ClientData, Key, Metrics, Params, Variables, weighted
+
+
+class State(NamedTuple):
+  """The server between two rounds."""
+
+  round: jax.Array  # () int32, rounds done
+  variables: Variables  # the global model, 0 outside the masks
+  masks: Masks
+  opt_state: optax.OptState
+  hyper: Hyper
+  key: Key  # of what the server draws
+  extra: Any = ()  # what a method keeps besides
+
+
+class Download(NamedTuple):
+  """What every client of a round receives."""
+
+  round: jax.Array  # () int32, the number of the coming round
+  variables: Variables
+  masks: Masks
+  rates: Rates
+  hyper: Hyper
+
+
+class Upload(NamedTuple):
+  """What a client sends, times its weight."""
+
+  variables: Variables  # 0 outside the client's masks
+  kept: Masks  # the weight where a mask is True, 0 elsewhere; float32
+  weight: jax.Array  # () float32
+
+
+def init(setup: Setup, variables: Variables, masks: Masks, hyper: Hyper, key: Key) -> State:
+  """Makes the state before round 1, with everything outside the masks set to 0."""
+  params = apply_masks(variables["params"], masks)
+  opt_state = setup.server_optimizer(hyper.server_lr).init(params)
+  return State(jnp.int32(0), {**variables, "params": params}, masks, opt_state, hyper, key)
+
+
+def broadcast(setup: Setup, state: State) -> Download:
+  """Makes what the clients of the coming round receive."""
+  number = state.round + 1
+  rates = rates_at(setup, state.hyper, number)
+  return Download(number, state.variables, state.masks, rates, state.hyper)
+
+
+def training(masks: Masks) -> Rule:
+  """Makes the rule of training inside masks: all gradients outside are 0, and so all updates."""
+
+  def weights(params: Params, memory: Memory) -> Params:
+    return apply_masks(params, masks)
+
+  return Rule(weights=weights)
+
+
+def send(
+  setup: Setup, download: Download, variables: Variables, masks: Masks, data: ClientData
+) -> tuple[Upload, Metrics]:
+  """Weighs what a client has inside its masks, and measures it."""
+  weight = setup.client_weight(data.size)
+  inside = {**variables, "params": apply_masks(variables["params"], masks)}
+  kept = [weight * mask.astype(jnp.float32) for mask in masks]
+  upload = Upload(jax.tree.map(lambda leaf: weight * leaf, inside), kept, weight)
+  before = marked(download.variables, download.masks)
+  after = marked(inside, masks)
+  return upload, {
+    "uplink_bytes": weighted(payload_bytes(after), data.size > 0),
+    "client_regrowth": weighted(regrowth(before["params"], after["params"]), data.size),
+  }
+
+
+def marked(variables: Variables, masks: Masks) -> Variables:
+  """Puts masks, as 1 and 0, in the place of the parameters, to be counted."""
+  _, rebuild = trees.split_prunable(variables["params"])
+  return {**variables, "params": rebuild([mask.astype(jnp.float32) for mask in masks])}
+
+
+def mean(upload: Upload, state: State, of_masks: bool) -> Variables:
+  """Makes the mean of the uploads; the state's model where nobody had an example.
+
+  Args:
+    upload: summed over the cohort.
+    state: before the round.
+    of_masks: whether a weight is the mean over those clients alone that have it in their mask; it
+      counts as 0 for the others otherwise.
+  """
+  plain = server_step.mean(server_step.Upload(upload.variables, upload.weight), state.variables)
+  if not of_masks:
+    return plain
+  totals, _ = trees.split_prunable(upload.variables["params"])
+  _, rebuild = trees.split_prunable(plain["params"])
+  old, _ = trees.split_prunable(state.variables["params"])
+  kernels = [
+    jnp.where(upload.weight == 0, before, total / jnp.where(kept > 0, kept, 1.0))
+    for total, kept, before in zip(totals, upload.kept, old, strict=True)
+  ]
+  return {**plain, "params": rebuild(kernels)}
+
+
+def advance(setup: Setup, state: State, target: Variables) -> State:
+  """Takes the server's step towards a model; the masks are left as they were."""
+  optimizer = setup.server_optimizer(state.hyper.server_lr)
+  params, opt_state = server_step.step(
+    optimizer, state.opt_state, state.variables["params"], target["params"]
+  )
+  variables = {**target, "params": params}
+  return state._replace(round=state.round + 1, variables=variables, opt_state=opt_state)
+
+
+def masked_to(state: State, masks: Masks) -> State:
+  """Changes the masks, and sets what is outside to 0."""
+  params = apply_masks(state.variables["params"], masks)
+  return state._replace(variables={**state.variables, "params": params}, masks=masks)
+
+
+def server_metrics(setup: Setup, state: State) -> dict[str, jax.Array]:
+  """Describes the round that follows on a state."""
+  sent = broadcast(setup, state)
+  return {
+    "client_lr": sent.rates.client_lr,
+    "target_sparsity": 1 - state.hyper.density,
+    "downlink_bytes": payload_bytes(marked(state.variables, state.masks)),
+  }

@@ -1,0 +1,101 @@
+"""What a method changes in a client's local training."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import optax
+
+from sparsyfed_jax.fed.client import Hooks, LocalTraining, train
+from sparsyfed_jax.fed.optimizers import proximal
+from sparsyfed_jax.fed.task import Layers, Task, plain_layers
+from sparsyfed_jax.types import Batch, ClientData, Key, Metrics, Params, Variables
+
+# What a client keeps from step to step besides the model and the optimizer; gone after the round.
+Memory: TypeAlias = dict[str, Any]
+_MEMORY = "memory"  # the collection in which memory travels through local training
+
+
+class Rule(NamedTuple):
+  """Local training as a method wants it; the defaults are plain training."""
+
+  # The weights that layers compute with, of the trained parameters; differentiated.
+  weights: Callable[[Params, Memory], Params] = lambda params, memory: params
+  # What layers compute with in a training step. Layers may replace entries of the memory given.
+  layers: Callable[[Batch, Memory], Layers] = lambda batch, memory: plain_layers
+  # Parameters before each step; what the step starts from.
+  before_step: Callable[[Params], Params] = lambda params: params
+  # (params, memory, number of the epoch from 0, key) -> params and memory after that epoch
+  after_epoch: Callable[[Params, Memory, jax.Array, Key], tuple[Params, Memory]] = (
+    lambda params, memory, epoch, key: (params, memory)
+  )
+
+
+class Rates(NamedTuple):
+  """The numbers of local training in one round, () float32."""
+
+  client_lr: jax.Array
+  weight_decay: jax.Array
+  proximal_mu: jax.Array
+
+
+def train_by(
+  rule: Rule,
+  task: Task,
+  local: LocalTraining,
+  rates: Rates,
+  variables: Variables,
+  memory: Memory,
+  data: ClientData,
+  key: Key,
+) -> tuple[Variables, Memory, Metrics]:
+  """Trains a client.
+
+  Args:
+    rule: of the method.
+    task: what is learned.
+    local: batches, epochs and optimizer.
+    rates: of the round.
+    variables: what the client starts from.
+    memory: what the rule keeps, before the first step.
+    data: the client's examples.
+    key: decides order, dropout, and what `rule.after_epoch` draws.
+
+  Returns:
+    Trained variables, the memory after the last step, and metrics of training.
+  """
+
+  def grad_fn(
+    variables: Variables, batch: Batch, key: Key
+  ) -> tuple[Params, tuple[Variables, Metrics]]:
+    model = {name: leaf for name, leaf in variables.items() if name != _MEMORY}
+
+    def loss(params: Params) -> tuple[jax.Array, tuple[Variables, Metrics]]:
+      memory = dict(variables[_MEMORY])
+      computing = {**model, "params": rule.weights(params, memory)}
+      value, (state, metrics) = task.loss(computing, batch, rule.layers(batch, memory), key)
+      return value, ({**state, _MEMORY: memory}, metrics)
+
+    return jax.grad(loss, has_aux=True)(variables["params"])
+
+  def before_step(variables: Variables) -> Variables:
+    return {**variables, "params": rule.before_step(variables["params"])}
+
+  def after_epoch(variables: Variables, epoch: jax.Array, key: Key) -> Variables:
+    params, memory = rule.after_epoch(variables["params"], variables[_MEMORY], epoch, key)
+    return {**variables, "params": params, _MEMORY: memory}
+
+  optimizer = local.optimizer(rates.client_lr, rates.weight_decay)
+  if local.is_proximal:
+    optimizer = optax.chain(proximal(rates.proximal_mu, variables["params"]), optimizer)
+  trained, metrics = train(
+    local,
+    grad_fn,
+    optimizer,
+    Hooks(before_step, after_epoch),
+    {**variables, _MEMORY: memory},
+    data,
+    key,
+  )
+  model = {name: leaf for name, leaf in trained.items() if name != _MEMORY}
+  return model, trained[_MEMORY], metrics

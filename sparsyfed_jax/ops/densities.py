@@ -1,0 +1,32 @@
+"""How many weights each layer gets of one budget."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def erk_densities(shapes: Sequence[tuple[int, ...]], density: jax.Array | float) -> jax.Array:
+  """Shares a budget out by Erdős–Rényi–kernel: small layers stay denser than large ones.
+
+  A layer's density is in proportion to the sum of its kernel's sides over their product. Layers
+  that would be more than dense are made dense and the others scaled up to the budget (Evci et al.,
+  Rigging the lottery, ICML 2020, arXiv 1911.11134, section 3; used by FedDST).
+
+  Args:
+    shapes: of the layers' kernels.
+    density: () of all layers together, in [0, 1]; may be traced.
+
+  Returns:
+    (num_layers,) float32 densities in [0, 1] whose mean, weighted by size, is `density`.
+  """
+  sizes = np.array([np.prod(shape) for shape in shapes], np.float32)
+  raw = np.array([np.sum(shape) for shape in shapes], np.float32) / sizes
+  budget = jnp.asarray(density, jnp.float32) * sizes.sum()
+  is_dense = jnp.zeros(len(shapes), bool)
+  for _ in shapes:  # each turn makes a layer dense, or changes nothing any more
+    left = budget - jnp.sum(jnp.where(is_dense, sizes, 0))
+    scale = left / jnp.maximum(jnp.sum(jnp.where(is_dense, 0, raw * sizes)), 1e-9)
+    is_dense |= scale * raw >= 1
+  return jnp.where(is_dense, 1.0, jnp.clip(scale * raw, 0.0, 1.0))

@@ -1,0 +1,60 @@
+"""The overlapping max pool against flax's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from sparsyfed_jax.ops.pool import max_pool_overlapping
+from tests import reference
+
+
+def flax_pool(x, window, stride, padding):
+  return nn.max_pool(x, (window, window), (stride, stride), ((padding, padding),) * 2)
+
+
+def value_and_gradient(pool, x, geometry):
+  def run(x):
+    y, vjp = jax.vjp(lambda x: pool(x, *geometry), x)
+    return y, *vjp(reference.cotangent(y))
+
+  return jax.jit(run)(x)
+
+
+@pytest.mark.parametrize(
+  ("sides", "geometry"),
+  [
+    ((8, 8), (3, 2, 1)),
+    ((7, 9), (3, 2, 1)),
+    ((1, 10), (3, 2, 1)),
+    ((1, 1), (3, 2, 1)),
+    ((6, 5), (2, 1, 0)),
+    ((9, 7), (4, 3, 2)),
+    ((6, 7), (2, 3, 1)),  # some values are in no window
+  ],
+)
+def test_equals_flax_where_nothing_ties(sides, geometry):
+  shape = (2, *sides, 3)
+  values = np.random.default_rng(0).permutation(np.arange(np.prod(shape), dtype=np.float32))
+  x = values.reshape(shape) - 100
+  y, dx = value_and_gradient(max_pool_overlapping, x, geometry)
+  expected_y, expected_dx = value_and_gradient(flax_pool, x, geometry)
+  np.testing.assert_array_equal(y, expected_y)
+  # A value may win several windows, whose gradients add up in any order.
+  np.testing.assert_allclose(dx, expected_dx, rtol=1e-6, atol=1e-6)
+
+
+def test_ties_share_the_gradient():
+  x = jnp.array([[2.0, 2.0, 0.0], [1.0, 2.0, 9.0], [0.0, 0.0, 0.0]]).reshape(1, 3, 3, 1)
+  _, dx = value_and_gradient(max_pool_overlapping, x, (2, 2, 0))
+  dx = np.asarray(dx[0, :, :, 0])
+  assert np.isclose(dx.sum(), np.sin(1)) and np.all(dx[x[0, :, :, 0] != 2] == 0)
+  assert np.all(dx[x[0, :, :, 0] == 2] > 0)
+
+
+def test_half_precision():
+  x = np.float16(np.random.default_rng(0).standard_normal((1, 4, 4, 2)))
+  y = max_pool_overlapping(jnp.asarray(x), 3, 2, 1)
+  assert y.dtype == jnp.float16
+  np.testing.assert_array_equal(y, flax_pool(x, 3, 2, 1))
