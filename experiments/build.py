@@ -1,6 +1,7 @@
 """From flags to a simulation: data, partition, model, method."""
 
 import math
+from collections.abc import Hashable
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -98,6 +99,8 @@ def build(config: Config) -> Experiment:
     num_classes=dataset.num_classes,
     input_shape=input_shape,
     clients_per_chunk=chunk,
+    mean=dataset.mean,
+    std=dataset.std,
   )
   return Experiment(
     algorithm=algorithm,
@@ -114,6 +117,53 @@ def build(config: Config) -> Experiment:
     hyper=make_hyper(config),
     keys=keys,
     facts=facts,
+  )
+
+
+# Flags that become values of the state or of the data, and leave the compiled programs alone.
+_VALUES = (
+  "dataset",
+  "num_clients",
+  "rounds",
+  "sparsity",
+  "sparsity_ramp_rounds",
+  "beta",
+  "activation_floor",
+  "zerofl_mask_ratio",
+  "flash_warmup_rounds",
+  "flash_warmup_epochs",
+  "flash_update_every",
+  "flash_drop_rate",
+  "feddst_update_every",
+  "feddst_update_until",
+  "feddst_drop_rate",
+  "client_sparsities",
+  "client_sparsity_shares",
+  "client_lr",
+  "client_lr_final",
+  "weight_decay",
+  "server_lr",
+  "proximal_mu",
+  "partition",
+  "dirichlet_alpha",
+  "shards_per_client",
+  "power_law_exponent",
+  "seed",
+  "output_dir",
+)
+
+
+def program_key(config: Config, experiment: Experiment) -> Hashable:
+  """Makes what two experiments share if the programs compiled for one fit the other."""
+  fixed = {name: value for name, value in config._asdict().items() if name not in _VALUES}
+  arrays = (experiment.federation, experiment.x_test, experiment.y_test)
+  return (
+    tuple(fixed.items()),
+    bool(config.client_sparsities),
+    config.proximal_mu > 0,
+    min(config.eval_every, config.rounds),
+    tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(arrays)),
+    tuple(experiment.facts[name] for name in ("num_classes", "clients_per_chunk", "mean", "std")),
   )
 
 

@@ -208,7 +208,8 @@ _HELP = dict(
   flash_warmup_rounds="rounds in which flash's clients look for layer densities (spdst, jmwst)",
   flash_warmup_epochs="local epochs of those rounds",
   flash_update_every="rounds between two masks (jmwst)",
-  flash_drop_rate="share of its weights that a flash client exchanges after the first epoch",
+  flash_drop_rate="share of its weights that a flash client exchanges, at the start of a fall to 0"
+  " over the local epochs",
   feddst_update_every="rounds between two readjustments of feddst",
   feddst_update_until="round from which on feddst's masks stay; default: half of --rounds",
   feddst_drop_rate="share of the weights that feddst exchanges at first",

@@ -234,3 +234,54 @@ def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
     axes.text(
       1.025, place, line.label, transform=axes.transAxes, color=line.color, fontsize=10, va="center"
     )
+
+
+class Curve(NamedTuple):
+  """The runs of one setting over several seeds."""
+
+  label: str
+  runs: Sequence[Rows]  # the rows of metrics.jsonl of each seed
+
+
+_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#1F1F1F", "#6B6B6B")
+
+
+def plot_sweep(curves: Sequence[Curve], path: str | os.PathLike[str]) -> None:
+  """Draws `sweep.png`: test accuracy and sparsity over the rounds, mean and standard deviation.
+
+  Args:
+    curves: the settings to compare; at most as many as can be told apart have a colour of their
+      own, the others repeat them dashed.
+    path: the PNG to write.
+  """
+  figure = Figure(figsize=(12, 5.2), dpi=150, facecolor="white")
+  box = {"left": 0.055, "right": 0.86, "bottom": 0.11, "top": 0.88, "wspace": 0.5}
+  left, right = figure.subplots(1, 2, gridspec_kw=box)
+  for axes, key, title in (
+    (left, "test_accuracy", "Test accuracy"),
+    (right, "prunable_sparsity", "Zeros among the prunable weights of the global model"),
+  ):
+    lines = []
+    for i, curve in enumerate(curves):
+      color = _PALETTE[i % len(_PALETTE)]
+      style = "-" if i < len(_PALETTE) else "--"
+      x, mean, deviation = _mean_curve(curve.runs, key)
+      if not x.size:
+        continue
+      name = _NAMES.get(curve.label, curve.label)
+      lines.append(Line(x, 100 * mean, f"{name} {100 * mean[-1]:.1f}%", color, style, 1.8))
+      band = (100 * (mean - deviation), 100 * (mean + deviation))
+      axes.fill_between(x, *band, color=color, alpha=0.15, linewidth=0)
+    _draw(
+      axes, Panel(title, "%", lines, (0, 100), math.inf), max((z.x[-1] for z in lines), default=1)
+    )
+  figure.savefig(path, format="png")
+
+
+def _mean_curve(runs: Sequence[Rows], key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Mean and deviation over the runs, in the rounds that all of them have."""
+  columns = [dict(zip(*_column(rows, key), strict=True)) for rows in runs]
+  rounds = np.array(sorted(set.intersection(*map(set, columns)))) if columns else np.zeros(0)
+  table = np.array([[column[number] for number in rounds] for column in columns])
+  deviation = table.std(axis=0, ddof=1) if len(columns) > 1 else np.zeros(len(rounds))
+  return rounds, table.mean(axis=0) if columns else rounds, deviation

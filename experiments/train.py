@@ -12,19 +12,20 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, logging
 from absl import flags as absl_flags
+from jax.stages import Compiled
 
 from experiments import flags
 from experiments.build import Experiment, build
 from experiments.environment import describe_environment
 from experiments.plots import plot_curves
-from experiments.terminal import closing_table, progress
+from experiments.terminal import Update, closing_table, progress
 from sparsyfed_jax.data.sources import DataError
 from sparsyfed_jax.io.writers import (
   JSONL_NAME,
@@ -35,6 +36,15 @@ from sparsyfed_jax.io.writers import (
 )
 from sparsyfed_jax.metrics.cost import dense_bytes
 from sparsyfed_jax.metrics.sparsity import layer_densities
+
+
+class Programs(NamedTuple):
+  """The compiled functions of a run."""
+
+  init: Compiled
+  run: Compiled
+  evaluate: Compiled
+  seconds: float  # that compiling them took
 
 
 class DivergedError(RuntimeError):
@@ -67,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run(config: flags.Config, experiment: Experiment, directory: pathlib.Path) -> dict[str, Any]:
-  """Trains, evaluates and records.
+  """Trains, evaluates and records, and says so on the terminal.
 
   Args:
     config: resolved flags.
@@ -80,6 +90,44 @@ def run(config: flags.Config, experiment: Experiment, directory: pathlib.Path) -
   Raises:
     DivergedError: the training loss is not finite any more; the rounds up to there are recorded.
   """
+  _print_setup(config, experiment)
+  programs = compile_programs(experiment)
+  with progress(config.rounds) as update:
+    summary = record(config, experiment, programs, directory, update)
+  closing_table(summary)
+  return summary
+
+
+def compile_programs(experiment: Experiment) -> Programs:
+  """Compiles what a run calls, ahead of time, so that it can be timed and shared by runs."""
+  started = time.perf_counter()
+  simulation, federation, keys = experiment.simulation, experiment.federation, experiment.keys
+  state = jax.eval_shape(simulation.init, experiment.hyper, keys.init)
+  zero = jnp.int32(0)
+  return Programs(
+    init=simulation.init.lower(experiment.hyper, keys.init).compile(),
+    run=simulation.run.lower(state, federation, keys.rounds, zero).compile(),
+    evaluate=simulation.evaluate.lower(state, experiment.x_test, experiment.y_test).compile(),
+    seconds=time.perf_counter() - started,
+  )
+
+
+def record(
+  config: flags.Config,
+  experiment: Experiment,
+  programs: Programs,
+  directory: pathlib.Path,
+  update: Update,
+) -> dict[str, Any]:
+  """Trains, evaluates and writes the files of a run; arguments and result as in `run`.
+
+  Args:
+    config: resolved flags.
+    experiment: what `build` made of them.
+    programs: compiled for it, or for another experiment of the same `program_key`.
+    directory: where the files go.
+    update: called with the number of rounds done and their latest row.
+  """
   write_json(
     directory / "config.json",
     {
@@ -89,27 +137,22 @@ def run(config: flags.Config, experiment: Experiment, directory: pathlib.Path) -
       **describe_environment(),
     },
   )
-  _print_setup(config, experiment)
-  started = time.perf_counter()
-  simulation, federation, keys = experiment.simulation, experiment.federation, experiment.keys
-  state = simulation.init(experiment.hyper, keys.init)
-  zero = jnp.int32(0)
-  run_rounds = simulation.run.lower(state, federation, keys.rounds, zero).compile()
-  evaluate = simulation.evaluate.lower(state, experiment.x_test, experiment.y_test).compile()
-  compile_seconds = time.perf_counter() - started
+  federation, keys = experiment.federation, experiment.keys
+  state = programs.init(experiment.hyper, keys.init)
   bytes_if_dense = dense_bytes(experiment.algorithm.broadcast(state).variables)
 
   rows: list[dict[str, Any]] = []
   run_seconds = 0.0
-  with MetricsWriter(directory) as writer, progress(config.rounds) as update:
+  with MetricsWriter(directory) as writer:
     while len(rows) < config.rounds:
       count = min(config.eval_every, config.rounds - len(rows))
       started = time.perf_counter()
-      state, columns = run_rounds(state, federation, keys.rounds, jnp.int32(count))
+      state, columns = programs.run(state, federation, keys.rounds, jnp.int32(count))
       fetched = jax.device_get(columns)  # the one transfer of these rounds
       run_seconds += time.perf_counter() - started
       new = [_row(fetched, i) for i in range(count)]
-      new[-1] |= jax.device_get(evaluate(state, experiment.x_test, experiment.y_test))
+      scores = programs.evaluate(state, experiment.x_test, experiment.y_test)
+      new[-1] |= jax.device_get(scores)
       for row in new:
         row.setdefault("test_accuracy", None)
         row.setdefault("test_loss", None)
@@ -120,14 +163,13 @@ def run(config: flags.Config, experiment: Experiment, directory: pathlib.Path) -
   summary = _summarise(config, rows, directory) | {
     "dense_bytes": bytes_if_dense,
     "seconds_per_round": run_seconds / config.rounds,
-    "compile_seconds": compile_seconds,
+    "compile_seconds": programs.seconds,
     "empty_clients": experiment.facts["empty_clients"],
     "layer_densities": layer_densities(experiment.algorithm.broadcast(state).variables["params"]),
     **describe_environment(),
   }
   write_json(directory / "summary.json", summary)
   plot_curves(rows, summary, directory / "curves.png")
-  closing_table(summary)
   return summary
 
 
@@ -192,10 +234,9 @@ def _print_setup(config: flags.Config, experiment: Experiment) -> None:
     f" {config.rounds} rounds on {describe_environment()['device']}; compiling",
     flush=True,
   )
-  if facts["natural_clients"] and config.partition != "natural":
-    print(
-      f"note: the data has {facts['natural_clients']} clients of its own; --partition=natural uses them"
-    )
+  natural = facts["natural_clients"]
+  if natural and config.partition != "natural":
+    print(f"note: the data has {natural} clients of its own; --partition=natural uses them")
 
 
 def _create_directory(config: flags.Config) -> pathlib.Path:

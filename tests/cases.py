@@ -148,11 +148,23 @@ def hyper(**changes: float) -> Hyper:
 
 
 def make_setup(
-  task: Task, batch_size=BATCH_SIZE, epochs=EPOCHS, server="sgd", schedule="constant"
+  task: Task,
+  batch_size=BATCH_SIZE,
+  epochs=EPOCHS,
+  server="sgd",
+  schedule="constant",
+  proximal=False,
+  heterogeneous=False,
 ) -> Setup:
   """Makes a setup whose clients train with plain SGD."""
-  local = LocalTraining(batch_size, epochs, sgd())
-  return Setup(task, local, SERVER_OPTIMIZERS[server], SPARSITY_SCHEDULES[schedule])
+  local = LocalTraining(batch_size, epochs, sgd(), proximal)
+  return Setup(
+    task,
+    local,
+    SERVER_OPTIMIZERS[server],
+    SPARSITY_SCHEDULES[schedule],
+    is_heterogeneous=heterogeneous,
+  )
 
 
 def make_federation(x, y, parts, junk=0.0, label_junk=0, more_padding=0) -> Federation:

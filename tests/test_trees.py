@@ -106,3 +106,18 @@ class TestMapPrunable:
 )
 def test_size_counts_entries(tree, expected):
   assert trees.size(tree) == expected
+
+
+def test_layers_are_named_in_the_order_of_their_leaves():
+  names = trees.layer_names(TREE)
+  leaves, _ = trees.split_prunable(TREE)
+  assert len(names) == len(leaves) and names[0] == "Conv_0"
+
+
+@pytest.mark.parametrize(
+  ("pattern", "found"),
+  [("", []), ("shortcut", ["Block_0/shortcut"]), ("^Conv_0$", ["Conv_0"]), ("Conv|D", ["Conv_0"])],
+)
+def test_name_finder(pattern, found):
+  names = ["Conv_0", "Block_0/shortcut", "other"]
+  assert [name for name in names if trees.name_finder(pattern)(name)] == found

@@ -14,7 +14,7 @@ from sparsyfed_jax.fed import masked
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.client import last_batch
 from sparsyfed_jax.fed.hyper import Hyper
-from sparsyfed_jax.fed.pruning import Masks, apply_masks, largest_masks, num_kept, positive_noise
+from sparsyfed_jax.fed.pruning import Masks, apply_masks, largest_kept, largest_masks, num_kept
 from sparsyfed_jax.fed.rule import train_by
 from sparsyfed_jax.fed.task import plain_layers
 from sparsyfed_jax.ops import count_one, erk_densities, largest_mask
@@ -55,11 +55,9 @@ def feddst(setup: Setup) -> Algorithm:
   ) -> tuple[masked.State, dict[str, jax.Array]]:
     new = masked.advance(setup, state, masked.mean(upload, state, of_masks=True))
     params, key = new.variables["params"], jax.random.fold_in(state.key, state.round)
-    pruned = _prune(params, upload.kept, _densities(params, state.hyper), key)
-    # Of nobody's masks nothing follows.
-    pairs = zip(pruned, state.masks, strict=True)
-    masks = [jnp.where(upload.weight == 0, old, mask) for mask, old in pairs]
-    return masked.masked_to(new, masks), masked.server_metrics(setup, state)
+    pruned = largest_kept(params, upload.kept, _densities(params, state.hyper), key)
+    masks = masked.unless_nobody(upload, pruned, state.masks)
+    return masked.finish(setup, state, masked.masked_to(new, masks))
 
   return Algorithm(
     init=init,
@@ -107,22 +105,3 @@ def _exchange(
     survivors.append(kept)
     grown.append(kept | largest_mask(jnp.where(kept, 0, g), num_grown))
   return apply_masks(params, survivors), grown
-
-
-def _prune(params: Params, votes: Masks, densities: jax.Array, key: Key) -> Masks:
-  """Marks each layer's largest weights among those that a client kept.
-
-  Weights that have just grown are all 0. They fill what is left of the budget, those first that the
-  clients of most examples grew, and at random among equals.
-  """
-  kernels, _ = trees.split_prunable(params)
-  keys = jax.random.split(key, max(len(kernels), 1))
-  masks = []
-  for w, vote, density, one_key in zip(kernels, votes, densities, keys, strict=False):
-    budget = num_kept(w, density)
-    kept = largest_mask(jnp.where(vote > 0, w, 0), budget)
-    is_new = (vote > 0) & ~kept & (w == 0)
-    ranking = vote + positive_noise(one_key, w.shape) / 2
-    filled = largest_mask(jnp.where(is_new, ranking, 0), budget - count_one(kept))
-    masks.append(kept | filled)
-  return masks

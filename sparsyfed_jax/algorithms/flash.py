@@ -20,6 +20,7 @@ from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.pruning import (
   Masks,
   apply_masks,
+  largest_kept,
   largest_masks,
   mask_densities,
   overall_density,
@@ -31,6 +32,7 @@ from sparsyfed_jax.metrics.cost import mask_bytes
 from sparsyfed_jax.ops import count_one, largest_mask, topk_mask
 from sparsyfed_jax.types import ClientData, Key, Mean, Metrics, Params, Variables, weighted
 
+_START = 2**31 - 1  # no epoch has this number, whose keys also come from the client's
 FORMS = ("spdst", "jmwst", "pdst", "nst", "magnitude")
 AGGREGATIONS = ("mean", "masked_mean")
 
@@ -87,17 +89,18 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     nothing = jnp.zeros(len(kernels), jnp.float32), jnp.float32(0)
     return state._replace(extra=nothing if warms_up else ())
 
-  def start(download: masked.Download, data: ClientData) -> Masks:
+  def start(download: masked.Download, data: ClientData, key: Key) -> Masks:
     """The mask in which a client begins."""
     params, hyper = download.variables["params"], download.hyper
+    votes = [mask.astype(jnp.float32) for mask in download.masks]
     if form == "nst":
       share = scaled(hyper.density, data)
-      return largest_masks(params, [share] * len(download.masks))
+      return largest_kept(params, votes, [share] * len(votes), key)
     if not setup.is_heterogeneous:
       return download.masks
     is_dense = (form == "magnitude") & (download.round == 1)
     scale = jnp.where(is_dense, 1.0, data.density_scale)
-    smaller = largest_masks(params, mask_densities(download.masks) * scale)
+    smaller = largest_kept(params, votes, mask_densities(download.masks) * scale, key)
     pairs = zip(download.masks, smaller, strict=True)
     return [jnp.where(scale < 1, part, whole) for whole, part in pairs]
 
@@ -111,7 +114,7 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
       local = local._replace(epochs=epochs.astype(jnp.int32))
     if exchanges:
       rule = _exchanging(local.epochs, is_exchange(hyper, number), hyper.flash_drop_rate)
-    masks = start(download, data)
+    masks = start(download, data, jax.random.fold_in(key, _START))
     received = {
       **download.variables,
       "params": apply_masks(download.variables["params"], masks),
@@ -141,25 +144,28 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     new = masked.advance(setup, state, target)
     params = new.variables["params"]
 
-    def keep_largest(densities: jax.Array) -> masked.State:
-      return masked.masked_to(new, largest_masks(params, densities))
-
     if form == "nst":
-      nobody = upload.weight == 0
-      pairs = zip(upload.kept, state.masks, strict=True)
-      new = masked.masked_to(new, [jnp.where(nobody, old, kept > 0) for kept, old in pairs])
+      union = [kept > 0 for kept in upload.kept]
+      new = masked.masked_to(new, masked.unless_nobody(upload, union, state.masks))
     elif form == "magnitude":
-      new = lax.cond(number == 1, lambda: keep_largest(found), lambda: new)
+      new = lax.cond(
+        number == 1, lambda: masked.masked_to(new, largest_masks(params, found)), lambda: new
+      )
     elif form == "jmwst":
       # Not more than the target, but fewer where the clients ended with fewer.
       fair = found * jnp.minimum(1.0, hyper.density / overall_density(found, params))
-      is_due = is_exchange(hyper, number)
-      new = lax.cond(is_due, lambda: keep_largest(fair), lambda: masked.masked_to(new, state.masks))
+
+      def renew() -> Masks:
+        masks = largest_kept(params, upload.kept, fair, jax.random.fold_in(state.key, number))
+        return masked.unless_nobody(upload, masks, state.masks)
+
+      masks = lax.cond(is_exchange(hyper, number), renew, lambda: state.masks)
+      new = masked.masked_to(new, masks)
     if warms_up:
       new = lax.cond(
         is_warmup(hyper, number), lambda: _warm_up(setup, state, upload, found), lambda: new
       )
-    return new, masked.server_metrics(setup, state)
+    return masked.finish(setup, state, new)
 
   return Algorithm(
     init=init,

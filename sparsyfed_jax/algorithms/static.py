@@ -86,7 +86,7 @@ def static(setup: Setup, options: Options = DEFAULT) -> Algorithm:
       return masked.masked_to(state._replace(round=state.round + 1), masks)
 
     new = lax.cond(state.round == 0, choose, follow) if is_by_saliency else follow()
-    return new, masked.server_metrics(setup, state)
+    return masked.finish(setup, state, new)
 
   return Algorithm(
     init=init,

@@ -119,4 +119,5 @@ def exchange_metrics(download: Variables, upload: Variables, size: jax.Array) ->
 
 
 def train_metrics(scores: Metrics) -> Metrics:
+  """Names the scores of a task as those of training."""
   return {"train_loss": scores["loss"], "train_accuracy": scores["accuracy"]}

@@ -22,7 +22,7 @@ class Hyper(NamedTuple):
   flash_warmup_rounds: jax.Array  # rounds in which FLASH's clients only look for layer densities
   flash_warmup_epochs: jax.Array  # local epochs in those
   flash_update_every: jax.Array  # rounds between two masks of FLASH's JMWST
-  flash_drop_rate: jax.Array  # share of weights that FLASH exchanges after the first local epoch
+  flash_drop_rate: jax.Array  # share of weights FLASH exchanges, falling to 0 over the epochs
   feddst_update_every: jax.Array  # rounds between two readjustments of FedDST
   feddst_update_until: jax.Array  # round from which on FedDST's masks stay
   feddst_drop_rate: jax.Array  # share of weights that FedDST exchanges at first

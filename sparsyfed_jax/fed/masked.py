@@ -135,11 +135,19 @@ def masked_to(state: State, masks: Masks) -> State:
   return state._replace(variables={**state.variables, "params": params}, masks=masks)
 
 
-def server_metrics(setup: Setup, state: State) -> dict[str, jax.Array]:
-  """Describes the round that follows on a state."""
-  sent = broadcast(setup, state)
-  return {
+def unless_nobody(upload: Upload, masks: Masks, old: Masks) -> Masks:
+  """Takes masks made of an upload; the old ones where nobody had an example."""
+  pairs = zip(masks, old, strict=True)
+  return [jnp.where(upload.weight == 0, before, mask) for mask, before in pairs]
+
+
+def finish(setup: Setup, old: State, new: State) -> tuple[State, dict[str, jax.Array]]:
+  """Describes the server's step; what is sent and what regrows is counted by masks."""
+  sent = broadcast(setup, old)
+  before, after = marked(old.variables, old.masks), marked(new.variables, new.masks)
+  return new, {
     "client_lr": sent.rates.client_lr,
-    "target_sparsity": 1 - state.hyper.density,
-    "downlink_bytes": payload_bytes(marked(state.variables, state.masks)),
+    "target_sparsity": 1 - old.hyper.density,
+    "downlink_bytes": payload_bytes(before),
+    "server_regrowth": regrowth(before["params"], after["params"]),
   }

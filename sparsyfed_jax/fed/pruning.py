@@ -40,10 +40,8 @@ def largest_masks(params: Params, densities: Sequence[jax.Array] | jax.Array) ->
     densities: () float32 share to keep of each prunable leaf.
   """
   kernels, _ = trees.split_prunable(params)
-  return [
-    largest_mask(leaf, num_kept(leaf, share))
-    for leaf, share in zip(kernels, densities, strict=True)
-  ]
+  pairs = zip(kernels, densities, strict=True)
+  return [largest_mask(leaf, num_kept(leaf, share)) for leaf, share in pairs]
 
 
 def random_masks(params: Params, densities: Sequence[jax.Array] | jax.Array, key: Key) -> Masks:
@@ -75,3 +73,33 @@ def overall_density(densities: jax.Array, params: Params) -> jax.Array:
   """Computes the density of all layers together of those of each; () float32."""
   sizes = jnp.array([leaf.size for leaf in trees.split_prunable(params)[0]], jnp.float32)
   return jnp.sum(densities * sizes) / jnp.sum(sizes)
+
+
+def largest_kept(
+  params: Params,
+  votes: Sequence[jax.Array],
+  densities: Sequence[jax.Array] | jax.Array,
+  key: Key,
+) -> Masks:
+  """Marks each layer's largest parameters among those that somebody kept.
+
+  Parameters that have just grown are all 0. They fill what the others leave of the budget, those of
+  most votes first, and at random among equals.
+
+  Args:
+    params: pytree of parameters.
+    votes: for each prunable leaf, how many kept an entry; float32, 0 where nobody did.
+    densities: () float32 share to keep of each prunable leaf.
+    key: of the draw among equals.
+  """
+  kernels, _ = trees.split_prunable(params)
+  keys = jax.random.split(key, max(len(kernels), 1))
+  masks = []
+  for w, vote, density, one_key in zip(kernels, votes, densities, keys, strict=False):
+    budget = num_kept(w, density)
+    kept = largest_mask(jnp.where(vote > 0, w, 0), budget)
+    is_new = (vote > 0) & ~kept & (w == 0)
+    ranking = vote + positive_noise(one_key, w.shape) / 2
+    filled = largest_mask(jnp.where(is_new, ranking, 0), budget - count_one(kept))
+    masks.append(kept | filled)
+  return masks

@@ -12,7 +12,8 @@ def regrowth(before: Params, after: Params) -> jax.Array:
   """Computes the share of prunable parameters that are 0 before and not 0 after.
 
   SparsyFed (arXiv 2504.05153) reports regrowth per round without defining it; its analysis code
-  counts these parameters. *Client regrowth* compares a client's download with its upload, *server
+  counts these parameters. Methods that send masks are counted by those: a weight that has just
+  grown is still 0. *Client regrowth* compares a client's download with its upload, *server
   regrowth* the global models of two rounds.
 
   Args:

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from sparsyfed_jax.models.norm import Norm, normalize
-from sparsyfed_jax.ops import PLAIN, LayerOps
-from sparsyfed_jax.ops.pool import max_pool_overlapping
+from sparsyfed_jax.ops import PLAIN, LayerOps, max_pool_overlapping
 
 
 class BasicBlock(nn.Module):

@@ -11,7 +11,7 @@ from sparsyfed_jax.ops.layers import (
   pruned_layers,
   residual_layers,
 )
-from sparsyfed_jax.ops.pool import max_pool
+from sparsyfed_jax.ops.pool import max_pool, max_pool_overlapping
 from sparsyfed_jax.ops.pruned import activation_threshold, prune_residual, share_threshold
 from sparsyfed_jax.ops.reparam import powerprop, powerprop_inverse, spectral_exponent
 from sparsyfed_jax.ops.select import (
@@ -39,6 +39,7 @@ __all__ = [
   "largest_mask",
   "layerwise_mask",
   "max_pool",
+  "max_pool_overlapping",
   "powerprop",
   "powerprop_inverse",
   "prune_residual",

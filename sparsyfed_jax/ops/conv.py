@@ -81,6 +81,10 @@ def conv_patches(
   Returns:
     (batch, out_height, out_width, out_features).
   """
+  if isinstance(padding, str):
+    reach = _reach(w.shape[:2], dilation)
+    padding = lax.padtype_to_pads(x.shape[1:3], reach, strides, padding)
+  w, padding = _without_dead_taps(x, w, strides, padding, dilation)
   patches = _patches(x, w.shape[:2], strides, padding, dilation)
   matrix = w.reshape(-1, w.shape[-1])
   rows = patches.reshape(-1, matrix.shape[0])
@@ -88,17 +92,51 @@ def conv_patches(
   return out.reshape(*patches.shape[:3], w.shape[-1])
 
 
+def _reach(window: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
+  return tuple((n - 1) * d + 1 for n, d in zip(window, dilation, strict=True))
+
+
+def _without_dead_taps(
+  x: jax.Array,
+  w: jax.Array,
+  strides: Sequence[int],
+  padding: Sequence[tuple[int, int]],
+  dilation: Sequence[int],
+) -> tuple[jax.Array, list[tuple[int, int]]]:
+  """Cuts off the outer rows and columns of the kernel that meet nothing but padding.
+
+  A waveform is an image of height 1, where most of a kernel is that.
+  """
+  pads = [(low, high) for low, high in padding]
+  for axis in range(2):
+    size, window, stride = x.shape[1 + axis], w.shape[axis], strides[axis]
+    step = dilation[axis]
+    low, high = pads[axis]
+    out = max((size + low + high - (window - 1) * step - 1) // stride + 1, 0)
+    alive = [
+      tap
+      for tap in range(window)
+      if any(low <= tap * step + stride * place < low + size for place in range(out))
+    ]
+    if not alive:
+      continue
+    first, last = alive[0], alive[-1]
+    w = lax.slice_in_dim(w, first, last + 1, axis=axis)
+    # Windows start later, and end where the last one reaches.
+    end = (out - 1) * stride + last * step + 1
+    pads[axis] = (low - first * step, end - size - low)
+  return w, pads
+
+
 def _patches(
   x: jax.Array,
   window: Sequence[int],
   strides: Sequence[int],
-  padding: Padding,
+  padding: Sequence[tuple[int, int]],
   dilation: Sequence[int],
 ) -> jax.Array:
   """(batch, out_height, out_width, kernel_height * kernel_width * in_features)."""
-  reach = tuple((n - 1) * d + 1 for n, d in zip(window, dilation, strict=True))
-  if isinstance(padding, str):
-    padding = lax.padtype_to_pads(x.shape[1:3], reach, strides, padding)
+  reach = _reach(window, dilation)
   none = (0, 0, 0)
   rows, columns = padding  # may be negative, which crops
   x = lax.pad(x, jnp.zeros((), x.dtype), (none, (*rows, 0), (*columns, 0), none))

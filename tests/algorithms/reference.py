@@ -32,32 +32,34 @@ class Method(NamedTuple):
     return self.values["client_lr"] ** (1 - share) * self.values["client_lr_final"] ** share
 
 
+class Batch(NamedTuple):
+  """Examples of one step."""
+
+  x: np.ndarray
+  y: np.ndarray
+
+
 class Client(NamedTuple):
   """One client of a round."""
 
-  data: ClientData
-  key: Key
-  batch_size: int
+  size: int
+  epochs: list[list[Batch]]
+  single: list[Batch]  # of a client that does not train, which takes the first
+  keys: list[Key]  # one for each epoch
 
-  @property
-  def size(self):
-    return int(self.data.size)
 
-  def batches(self, epoch):
-    """Lists the examples (x, y) of each batch, in the library's order."""
-    return self._batches(self.epoch_key(epoch))
+def make_client(data: ClientData, key: Key, batch_size: int, epochs: int) -> Client:
+  """Puts a client's examples in the library's order."""
+  size = int(data.size)
+  x, y = np.asarray(data.x), np.asarray(data.y)
 
-  def any_batch(self):
-    """Picks the batch of a client that does not train."""
-    return self._batches(self.key)[0]
+  def batches(key):
+    order = np.asarray(shuffle(key, data).indices)[:size]
+    rows = [order[i : i + batch_size] for i in range(0, size, batch_size)]
+    return [Batch(x[one], y[one]) for one in rows]
 
-  def epoch_key(self, epoch):
-    return jax.random.fold_in(self.key, epoch)
-
-  def _batches(self, key):
-    order = np.asarray(shuffle(key, self.data).indices)[: self.size]
-    rows = [order[i : i + self.batch_size] for i in range(0, self.size, self.batch_size)]
-    return [(np.asarray(self.data.x)[one], np.asarray(self.data.y)[one]) for one in rows]
+  keys = [jax.random.fold_in(key, epoch) for epoch in range(epochs)]
+  return Client(size, [batches(one) for one in keys], batches(key), keys)
 
 
 class Report(NamedTuple):
@@ -115,7 +117,7 @@ def train(method, number, client, theta, rule, epochs, change=lambda theta, epoc
   rate, decay = method.rate(number), method.values["weight_decay"]
   losses = []
   for epoch in range(epochs):
-    for x, y in client.batches(epoch):
+    for x, y in client.epochs[epoch]:
       theta = rule.before_step(theta)
       gradient, batch_losses = loss_gradient(rule, theta, x, y)
       losses.extend(batch_losses)

@@ -84,6 +84,8 @@ def kind(method, number):
   if method.name == "static":
     return "saliency" if method.has("mask", "saliency") and number == 1 else "train"
   form = method.options.get("form", "spdst")
+  if form == "pdst":
+    return "train"
   if form == "nst":
     return "independent"
   if form == "magnitude":
@@ -125,7 +127,7 @@ def run_round(method, number, params, masks, warm_up, clients, epochs):
   found = sum(share * np.array([kept[name].mean() for name in NAMES]) for share, _, kept in results)
   if what == "warm-up":
     weight = sum(client.size for client in clients)
-    total, weights = warm_up[0] + weight * found, warm_up[1] + weight
+    total, weights = np.asarray(warm_up[0]) + weight * found, float(warm_up[1]) + weight
     warm_up = total, weights
     if number < method.values["flash_warmup_rounds"]:
       return Round(theta, _exactly(masks), warm_up, report)
@@ -165,7 +167,7 @@ def _train_client(method, number, client, theta, masks, epochs, what):
   if what == "magnitude":
     kept = largest_of_all(end, density)
   elif what == "readjust":
-    gradient, _ = loss_gradient(Rule(), end, *client.batches(epochs - 1)[-1])
+    gradient, _ = loss_gradient(Rule(), end, *client.epochs[epochs - 1][-1])
     end, kept = _readjust(method, number, end, kept, gradient)
   return masked(end, kept), kept, losses
 
@@ -180,7 +182,7 @@ def _train_masked(method, number, client, theta, masks, epochs, moves):
       if epochs == 1:
         rate = method.values["flash_drop_rate"] / 2
       if rate > 0:
-        key = jax.random.fold_in(client.epoch_key(epoch), _AFTER_EPOCH)
+        key = jax.random.fold_in(client.keys[epoch], _AFTER_EPOCH)
         theta, masks = _exchange(theta, masks, rate, key)
     return masked(theta, masks)
 
@@ -280,7 +282,7 @@ def _saliency_round(method, theta, warm_up, clients):
   """SNIP over a federation: where |dL/dw w| is largest, as a mean over the clients."""
   total, losses = each(np.zeros_like, theta), []
   for client, share in shares(clients):
-    gradient, seen = loss_gradient(Rule(), theta, *client.any_batch())
+    gradient, seen = loss_gradient(Rule(), theta, *client.single[0])
     salience = each(lambda g, w: np.abs(g * w), gradient, theta)
     total = each(lambda a, b, p=share: a + p * b, total, salience)
     losses.extend(seen)

@@ -84,7 +84,7 @@ class TestPaddingChangesNothing:
     cases.assert_close((upload, metrics), expected, 1e-6)
 
 
-@every_method
+@pytest.mark.parametrize("method", ALGORITHMS)
 def test_the_cut_of_the_cohort_changes_nothing(method, name="mlp"):
   def run(clients_per_chunk):
     state = cases.start(method, name)
@@ -101,7 +101,7 @@ def test_the_cut_of_the_cohort_changes_nothing(method, name="mlp"):
     cases.assert_close(run(clients_per_chunk), expected, 1e-5)
 
 
-@every_method
+@pytest.mark.parametrize("method", [*ALGORITHMS, "flash-jmwst"])
 class TestReproducible:
   def run(self, method, state, num_rounds, seed=3, rounds_per_call=5):
     simulation = cases.simulation(method, "linear", rounds_per_call=rounds_per_call)

@@ -2,6 +2,7 @@ import pytest
 
 from experiments import flags
 from experiments.build import build
+from sparsyfed_jax.algorithms import OPTIONS
 
 ACCEPTED = flags.DEFAULTS
 
@@ -15,7 +16,7 @@ ACCEPTED = flags.DEFAULTS
     (dict(beta=0.9), "at least 1"),
     (dict(activation_floor=-0.1), "between 0 and 1"),
     (dict(model="resnet1"), "one of mlp, cnn"),
-    (dict(algorithm="nosuch"), "one of fedavg, sparsyfed, topk"),
+    (dict(algorithm="nosuch"), "one of fedavg, feddst, flash, sparsyfed, static, topk, zerofl"),
     (dict(sparsity_schedule="step"), "one of constant, cubic, linear"),
     (dict(server_optimizer="lion"), "one of sgd"),
     (dict(partition="label"), "one of dirichlet"),
@@ -34,6 +35,30 @@ ACCEPTED = flags.DEFAULTS
     (dict(num_clients=0), "at least 1"),
     (dict(sparsity_ramp_rounds=101), "between 0 and --rounds=100"),
     (dict(sparsity_ramp_rounds=5, sparsity_schedule="constant"), "no ramp"),
+    (dict(norm="layer"), "one of batch, group"),
+    (dict(client_optimizer="adam"), "one of sgd, nesterov, adamw"),
+    (dict(client_momentum=1.0), "below 1"),
+    (dict(client_momentum=0.9, client_optimizer="adamw"), "left out"),
+    (dict(client_momentum=0.0, client_optimizer="nesterov"), "above 0"),
+    (dict(client_clip_norm=-1.0), "at least 0"),
+    (dict(proximal_mu=float("nan")), "at least 0"),
+    (dict(client_lr_schedule="step"), "one of exponential"),
+    (dict(client_weighting="loss"), "one of size, uniform"),
+    (dict(activation_threshold="round"), "one of batch, first_batch"),
+    (dict(reparam_exclude="("), "a regular expression"),
+    (dict(reparameterisation="log"), "one of powerprop, spectral"),
+    (dict(upload="gradients"), "one of weights, changes"),
+    (dict(zerofl_uplink="all"), "one of weights, masked_changes, changes"),
+    (dict(zerofl_mask_ratio=0.2, sparsity=0.1, algorithm="zerofl"), "between 0 and --sparsity=0.1"),
+    (dict(flash_form="dst"), "one of spdst, jmwst"),
+    (dict(flash_warmup_rounds=0), "at least 1"),
+    (dict(flash_drop_rate=1.5), "between 0 and 1"),
+    (dict(feddst_update_every=0), "at least 1"),
+    (dict(static_mask="lottery"), "one of random, erk, saliency"),
+    (dict(client_sparsities=(0.5,)), "at least --sparsity=0.95"),
+    (dict(client_sparsities=(0.99,), algorithm="feddst"), "left out with --algorithm=feddst"),
+    (dict(client_sparsity_shares=(1.0,)), "as many as --client_sparsities"),
+    (dict(client_sparsity_shares=(0.5, 0.4), client_sparsities=(0.95, 0.99)), "together 1"),
   ],
 )
 def test_a_bad_flag_is_named_with_its_value_and_what_is_right(change, right):
@@ -58,7 +83,8 @@ def test_defaults_follow_from_other_flags():
   assert resolved.sparsity_ramp_rounds == 20
   assert resolved.client_lr_final == pytest.approx(0.02)
   assert flags.resolve(ACCEPTED._replace(sparsity_schedule="constant")).sparsity_ramp_rounds == 0
-  given = ACCEPTED._replace(sparsity_ramp_rounds=3, client_lr_final=0.3)
+  assert resolved.feddst_update_until == 20
+  given = ACCEPTED._replace(sparsity_ramp_rounds=3, client_lr_final=0.3, feddst_update_until=7)
   assert flags.resolve(given) == given
 
 
@@ -69,6 +95,9 @@ def test_defaults_follow_from_other_flags():
     (dict(clients_per_round=101), "--clients_per_round=101"),
     (dict(partition="shards", shards_per_client=1000), "--partition=shards"),
     (dict(num_clients=5000), "--partition=dirichlet"),
+    (dict(model="vit", dataset="digits", reparam_exclude="shortcut"), "--reparam_exclude=shortcut"),
+    (dict(algorithm="zerofl", zerofl_exclude="nosuch"), "--zerofl_exclude=nosuch.*Conv_0, Conv_1"),
+    (dict(model="speech_resnet18"), "--model=speech_resnet18: needs a waveform"),
   ],
 )
 def test_flags_that_do_not_fit_the_data_are_refused(change, named):
@@ -80,3 +109,36 @@ def test_flags_that_do_not_fit_the_data_are_refused(change, named):
 def test_every_partition_deals_all_examples(partition):
   experiment = build(flags.resolve(ACCEPTED._replace(partition=partition, num_clients=20)))
   assert experiment.federation.sizes.sum() == experiment.facts["train_examples"]
+
+
+def test_clients_get_their_sparsities_in_the_shares_asked_for():
+  config = ACCEPTED._replace(
+    num_clients=10,
+    sparsity=0.9,
+    client_sparsities=(0.9, 0.95, 0.975),
+    client_sparsity_shares=(0.4, 0.3, 0.3),
+  )
+  scales = [
+    build(flags.resolve(config._replace(seed=seed))).federation.density_scales.tolist()
+    for seed in (0, 0, 1)
+  ]
+  assert sorted(scales[0]) == pytest.approx([0.25] * 3 + [0.5] * 3 + [1] * 4)
+  assert scales[0] == scales[1] != scales[2]
+
+
+def test_only_what_a_method_reads_is_an_option_of_it():
+  assert flags.options(ACCEPTED) == {
+    "activation_threshold": "batch",
+    "reparam_exclude": "",
+    "reparameterisation": "powerprop",
+    "upload": "weights",
+  }
+  assert flags.options(ACCEPTED._replace(algorithm="fedavg")) == {}
+  ignored = flags.ignored(ACCEPTED._replace(algorithm="topk"))
+  assert {"beta", "reparam_exclude", "zerofl_form"} <= set(ignored)
+  assert not {"sparsity", "sparsity_schedule", "client_lr"} & set(ignored)
+
+
+def test_forms_of_methods_have_defaults_of_their_own():
+  for name, options in OPTIONS.items():
+    assert options(**flags.options(ACCEPTED._replace(algorithm=name))) == options()

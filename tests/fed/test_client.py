@@ -19,13 +19,8 @@ PLAIN = Hooks()
 def data_of(size):
   """Rows 10 to 16, of which the first `size` are the client's; the class of row i is i."""
   rows = jnp.arange(20, dtype=jnp.int32)
-  return ClientData(
-    rows.astype(jnp.float32)[:, None],
-    rows,
-    rows[10 : 10 + MAX_SIZE],
-    jnp.int32(size),
-    jnp.float32(1),
-  )
+  x = rows.astype(jnp.float32)[:, None]
+  return ClientData(x, rows, rows[10 : 10 + MAX_SIZE], jnp.int32(size), jnp.float32(1))
 
 
 def log_steps(variables, batch: Batch, key):

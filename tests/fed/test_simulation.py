@@ -7,13 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sparsyfed_jax.algorithms import ALGORITHMS, READS_HYPER
 from sparsyfed_jax.fed.algorithm import Algorithm
 from sparsyfed_jax.fed.cohort import Federation
+from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.simulation import make_keys, simulate
 from sparsyfed_jax.types import weighted
 from tests import cases
 
-every_method = pytest.mark.parametrize("method", cases.METHODS)
+every_method = pytest.mark.parametrize("method", ALGORITHMS)
 CHANGED = cases.HYPER | {
   "rounds": 4.0,
   "client_lr": 0.2,
@@ -24,7 +26,25 @@ CHANGED = cases.HYPER | {
   "ramp_rounds": 2.0,
   "beta": 1.5,
   "activation_floor": 0.9,
+  "proximal_mu": 0.5,
+  "zerofl_mask_ratio": 0.4,
+  "flash_warmup_rounds": 2.0,
+  "flash_warmup_epochs": 5.0,
+  "flash_update_every": 3.0,
+  "flash_drop_rate": 0.8,
+  "feddst_update_every": 3.0,
+  "feddst_update_until": 3.0,
+  "feddst_drop_rate": 0.9,
 }
+# What every method reads.
+COMMON_HYPER = (
+  "rounds",
+  "client_lr",
+  "client_lr_final",
+  "weight_decay",
+  "proximal_mu",
+  "server_lr",
+)
 
 
 def run(method, state, num_rounds=3, federation=None, **simulation):
@@ -109,18 +129,45 @@ class TestRun:
     simulation.init(hyper, jax.random.key(2))  # the values given are not donated with a state
 
 
-@pytest.mark.parametrize("name", cases.HYPER)
+@pytest.mark.parametrize("name", READS_HYPER["sparsyfed"] + COMMON_HYPER)
 def test_every_value_has_an_effect(name):
   # From a sparse model, so that activations are pruned, and within a ramp of the density.
   start = cases.trained("sparsyfed", "linear")._replace(round=jnp.int32(0))
 
   def final(**changes):
     state = start._replace(hyper=cases.hyper(**({"ramp_rounds": 6.0, "density": 0.05} | changes)))
-    return run("sparsyfed", state, 2, schedule="cubic")[0].variables
+    return run("sparsyfed", state, 2, schedule="cubic", proximal=True)[0].variables
 
   first = final()
   cases.assert_same_bits(final(), first)
   assert not cases.same_bits(final(**{name: CHANGED[name]}), first)
+
+
+@pytest.mark.parametrize(
+  ("method", "name"),
+  [
+    (method, name)
+    for method, names in READS_HYPER.items()
+    if method != "sparsyfed"
+    for name in names
+    if name.startswith(method) and name != "flash_update_every"
+  ]
+  + [("flash-jmwst", "flash_update_every")],
+)
+def test_every_value_of_a_method_has_an_effect(method, name):
+  def final(**changes):
+    state = cases.start(method, "mlp", cases.hyper(**changes))
+    for i in range(5):
+      upload, _ = cases.run_cohort(method, "mlp", state, (3, 0, 5), key=jax.random.key(i))
+      state, _ = cases.server(method, "mlp")(state, upload)
+    return state.variables
+
+  assert not cases.same_bits(final(**{name: CHANGED[name]}), final())
+
+
+def test_values_that_no_method_reads_do_not_exist():
+  read = {name for names in READS_HYPER.values() for name in names}
+  assert read | set(COMMON_HYPER) == set(Hyper._fields)
 
 
 def test_a_sweep_can_be_vmapped():

@@ -7,6 +7,7 @@ import optax
 import pytest
 from flax import linen as nn
 
+from sparsyfed_jax import trees
 from sparsyfed_jax.fed.task import classification, plain_layers
 from sparsyfed_jax.models import MLP
 from sparsyfed_jax.ops import PLAIN, LayerOps
@@ -104,3 +105,37 @@ def test_dropout_follows_the_key_in_training_and_is_off_otherwise():
   assert losses[0] == losses[1] != losses[2]
   plain = optax.softmax_cross_entropy_with_integer_labels(jnp.ones((1, 64)), jnp.int32([0]))
   assert float(task.evaluate({"params": {}}, case)["loss"].total) == pytest.approx(float(plain[0]))
+
+
+class Nested(nn.Module):
+  """Two layers in a block called `inner`, and one outside, which computes first."""
+
+  ops: LayerOps = PLAIN
+
+  @nn.compact
+  def __call__(self, x, *, train=False, valid=None):
+    class Inner(nn.Module):
+      ops: LayerOps
+
+      @nn.compact
+      def __call__(self, x):
+        x = nn.Dense(3, dot_general=self.ops.dot_general, name="second")(x)
+        return nn.Dense(2, dot_general=self.ops.dot_general, name="first")(x)
+
+    x = nn.Dense(4, dot_general=self.ops.dot_general, name="zeroth")(x)
+    return Inner(self.ops, name="inner")(x)
+
+
+def test_layers_know_their_names():
+  task = classification(Nested(), (1,))
+  assert task.layer_names == ("zeroth", "inner/second", "inner/first")
+  seen = []
+
+  def note(name):
+    seen.append(name)
+    return PLAIN
+
+  variables = task.init(jax.random.key(0))
+  task.loss(variables, batch([1], [0], [True]), note, jax.random.key(0))
+  assert tuple(seen) == task.layer_names
+  assert set(trees.layer_names(variables["params"])) == set(seen)

@@ -165,3 +165,28 @@ class TestPrunedLayers:
     x, w = np.ones((2, 3), np.float32), np.eye(3, dtype=np.float32)
     y = jax.jit(partial(layers.dot_general, dimension_numbers=DENSE))(lhs=x, rhs=w)
     np.testing.assert_array_equal(y, x)
+
+
+def test_a_threshold_that_is_found_first_stays():
+  thresholds = []
+
+  def threshold(x, w):
+    thresholds.append(1)
+    return jnp.max(x)
+
+  memory = {"a": jnp.float32(-1), "b": jnp.float32(-1)}
+  found = ops.first_found(threshold, memory, "a")
+  w = jnp.ones(2)
+  assert float(found(jnp.float32([1, 2]), w)) == 2
+  assert float(found(jnp.float32([5, 7]), w)) == 2
+  assert float(memory["a"]) == 2 and float(memory["b"]) == -1
+
+
+def test_residual_layers_prune_by_the_threshold_they_are_given():
+  layers = ops.residual_layers(lambda x, w: jnp.float32(2))
+  x, w = jnp.float32([[1, 2], [-3, 0.5]]), jnp.ones((2, 3))
+  y, vjp = jax.vjp(lambda x, w: layers.dot_general(x, w, DENSE), x, w)
+  np.testing.assert_array_equal(y, x @ w)
+  dx, dw = vjp(jnp.ones((2, 3)))
+  np.testing.assert_array_equal(dx, jnp.full((2, 2), 3))
+  np.testing.assert_array_equal(dw, np.float32([[0, 2], [-3, 0]]).T @ np.ones((2, 3)))

@@ -167,3 +167,14 @@ class TestActivationThreshold:
     w = (np.arange(size) < kept).astype(np.float32)
     k = -(-entries * kept // size)
     assert ops.activation_threshold(x, w, np.ones(1, bool)) == entries + 1 - k
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 1.0])
+def test_share_threshold_keeps_a_share_of_valid_rows(share):
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(5, 7, 3)).astype(np.float32)
+  valid = np.array([True, False, True, True, False])
+  x[~valid] = 1e9
+  found = jax.jit(ops.share_threshold)(x, valid, jnp.float32(share))
+  k = int(np.ceil(np.float32(share) * np.float32(3 * 21)))
+  assert float(found) == np.float32(reference.kth_magnitude(x[valid], k))

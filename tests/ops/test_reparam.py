@@ -175,3 +175,19 @@ class TestTransformations:
     by_beta = gradient_beta(theta, beta)
     assert by_beta.dtype == jnp.float32
     close(by_beta, reference.powerprop_gradient_beta(theta, 1.25), rtol=0.02)
+
+
+class TestSpectralExponent:
+  @pytest.mark.parametrize("shape", [(3, 3, 4, 6), (10, 7), (5, 1)])
+  def test_is_that_of_a_singular_value_decomposition(self, shape):
+    theta = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    theta[np.random.default_rng(1).random(shape) < 0.7] = 0
+    matrix = np.abs(theta.astype(np.float64)).reshape(-1, shape[-1])
+    expected = 1 + matrix.mean() / np.linalg.svd(matrix)[1][0]
+    np.testing.assert_allclose(ops.spectral_exponent(theta, 30), expected, rtol=1e-5)
+    np.testing.assert_allclose(ops.spectral_exponent(theta), expected, rtol=2e-3)
+
+  def test_has_no_gradient_and_is_1_for_nothing(self):
+    theta = jnp.array([[1.0, -2.0], [0.0, 3.0]])
+    assert not np.any(jax.grad(ops.spectral_exponent)(theta))
+    assert float(ops.spectral_exponent(jnp.zeros((4, 3)))) == 1

@@ -260,3 +260,12 @@ class TestLayerwiseMask:
 def test_density_0_keeps_nothing_not_even_infinities():
   x = np.float32([np.inf, -1, np.nan])
   assert not ops.topk_mask(x, 0.0).any()
+
+
+@pytest.mark.parametrize("k", [-1, 0, 1, 3, 6, 9])
+def test_largest_mask_counts(k):
+  x = np.float32([[3, -7, 0], [0.5, -3, 1]])  # 3 and -3 tie
+  masks = [ops.largest_mask(x, k), jax.jit(ops.largest_mask)(x, k)]
+  expected = reference.topk_mask([x], k)[0]
+  for mask in masks:
+    np.testing.assert_array_equal(mask, expected)
