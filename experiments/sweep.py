@@ -124,14 +124,14 @@ def _open_directory(path: str | None, grid: Mapping[str, list[str]]) -> pathlib.
 
 
 def _run_all(runs: Sequence[Run], directory: pathlib.Path) -> None:
-  left = [run for run in runs if not (_place(run, directory) / _SUMMARY_NAME).exists()]
+  left = [run for run in runs if not (place_of(run, directory) / _SUMMARY_NAME).exists()]
   print(f"{len(runs)} runs, {len(runs) - len(left)} done before", flush=True)
   total = sum(run.config.rounds for run in runs)
   done = total - sum(run.config.rounds for run in left)
   compiled: dict[Hashable, Programs] = {}
   with progress(total, done) as update:
     for run in left:
-      place = _place(run, directory)
+      place = place_of(run, directory)
       shutil.rmtree(place, ignore_errors=True)  # of a run that was stopped
       create_run_dir(place)
       experiment = build(run.config)
@@ -159,14 +159,15 @@ def _programs_for(
   return compiled[key]
 
 
-def _place(run: Run, directory: pathlib.Path) -> pathlib.Path:
+def place_of(run: Run, directory: pathlib.Path) -> pathlib.Path:
+  """Names the directory of a run."""
   name = ",".join(f"{flag}={value}" for flag, value in run.point.items()) or "run"
   return directory / "".join(c if c.isalnum() or c in "=.,-_" else "-" for c in name)
 
 
 def _write_results(runs: Sequence[Run], directory: pathlib.Path) -> str:
   varied = list(runs[0].point)
-  summaries = [json.loads((_place(run, directory) / _SUMMARY_NAME).read_text()) for run in runs]
+  summaries = [json.loads((place_of(run, directory) / _SUMMARY_NAME).read_text()) for run in runs]
   columns = [name for name, *_ in _MEASURES]
   with open(directory / "sweep.csv", "w", newline="") as file:
     writer = csv.writer(file)
@@ -195,7 +196,7 @@ def _write_results(runs: Sequence[Run], directory: pathlib.Path) -> str:
 
   curves = []
   for label, members in groups.items():
-    rows = [read_metrics(_place(runs[i], directory) / JSONL_NAME) for i in members]
+    rows = [read_metrics(place_of(runs[i], directory) / JSONL_NAME) for i in members]
     curves.append(Curve(", ".join(label) or "run", rows))
   plot_sweep(curves, directory / "sweep.png")
   return table
