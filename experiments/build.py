@@ -150,6 +150,8 @@ _VALUES = (
   "power_law_exponent",
   "seed",
   "output_dir",
+  "checkpoint_every",
+  "resume",
 )
 
 

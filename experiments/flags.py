@@ -115,9 +115,11 @@ class Config(NamedTuple):
   shards_per_client: int
   power_law_exponent: float
   eval_every: int
+  checkpoint_every: int
   clients_per_chunk: str
   seed: int
   output_dir: str | None
+  resume: bool
 
 
 DEFAULTS = Config(
@@ -171,9 +173,11 @@ DEFAULTS = Config(
   shards_per_client=2,
   power_law_exponent=1.0,
   eval_every=5,
+  checkpoint_every=50,
   clients_per_chunk=AUTO,
   seed=0,
   output_dir=None,
+  resume=False,
 )
 
 _HELP = dict(
@@ -243,10 +247,13 @@ _HELP = dict(
   power_law_exponent="of --partition=power_law",
   eval_every="rounds between two evaluations on the test set, which are also the rounds of one"
   " compiled call",
+  checkpoint_every="rounds between two checkpoints, from which --resume goes on; 0 writes none",
   clients_per_chunk="clients trained side by side (vmap), the rest one chunk after the other;"
   " auto: what measured best for the model and the backend",
   seed="of everything random: split, partition, initialisation, sampling, shuffling",
   output_dir="a new or empty directory; default: runs/<time>-<algorithm>-<dataset>",
+  resume="goes on with the run in --output_dir from its last checkpoint; the other flags must be"
+  " those it was started with",
 )
 
 
@@ -262,6 +269,7 @@ def define(flag_values: flags.FlagValues = _FLAGS) -> None:
     int: flags.DEFINE_integer,
     int | None: flags.DEFINE_integer,
     tuple[float, ...]: flags.DEFINE_list,
+    bool: flags.DEFINE_boolean,
   }
   for name, default in DEFAULTS._asdict().items():
     definers[types[name]](name, default, _HELP[name], flag_values=flag_values)
@@ -349,6 +357,12 @@ def check(config: Config) -> None:
     0 <= config.zerofl_mask_ratio <= config.sparsity or config.algorithm != "zerofl",
     "zerofl_mask_ratio",
     f"between 0 and --sparsity={config.sparsity}, or clients would send more than everything",
+  )
+  require(config.checkpoint_every >= 0, "checkpoint_every", "at least 0")
+  require(
+    not config.resume or bool(config.output_dir),
+    "resume",
+    "given with --output_dir, the directory of the run to go on with",
   )
   require(0 <= config.client_momentum < 1, "client_momentum", "at least 0 and below 1")
   require(

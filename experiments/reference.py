@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     flags.fail(flags.ConfigError(f"--traces={traces}: no such file"))
   sweep.main(argv)
   _, runs = sweep.read_grid(table)
-  directory = pathlib.Path(table["output_dir"].value)
+  directory = pathlib.Path(str(table["output_dir"].value))
   curves = []
   lines = [
     f"| | seed | accuracy, mean of {LAST_ROUNDS} rounds, % | zeros after rounds 1, 2, 3 |",

@@ -12,7 +12,6 @@ import itertools
 import json
 import math
 import pathlib
-import shutil
 import statistics
 import sys
 from collections.abc import Hashable, Mapping, Sequence
@@ -27,7 +26,16 @@ from experiments import flags
 from experiments.build import Experiment, build, program_key
 from experiments.plots import Curve, plot_sweep
 from experiments.terminal import progress
-from experiments.train import DivergedError, Programs, compile_programs, record
+from experiments.train import (
+  CONFIG_NAME,
+  DivergedError,
+  Programs,
+  StoppedError,
+  begin,
+  compile_programs,
+  describe,
+  record,
+)
 from sparsyfed_jax.data.sources import DataError
 from sparsyfed_jax.io.writers import JSONL_NAME, create_run_dir, read_metrics, write_json
 
@@ -40,6 +48,7 @@ _MEASURES = (
   ("uplink_bytes_per_client_round", "uplink, kB a client and round", 1e-3, 1),
   ("downlink_bytes_per_client_round", "downlink, kB", 1e-3, 1),
 )
+_OWN = ("output_dir", "resume")  # of the sweep, which always resumes
 _LISTS = ("client_sparsities", "client_sparsity_shares")  # lists already; not swept
 
 
@@ -62,9 +71,9 @@ def main(argv: Sequence[str]) -> None:
     _run_all(runs, directory)
   except (flags.ConfigError, DataError) as error:
     flags.fail(error)
-  except KeyboardInterrupt:
+  except (KeyboardInterrupt, StoppedError) as error:
     print(f"\ninterrupted; the same command goes on in {directory}", file=sys.stderr)
-    sys.exit(130)
+    sys.exit(error.code if isinstance(error, StoppedError) else 130)
   table = _write_results(runs, directory)
   Console().print(Markdown(table))
   print(f"files in {directory}")
@@ -76,7 +85,7 @@ def define(flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
     "output_dir", None, "where the runs go; required", flag_values=flag_values
   )
   for name in flags.Config._fields:
-    if name != "output_dir":
+    if name not in _OWN:
       text = f"as in experiments.train{'' if name in _LISTS else '; a comma list is swept'}"
       absl_flags.DEFINE_string(name, None, text, flag_values=flag_values)
 
@@ -90,7 +99,7 @@ def read_grid(flag_values: absl_flags.FlagValues) -> tuple[dict[str, list[str]],
   given = {
     name: str(flag_values[name].value)
     for name in flags.Config._fields
-    if name != "output_dir" and flag_values[name].value is not None
+    if name not in _OWN and flag_values[name].value is not None
   }
   grid = {
     name: [text] if name in _LISTS else [part.strip() for part in text.split(",")]
@@ -132,9 +141,9 @@ def _run_all(runs: Sequence[Run], directory: pathlib.Path) -> None:
   with progress(total, done) as update:
     for run in left:
       place = place_of(run, directory)
-      shutil.rmtree(place, ignore_errors=True)  # of a run that was stopped
-      create_run_dir(place)
+      place.mkdir(exist_ok=True)
       experiment = build(run.config)
+      write_json(place / CONFIG_NAME, describe(run.config, experiment))
       programs = _programs_for(run.config, experiment, compiled)
       try:
         before = done
@@ -143,6 +152,7 @@ def _run_all(runs: Sequence[Run], directory: pathlib.Path) -> None:
           experiment,
           programs,
           place,
+          begin(experiment, programs, place, resume=True),
           lambda rounds, row, before=before: update(before + rounds, row),  # type: ignore[misc]
         )
       except DivergedError as error:

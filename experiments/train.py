@@ -4,6 +4,7 @@ Writes config.json, metrics.jsonl (and .csv), summary.json and curves.png into -
 """
 
 import datetime
+import json
 import math
 import os
 import pathlib
@@ -11,6 +12,7 @@ import re
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -25,8 +27,10 @@ from experiments import flags
 from experiments.build import Experiment, build
 from experiments.environment import describe_environment
 from experiments.plots import plot_curves
+from experiments.signals import catch_signals, leave_on_signal
 from experiments.terminal import Update, closing_table, progress
 from sparsyfed_jax.data.sources import DataError
+from sparsyfed_jax.io import checkpoint
 from sparsyfed_jax.io.writers import (
   JSONL_NAME,
   MetricsWriter,
@@ -36,6 +40,10 @@ from sparsyfed_jax.io.writers import (
 )
 from sparsyfed_jax.metrics.cost import dense_bytes
 from sparsyfed_jax.metrics.sparsity import layer_densities
+
+CONFIG_NAME = "config.json"
+# Flags that a resumed run may change: they change no result.
+_MAY_CHANGE = ("output_dir", "resume", "checkpoint_every", "clients_per_chunk")
 
 
 class Programs(NamedTuple):
@@ -47,6 +55,24 @@ class Programs(NamedTuple):
   seconds: float  # that compiling them took
 
 
+class Start(NamedTuple):
+  """Where a run is when it starts or goes on."""
+
+  state: Any  # of the server
+  rows: list[dict[str, Any]]  # of metrics.jsonl, one for each round done
+
+
+class StoppedError(RuntimeError):
+  """A signal ended the run after the rounds under way."""
+
+  def __init__(self, number: int, rounds_done: int, is_saved: bool) -> None:
+    how = (
+      "--resume goes on from there" if is_saved else "without --checkpoint_every it cannot go on"
+    )
+    super().__init__(f"interrupted after round {rounds_done}; {how}")
+    self.code = 128 + number
+
+
 class DivergedError(RuntimeError):
   """Training left the finite numbers; the message names the round and what would help."""
 
@@ -56,18 +82,24 @@ def main(argv: Sequence[str]) -> None:
   del argv  # flags.parse refuses what is not a flag
   try:
     config = flags.resolve(flags.read())
+    directory = pathlib.Path(config.output_dir or "")
+    if config.resume:
+      check_resumable(config, directory)
     experiment = build(config)
-    directory = _create_directory(config)
+    if not config.resume:
+      directory = _create_directory(config)
   except (flags.ConfigError, DataError, FileExistsError) as error:
     flags.fail(error)
   for note in flags.notes(config):
     print(note)
+  leave_on_signal(lambda number: _leave_interrupted(directory, 128 + number))
   try:
     run(config, experiment, directory)
+  except StoppedError as error:
+    print(f"\n{error}", file=sys.stderr)
+    sys.exit(error.code)
   except DivergedError as error:
     flags.fail(error, code=1)
-  except KeyboardInterrupt:
-    _leave_interrupted(directory)
   except BrokenPipeError:
     # Whoever read the output is gone; nothing more can be said, not even by the interpreter.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -90,10 +122,12 @@ def run(config: flags.Config, experiment: Experiment, directory: pathlib.Path) -
   Raises:
     DivergedError: the training loss is not finite any more; the rounds up to there are recorded.
   """
+  write_json(directory / CONFIG_NAME, describe(config, experiment))
   _print_setup(config, experiment)
   programs = compile_programs(experiment)
-  with progress(config.rounds) as update:
-    summary = record(config, experiment, programs, directory, update)
+  start = begin(experiment, programs, directory, config.resume)
+  with progress(config.rounds, len(start.rows)) as update:
+    summary = record(config, experiment, programs, directory, start, update)
   closing_table(summary)
   return summary
 
@@ -112,11 +146,38 @@ def compile_programs(experiment: Experiment) -> Programs:
   )
 
 
+def begin(
+  experiment: Experiment, programs: Programs, directory: pathlib.Path, resume: bool
+) -> Start:
+  """Makes the state before round 1, or reads the last checkpoint and the rows up to it.
+
+  Args:
+    experiment: what `build` made of the flags.
+    programs: compiled for it.
+    directory: of the run.
+    resume: whether to go on from a checkpoint; without one the run starts anew all the same.
+  """
+  state = None
+  if resume:
+    like = jax.eval_shape(experiment.simulation.init, experiment.hyper, experiment.keys.init)
+    with warnings.catch_warnings(record=True) as found:
+      warnings.simplefilter("always", checkpoint.DamagedWarning)
+      state = checkpoint.restore(directory, like)
+    for warning in found:
+      print(f"warning: {warning.message}", file=sys.stderr)
+  if state is None:
+    return Start(programs.init(experiment.hyper, experiment.keys.init), [])
+  done = int(state.round)
+  print(f"going on after round {done}", flush=True)
+  return Start(state, read_metrics(directory / JSONL_NAME)[:done])
+
+
 def record(
   config: flags.Config,
   experiment: Experiment,
   programs: Programs,
   directory: pathlib.Path,
+  start: Start,
   update: Update,
 ) -> dict[str, Any]:
   """Trains, evaluates and writes the files of a run; arguments and result as in `run`.
@@ -126,43 +187,46 @@ def record(
     experiment: what `build` made of them.
     programs: compiled for it, or for another experiment of the same `program_key`.
     directory: where the files go.
+    start: where the run is, as `begin` makes it; its state is donated.
     update: called with the number of rounds done and their latest row.
   """
-  write_json(
-    directory / "config.json",
-    {
-      **config._asdict(),
-      **dict.fromkeys(flags.ignored(config)),
-      "data": experiment.facts,
-      **describe_environment(),
-    },
-  )
   federation, keys = experiment.federation, experiment.keys
-  state = programs.init(experiment.hyper, keys.init)
+  state, rows = start.state, list(start.rows)
   bytes_if_dense = dense_bytes(experiment.algorithm.broadcast(state).variables)
 
-  rows: list[dict[str, Any]] = []
-  run_seconds = 0.0
-  with MetricsWriter(directory) as writer:
+  run_seconds, first = 0.0, len(rows)
+  with MetricsWriter(directory, last_round=first) as writer, catch_signals() as caught:
     while len(rows) < config.rounds:
-      count = min(config.eval_every, config.rounds - len(rows))
+      done = len(rows)
+      ends = [_next(done, every) for every in (config.eval_every, config.checkpoint_every) if every]
+      count = min(*ends, config.rounds) - done
       started = time.perf_counter()
       state, columns = programs.run(state, federation, keys.rounds, jnp.int32(count))
       fetched = jax.device_get(columns)  # the one transfer of these rounds
       run_seconds += time.perf_counter() - started
       new = [_row(fetched, i) for i in range(count)]
-      scores = programs.evaluate(state, experiment.x_test, experiment.y_test)
-      new[-1] |= jax.device_get(scores)
+      done += count
+      is_last = done == config.rounds
+      if done % config.eval_every == 0 or is_last:
+        scores = programs.evaluate(state, experiment.x_test, experiment.y_test)
+        new[-1] |= jax.device_get(scores)
       for row in new:
         row.setdefault("test_accuracy", None)
         row.setdefault("test_loss", None)
         writer.write(row)
       rows += new
-      update(len(rows), rows[-1])
+      update(done, rows[-1])
       _stop_if_diverged(new)
+      if config.checkpoint_every and (
+        done % config.checkpoint_every == 0 or is_last or caught.signal
+      ):
+        checkpoint.save(directory, done, state)
+      if caught.signal and not is_last:
+        raise StoppedError(caught.signal, done, config.checkpoint_every > 0)
   summary = _summarise(config, rows, directory) | {
     "dense_bytes": bytes_if_dense,
-    "seconds_per_round": run_seconds / config.rounds,
+    # Of the rounds of this process; a run that went on may have none left.
+    "seconds_per_round": run_seconds / (config.rounds - first) if first < config.rounds else None,
     "compile_seconds": programs.seconds,
     "empty_clients": experiment.facts["empty_clients"],
     "layer_densities": layer_densities(experiment.algorithm.broadcast(state).variables["params"]),
@@ -173,7 +237,40 @@ def record(
   return summary
 
 
-def _leave_interrupted(directory: pathlib.Path) -> NoReturn:
+def check_resumable(config: flags.Config, directory: pathlib.Path) -> None:
+  """Checks that a directory holds a run of the same flags.
+
+  Raises:
+    ConfigError: it holds none, or the flag named differs.
+  """
+  try:
+    before = json.loads((directory / CONFIG_NAME).read_text())
+  except (OSError, ValueError) as error:
+    raise flags.ConfigError(
+      f"--resume: --output_dir={directory} holds no run to go on with ({CONFIG_NAME}: {error})"
+    ) from error
+  now = json.loads(json.dumps(_flags_of(config)))
+  for name, value in now.items():
+    if name not in _MAY_CHANGE and before.get(name, value) != value:
+      raise flags.ConfigError(
+        f"--{name}={value}: must be {before[name]} to go on with the run in {directory}"
+      )
+
+
+def _flags_of(config: flags.Config) -> dict[str, Any]:
+  return {**config._asdict(), **dict.fromkeys(flags.ignored(config))}
+
+
+def describe(config: flags.Config, experiment: Experiment) -> dict[str, Any]:
+  """Makes the contents of config.json."""
+  return {**_flags_of(config), "data": experiment.facts, **describe_environment()}
+
+
+def _next(done: int, every: int) -> int:
+  return (done // every + 1) * every
+
+
+def _leave_interrupted(directory: pathlib.Path, code: int) -> NoReturn:
   metrics = directory / JSONL_NAME
   if metrics.exists() and read_metrics(metrics):
     print(f"\ninterrupted; the rounds so far are in {metrics}", file=sys.stderr)
@@ -181,7 +278,7 @@ def _leave_interrupted(directory: pathlib.Path) -> NoReturn:
     shutil.rmtree(directory)  # ours alone, and without a round of no use to anybody
     print("\ninterrupted before the first evaluation; nothing was kept", file=sys.stderr)
   sys.stderr.flush()
-  os._exit(130)  # XLA may be compiling in a thread that a regular exit would crash
+  os._exit(code)  # XLA may be compiling in a thread that a regular exit would crash
 
 
 def _row(columns: dict[str, np.ndarray], i: int) -> dict[str, Any]:

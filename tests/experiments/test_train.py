@@ -1,5 +1,4 @@
 import json
-import signal
 import subprocess
 import sys
 
@@ -153,27 +152,6 @@ def test_the_program_does_not_overwrite_a_directory(tmp_path, monkeypatch, reque
   assert result.returncode == 2
   assert "--output_dir=run" in result.stderr
   assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
-
-
-@pytest.mark.parametrize(("line", "keeps"), [("compiling", False), ("train_loss", True)])
-def test_an_interrupted_run_keeps_its_rounds(tmp_path, monkeypatch, request, line, keeps):
-  monkeypatch.setenv("PYTHONPATH", str(request.config.rootpath))
-  flags_given = ["--rounds=1000000", "--model=mlp", "--output_dir=run"]
-  command = [sys.executable, "-u", "-m", "experiments.train", *flags_given]
-  with subprocess.Popen(
-    command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-  ) as process:
-    while line not in process.stdout.readline():
-      assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-  assert process.returncode == 130
-  (message,) = errors.split("\n")[1:-1]
-  assert message.startswith("interrupted")
-  assert (tmp_path / "run").exists() == keeps
-  if keeps:
-    rounds = [row["round"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
-    assert rounds and rounds == list(range(1, len(rounds) + 1))
 
 
 def test_flags_that_the_method_does_not_read_are_noted_and_not_recorded(tmp_path):

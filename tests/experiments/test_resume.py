@@ -1,0 +1,234 @@
+"""Runs that are stopped, killed or damaged, and go on."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+
+from experiments import flags, train
+from experiments.build import build
+from sparsyfed_jax.io import checkpoint
+from sparsyfed_jax.io.writers import read_metrics
+from tests import cases
+
+SMALL = flags.DEFAULTS._replace(
+  model="mlp",
+  rounds=8,
+  eval_every=3,
+  checkpoint_every=2,
+  num_clients=20,
+  clients_per_round=4,
+  local_epochs=1,
+)
+NUM_KILLS = 10
+
+
+def run(directory, config=SMALL):
+  directory.mkdir(exist_ok=True)
+  config = flags.resolve(config._replace(output_dir=str(directory)))
+  if config.resume:
+    train.check_resumable(config, directory)
+  return train.run(config, build(config), directory)
+
+
+def final_state(directory, config=SMALL):
+  experiment = build(flags.resolve(config))
+  like = jax.eval_shape(experiment.simulation.init, experiment.hyper, experiment.keys.init)
+  return checkpoint.restore(directory, like)
+
+
+def assert_same_run(one, other, config=SMALL):
+  assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+  assert (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
+  cases.assert_same_bits(final_state(one, config), final_state(other, config))
+
+
+def keep_rounds(directory, last):
+  """Makes a run look as if it had been killed, later than its checkpoint of a round."""
+  for place in (directory / "checkpoints").iterdir():
+    if int(place.name) > last:
+      shutil.rmtree(place)
+  (directory / "summary.json").unlink()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  directory = tmp_path_factory.mktemp("whole") / "run"
+  run(directory)
+  return directory
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, whole, capsys):
+  shutil.copytree(whole, tmp_path / "run")
+  keep_rounds(tmp_path / "run", 6)
+  with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+    file.write('{"round": 9, "train_')  # torn
+  summary = run(tmp_path / "run", SMALL._replace(resume=True))
+  assert "going on after round 6" in capsys.readouterr().out
+  assert_same_run(tmp_path / "run", whole)
+  assert summary["test_loss"] == json.loads((whole / "summary.json").read_text())["test_loss"]
+
+
+def test_a_finished_run_can_be_resumed(tmp_path, whole):
+  shutil.copytree(whole, tmp_path / "run")
+  assert run(tmp_path / "run", SMALL._replace(resume=True))["seconds_per_round"] is None
+  assert_same_run(tmp_path / "run", whole)
+
+
+def test_without_a_checkpoint_a_run_starts_anew(tmp_path, whole):
+  shutil.copytree(whole, tmp_path / "run")
+  shutil.rmtree(tmp_path / "run" / "checkpoints")
+  run(tmp_path / "run", SMALL._replace(resume=True))
+  assert_same_run(tmp_path / "run", whole)
+
+
+def damage(place, how):
+  largest = max(place.rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+  content = bytearray(largest.read_bytes())
+  if how == "cut":
+    largest.write_bytes(content[: len(content) // 2])
+  elif how == "flipped":
+    content[len(content) // 2] ^= 0xFF
+    largest.write_bytes(content)
+  else:
+    shutil.rmtree(place)
+    place.mkdir()
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped", "empty"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, whole, capsys, how):
+  shutil.copytree(whole, tmp_path / "run")
+  newest, before = sorted((tmp_path / "run" / "checkpoints").iterdir())[::-1]
+  damage(newest, how)
+  run(tmp_path / "run", SMALL._replace(resume=True))
+  captured = capsys.readouterr()
+  assert f"{newest}: is damaged" in captured.err
+  assert f"going on after round {int(before.name)}" in captured.out
+  assert_same_run(tmp_path / "run", whole)
+
+
+def test_another_chunk_goes_on_as_far_as_float_order_allows(tmp_path, whole):
+  shutil.copytree(whole, tmp_path / "run")
+  keep_rounds(tmp_path / "run", 6)
+  run(tmp_path / "run", SMALL._replace(resume=True, clients_per_chunk="3"))
+  cases.assert_close(final_state(tmp_path / "run"), final_state(whole), 1e-5)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (dict(beta=1.5), "--beta=1.5: must be 1.25"),
+    (dict(rounds=9), "--rounds=9: must be 8"),
+    (dict(algorithm="topk"), "--algorithm=topk: must be sparsyfed"),
+  ],
+)
+def test_other_flags_are_refused_by_name(whole, change, message):
+  with pytest.raises(flags.ConfigError, match=message):
+    run(whole, SMALL._replace(resume=True, **change))
+
+
+def test_a_directory_without_a_run_is_refused(tmp_path):
+  with pytest.raises(flags.ConfigError, match="holds no run"):
+    run(tmp_path, SMALL._replace(resume=True))
+
+
+def test_only_the_newest_checkpoints_are_kept(whole):
+  names = sorted(place.name for place in (whole / "checkpoints").iterdir())
+  assert names == ["00000006", "00000008"]
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, whole, monkeypatch):
+  import orbax.checkpoint as ocp
+
+  shutil.copytree(whole, tmp_path / "run")
+  keep_rounds(tmp_path / "run", 6)
+
+  def full(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(ocp.StandardCheckpointer, "save", full)
+    with pytest.raises(OSError, match=r"00000008: cannot be written.*No space left"):
+      run(tmp_path / "run", SMALL._replace(resume=True))
+  run(tmp_path / "run", SMALL._replace(resume=True))
+  assert_same_run(tmp_path / "run", whole)
+
+
+def start_process(directory, *arguments, root):
+  environment = {
+    "PYTHONPATH": str(root),
+    "PATH": "/usr/bin:/bin",
+    "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+  command = [
+    *(sys.executable, "-u", "-m", "experiments.train"),
+    *("--model=mlp", "--eval_every=4", "--checkpoint_every=10", "--num_clients=20"),
+    *("--clients_per_round=2", "--local_epochs=1", f"--output_dir={directory}", *arguments),
+  ]
+  return subprocess.Popen(
+    command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+  )
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_bit(tmp_path, request):
+  root = request.config.rootpath
+  rng = random.Random(0)
+  arguments = ["--rounds=300"]
+  with start_process(tmp_path / "whole", *arguments, root=root) as process:
+    assert "files in" in process.communicate(timeout=120)[0]
+  directory = tmp_path / "killed"
+  ends = []
+  for i in range(NUM_KILLS):
+    resume = ["--resume"] if i else []
+    with start_process(directory, *arguments, *resume, root=root) as process:
+      # Any moment from compilation on; before, nothing is written.
+      while "compiling" not in process.stdout.readline():
+        assert process.poll() is None
+      time.sleep(rng.uniform(0.0, 3.0))
+      process.kill()
+    metrics = directory / "metrics.jsonl"
+    ends.append(len(read_metrics(metrics)) if metrics.exists() else 0)
+  assert 0 < ends[-1]  # some were killed in the middle of rounds
+  with start_process(directory, *arguments, "--resume", root=root) as process:
+    output, errors = process.communicate(timeout=120)
+  assert process.returncode == 0, errors
+  config = flags.DEFAULTS._replace(
+    model="mlp", rounds=300, num_clients=20, clients_per_round=2, local_epochs=1
+  )
+  assert_same_run(directory, tmp_path / "whole", config)
+  rounds = [row["round"] for row in read_metrics(directory / "metrics.jsonl")]
+  assert rounds == list(range(1, 301))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, request, number):
+  directory = tmp_path / "run"
+  root = request.config.rootpath
+  with start_process(directory, "--rounds=1000000", root=root) as process:
+    while "train_loss" not in process.stdout.readline():
+      assert process.poll() is None
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+  assert process.returncode == 128 + number
+  assert "stopping after the rounds under way" in errors and "--resume goes on" in errors
+  rows = read_metrics(directory / "metrics.jsonl")
+  newest = sorted(place.name for place in (directory / "checkpoints").iterdir())[-1]
+  assert int(newest) == len(rows) == rows[-1]["round"]
+
+
+def test_interrupted_before_the_first_round_nothing_is_kept(tmp_path, request):
+  with start_process(tmp_path / "run", "--rounds=100", root=request.config.rootpath) as process:
+    while "compiling" not in process.stdout.readline():
+      assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+  assert process.returncode == 130
+  assert errors.split("\n")[1].startswith("interrupted")
+  assert not (tmp_path / "run").exists()
