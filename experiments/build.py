@@ -18,6 +18,7 @@ from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.cohort import Federation
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.optimizers import SERVER_OPTIMIZERS, ClientOptimizer, adamw, clipped, sgd
+from sparsyfed_jax.fed.sampling import AVAILABILITIES
 from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES
 from sparsyfed_jax.fed.server import CLIENT_WEIGHTS
 from sparsyfed_jax.fed.simulation import Keys, Simulation, make_keys, simulate
@@ -87,6 +88,7 @@ def build(config: Config) -> Experiment:
     clients_per_chunk=chunk,
     rounds_per_call=min(config.eval_every, config.rounds),
     eval_batch_size=min(EVAL_BATCH_SIZE, len(dataset.y_test)),
+    availability=AVAILABILITIES[config.client_sampling],
   )
   facts = dict(
     num_clients=len(parts),
@@ -144,6 +146,8 @@ _VALUES = (
   "weight_decay",
   "server_lr",
   "proximal_mu",
+  "client_dropout",
+  "straggler_fraction",
   "partition",
   "dirichlet_alpha",
   "shards_per_client",

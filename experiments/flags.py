@@ -16,6 +16,7 @@ from sparsyfed_jax.algorithms.static import MASKS
 from sparsyfed_jax.algorithms.zerofl import FORMS as ZEROFL_FORMS
 from sparsyfed_jax.algorithms.zerofl import UPLINKS
 from sparsyfed_jax.fed.optimizers import SERVER_OPTIMIZERS
+from sparsyfed_jax.fed.sampling import AVAILABILITIES
 from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES
 from sparsyfed_jax.fed.server import CLIENT_WEIGHTS
 from sparsyfed_jax.models.norm import Norm
@@ -97,6 +98,9 @@ class Config(NamedTuple):
   client_sparsities: tuple[float, ...]
   client_sparsity_shares: tuple[float, ...]
   client_weighting: str
+  client_sampling: str
+  client_dropout: float
+  straggler_fraction: float
   rounds: int
   local_epochs: int
   batch_size: int
@@ -155,6 +159,9 @@ DEFAULTS = Config(
   client_sparsities=(),
   client_sparsity_shares=(),
   client_weighting="size",
+  client_sampling="uniform",
+  client_dropout=0.0,
+  straggler_fraction=0.0,
   rounds=100,
   local_epochs=5,
   batch_size=16,
@@ -219,12 +226,15 @@ _HELP = dict(
   feddst_drop_rate="share of the weights that feddst exchanges at first",
   static_mask="of static: random, erk (random, small layers denser) or saliency (SNIP)",
   num_clients="clients that share the training data; default: 100, or what a natural split has",
-  clients_per_round="clients sampled each round, uniformly without replacement",
+  clients_per_round="clients sampled each round, without replacement",
   client_sparsities="comma list: sparsities of weaker clients, each at least --sparsity; with"
   " --client_sparsity_shares",
   client_sparsity_shares="comma list: shares of the clients that have each of --client_sparsities,"
   " together 1",
   client_weighting="of clients in the server's mean: size (examples, as FedAvg) or uniform",
+  client_sampling="who is sampled: uniform, or size (in proportion to the examples)",
+  client_dropout="probability that a sampled client vanishes before it sends anything",
+  straggler_fraction="probability that a client gets only a random part of its local steps done",
   rounds="rounds of the run, over which the client's rate decays",
   local_epochs="passes of a client over its examples each round",
   batch_size="examples of a local step; a client's last batch of an epoch may be smaller",
@@ -337,6 +347,7 @@ def check(config: Config) -> None:
   require_one_of("client_optimizer", CLIENT_OPTIMIZERS)
   require_one_of("client_lr_schedule", tuple(RATE_SCHEDULES))
   require_one_of("client_weighting", tuple(CLIENT_WEIGHTS))
+  require_one_of("client_sampling", tuple(AVAILABILITIES))
   for name, (_, _, known) in _OPTION_OF_FLAG.items():
     if known:
       require_one_of(name, known)
@@ -351,7 +362,8 @@ def check(config: Config) -> None:
     require(getattr(config, name) >= 1, name, "at least 1")
   for name in ("flash_update_every", "feddst_update_every"):
     require(getattr(config, name) >= 1, name, "at least 1")
-  for name in ("flash_drop_rate", "feddst_drop_rate"):
+  require(0 <= config.client_dropout < 1, "client_dropout", "at least 0 and below 1")
+  for name in ("flash_drop_rate", "feddst_drop_rate", "straggler_fraction"):
     require(0 <= getattr(config, name) <= 1, name, "between 0 and 1")
   require(
     0 <= config.zerofl_mask_ratio <= config.sparsity or config.algorithm != "zerofl",

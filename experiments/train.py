@@ -315,6 +315,13 @@ def _summarise(
 
 def _stop_if_diverged(rows: Sequence[dict[str, Any]]) -> None:
   for row in rows:
+    lost, excluded = int(row["dropped_clients"]), int(row["excluded_clients"])
+    if row["clients"] == 0 and lost + excluded > 0:
+      raise DivergedError(
+        f"round {row['round']}: nobody is left: {lost} of the clients vanished (--client_dropout),"
+        f" {excluded} sent what is not finite (a smaller --client_lr may help); the rounds so far"
+        " are in metrics.jsonl"
+      )
     if row["examples"] > 0 and not math.isfinite(row["train_loss"]):
       raise DivergedError(
         f"round {row['round']}: train_loss is {row['train_loss']}; training diverged, a smaller"

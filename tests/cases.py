@@ -22,6 +22,7 @@ from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.optimizers import sgd
+from sparsyfed_jax.fed.sampling import Cohort
 from sparsyfed_jax.fed.schedules import SPARSITY_SCHEDULES
 from sparsyfed_jax.fed.simulation import simulate
 from sparsyfed_jax.fed.task import Task, classification
@@ -80,6 +81,8 @@ HYPER = {
   "client_lr_final": 0.05,
   "weight_decay": 0.01,
   "server_lr": 1.0,
+  "client_dropout": 0.0,
+  "straggler_fraction": 0.0,
   "density": 0.4,
   "ramp_rounds": 0.0,
   "proximal_mu": 0.1,
@@ -289,7 +292,7 @@ def run_cohort(method, name, state, numbers, federation=None, key=None, **setup)
   return cohort(method, name, **setup)(
     algorithm(method, name).broadcast(state),
     federation or problem(name).federation,
-    jnp.asarray(numbers, jnp.int32),
+    members(numbers),
     jax.random.key(2) if key is None else key,
   )
 
@@ -303,6 +306,12 @@ def run_client(method, name, state, number, federation=None, **setup):
   )
 
 
+def members(numbers) -> Cohort:
+  """Makes a cohort of clients that all do all of their work."""
+  numbers = jnp.asarray(numbers, jnp.int32)
+  return Cohort(numbers, jnp.ones(numbers.shape, bool), jnp.ones(numbers.shape))
+
+
 def client_data(federation: Federation, number: int) -> ClientData:
   """Picks one client."""
   return ClientData(
@@ -311,6 +320,7 @@ def client_data(federation: Federation, number: int) -> ClientData:
     federation.indices[number],
     federation.sizes[number],
     federation.density_scales[number],
+    jnp.float32(1),
   )
 
 

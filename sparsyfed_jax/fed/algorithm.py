@@ -42,8 +42,8 @@ class Algorithm(NamedTuple):
   """A federated method.
 
   States, downloads and uploads are pytrees of the method's own making, with two conventions: a
-  state has `round`, () int32, the number of rounds done; a download has `variables`, the model as
-  the server sends it.
+  state has `round`, () int32, the number of rounds done, and `hyper`; a download has `variables`,
+  the model as the server sends it.
   """
 
   init: Callable[[Variables, Hyper, Key], Any]  # server state before round 1

@@ -80,7 +80,7 @@ def train(
       metrics = jax.tree.map(jnp.add, metrics, train_metrics(scores))
       return {**state, "params": params}, opt_state, metrics
 
-    carry = lax.fori_loop(0, num_batches(data, local.batch_size), run_step, carry)
+    carry = lax.fori_loop(0, _num_steps(local, data), run_step, carry)
     variables, *rest = carry
     return hooks.after_epoch(variables, epoch, jax.random.fold_in(epoch_key, _AFTER_EPOCH)), *rest
 
@@ -97,7 +97,7 @@ def train(
 def last_batch(local: LocalTraining, data: ClientData, key: Key) -> Batch:
   """Takes the last batch of the last epoch of `train` with the same data and key."""
   shuffled = shuffle(jax.random.fold_in(key, local.epochs - 1), data)
-  last = jnp.maximum(num_batches(data, local.batch_size) - 1, 0)
+  last = jnp.maximum(_num_steps(local, data) - 1, 0)
   return take_batch(shuffled, last, local.batch_size)
 
 
@@ -121,3 +121,9 @@ def exchange_metrics(download: Variables, upload: Variables, size: jax.Array) ->
 def train_metrics(scores: Metrics) -> Metrics:
   """Names the scores of a task as those of training."""
   return {"train_loss": scores["loss"], "train_accuracy": scores["accuracy"]}
+
+
+def _num_steps(local: LocalTraining, data: ClientData) -> jax.Array:
+  """Steps of an epoch; a straggler gets a part of them done, at least one."""
+  whole = num_batches(data, local.batch_size)
+  return jnp.minimum(whole, jnp.ceil(data.work * whole.astype(jnp.float32)).astype(jnp.int32))

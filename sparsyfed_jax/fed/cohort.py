@@ -7,7 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sparsyfed_jax.types import ClientData, Key, Metrics
+from sparsyfed_jax.fed.sampling import Cohort
+from sparsyfed_jax.types import ClientData, Key, Mean, Metrics
+
+EXCLUDED = "excluded_clients"
 
 
 class Federation(NamedTuple):
@@ -24,7 +27,7 @@ def sum_over_clients(
   client: Callable[[Any, ClientData, Key], tuple[Any, Metrics]],
   download: Any,
   federation: Federation,
-  cohort: jax.Array,
+  cohort: Cohort,
   key: Key,
   clients_per_chunk: int,
 ) -> tuple[Any, Metrics]:
@@ -32,42 +35,64 @@ def sum_over_clients(
 
   A client's randomness comes from its number and the round's key, so neither the order of the
   cohort nor the size of a chunk changes what a client does. Memory holds one chunk of clients and
-  one sum.
+  one sum. An upload that is not finite counts as none, and is counted.
 
   Args:
     client: one client's round.
     download: what every client receives.
     federation: all clients' data.
-    cohort: (clients_per_round,) int32 numbers of the clients that take part.
+    cohort: the clients that take part.
     key: of the round.
     clients_per_chunk: how many clients are vmapped; 1 runs them one after the other.
 
   Returns:
-    The summed upload and summed metrics.
+    The summed upload, and the summed metrics with `excluded_clients`, whose total is a count.
   """
 
-  def run(number: jax.Array, is_present: jax.Array) -> tuple[Any, Metrics]:
+  def run(member: Cohort) -> tuple[Any, Metrics]:
+    number = member.numbers
     data = ClientData(
       federation.x,
       federation.y,
       federation.indices[number],
-      jnp.where(is_present, federation.sizes[number], 0),
+      jnp.where(member.is_present, federation.sizes[number], 0),
       federation.density_scales[number],
+      member.work,
     )
-    return client(download, data, jax.random.fold_in(key, number))
+    results = client(download, data, jax.random.fold_in(key, number))
+    return _unless_broken(*results)
 
-  def run_chunk(sums: Any, chunk: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+  def run_chunk(sums: Any, chunk: Cohort) -> tuple[Any, None]:
     if clients_per_chunk == 1:
-      results = run(*jax.tree.map(lambda leaf: leaf[0], chunk))
+      results = run(jax.tree.map(lambda leaf: leaf[0], chunk))
     else:
-      results = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), jax.vmap(run)(*chunk))
+      results = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), jax.vmap(run)(chunk))
     return jax.tree.map(jnp.add, sums, results), None
 
-  num_chunks = -(-cohort.shape[0] // clients_per_chunk)
-  num_absent = num_chunks * clients_per_chunk - cohort.shape[0]
-  numbers = jnp.pad(cohort, (0, num_absent)).reshape(num_chunks, clients_per_chunk)
-  is_present = jnp.arange(numbers.size).reshape(numbers.shape) < cohort.shape[0]
-  shapes = jax.eval_shape(run, numbers[0, 0], is_present[0, 0])
+  chunks = _cut(cohort, clients_per_chunk)
+  shapes = jax.eval_shape(run, jax.tree.map(lambda leaf: leaf[0, 0], chunks))
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-  sums, _ = lax.scan(run_chunk, zeros, (numbers, is_present))
+  sums, _ = lax.scan(run_chunk, zeros, chunks)
   return sums
+
+
+def _cut(cohort: Cohort, clients_per_chunk: int) -> Cohort:
+  """Reshapes to (num_chunks, clients_per_chunk); who fills the last chunk up is not present."""
+  num_clients = cohort.numbers.shape[0]
+  num_chunks = -(-num_clients // clients_per_chunk)
+  missing = num_chunks * clients_per_chunk - num_clients
+
+  def reshape(leaf: jax.Array) -> jax.Array:
+    return jnp.pad(leaf, (0, missing)).reshape(num_chunks, clients_per_chunk)
+
+  return jax.tree.map(reshape, cohort)
+
+
+def _unless_broken(upload: Any, metrics: Metrics) -> tuple[Any, Metrics]:
+  """Takes a client out whose upload is not finite; it would take the whole model with it."""
+  is_fine = jnp.bool_(True)
+  for leaf in jax.tree.leaves(upload):
+    is_fine &= jnp.all(jnp.isfinite(leaf))
+  kept = jax.tree.map(lambda leaf: jnp.where(is_fine, leaf, 0), (upload, metrics))
+  excluded = Mean((~is_fine).astype(jnp.float32), jnp.float32(0))
+  return kept[0], {**kept[1], EXCLUDED: excluded}

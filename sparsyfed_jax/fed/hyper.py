@@ -14,6 +14,8 @@ class Hyper(NamedTuple):
   weight_decay: jax.Array  # L2 on all trained parameters
   proximal_mu: jax.Array  # FedProx's coefficient
   server_lr: jax.Array
+  client_dropout: jax.Array  # probability that a sampled client vanishes
+  straggler_fraction: jax.Array  # probability that a client does only a part of its work
   density: jax.Array  # share of prunable weights that a client may upload at the end of the ramp
   ramp_rounds: jax.Array  # rounds over which the density falls from 1, 0 for none
   beta: jax.Array  # exponent of powerpropagation

@@ -10,8 +10,9 @@ from jax.stages import Wrapped
 
 from sparsyfed_jax.data.batches import take_batch
 from sparsyfed_jax.fed.algorithm import Algorithm
-from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
+from sparsyfed_jax.fed.cohort import EXCLUDED, Federation, sum_over_clients
 from sparsyfed_jax.fed.hyper import Hyper
+from sparsyfed_jax.fed.sampling import Availability, sample, uniformly
 from sparsyfed_jax.fed.task import Task
 from sparsyfed_jax.metrics.cost import payload_bytes
 from sparsyfed_jax.metrics.masks import regrowth
@@ -20,7 +21,7 @@ from sparsyfed_jax.types import ClientData, Key
 
 # What each use of a run's one key is folded in with.
 _SPLIT, _PARTITION, _INIT, _ROUNDS = range(4)
-_SAMPLING, _TRAINING = range(2)
+_SAMPLING, _TRAINING, _FATES = range(3)
 
 
 class Keys(NamedTuple):
@@ -55,16 +56,18 @@ def simulate(
   clients_per_chunk: int,
   rounds_per_call: int,
   eval_batch_size: int,
+  availability: Availability = uniformly,
 ) -> Simulation:
   """Makes a simulation.
 
   Args:
     algorithm: the method.
     task: what is learned.
-    clients_per_round: sampled uniformly without replacement; at most the number of clients.
+    clients_per_round: sampled without replacement; at most the number of clients.
     clients_per_chunk: how many of them are vmapped at a time.
     rounds_per_call: at most how many rounds `run` does at once.
     eval_batch_size: test examples a step.
+    availability: how likely each client is, of its size.
   """
 
   def init(hyper: Hyper, key: Key) -> Any:
@@ -74,9 +77,8 @@ def simulate(
   def run(
     state: Any, federation: Federation, key: Key, num_rounds: int
   ) -> tuple[Any, dict[str, jax.Array]]:
-    one_round = partial(
-      run_round, algorithm, clients_per_round, clients_per_chunk, federation=federation, key=key
-    )
+    sizes = clients_per_round, clients_per_chunk
+    one_round = partial(run_round, algorithm, *sizes, availability, federation=federation, key=key)
     shapes = jax.eval_shape(one_round, state)[1]
     rows = {
       name: jnp.zeros((rounds_per_call, *leaf.shape), leaf.dtype) for name, leaf in shapes.items()
@@ -92,7 +94,7 @@ def simulate(
   def evaluate(state: Any, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
     variables = algorithm.model(state)
     size = y.shape[0]
-    data = ClientData(x, y, jnp.arange(size), jnp.int32(size), jnp.float32(1))
+    data = ClientData(x, y, jnp.arange(size), jnp.int32(size), jnp.float32(1), jnp.float32(1))
 
     def body(_: None, step: jax.Array) -> Any:
       return None, task.evaluate(variables, take_batch(data, step, eval_batch_size))
@@ -108,6 +110,7 @@ def run_round(
   algorithm: Algorithm,
   clients_per_round: int,
   clients_per_chunk: int,
+  availability: Availability,
   state: Any,
   federation: Federation,
   key: Key,
@@ -118,6 +121,7 @@ def run_round(
     algorithm: the method.
     clients_per_round: as in `simulate`.
     clients_per_chunk: as in `simulate`.
+    availability: as in `simulate`.
     state: of the server; `state.round` rounds are done, and with the key it decides everything
       that happens in this one.
     federation: all clients' data.
@@ -128,21 +132,24 @@ def run_round(
   """
   number = state.round + 1
   round_key = jax.random.fold_in(key, number)
-  cohort = jax.random.choice(
+  cohort = sample(
     jax.random.fold_in(round_key, _SAMPLING),
-    federation.sizes.shape[0],
-    (clients_per_round,),
-    replace=False,
+    jax.random.fold_in(round_key, _FATES),
+    federation.sizes,
+    clients_per_round,
+    availability,
+    state.hyper,
   )
   download = algorithm.broadcast(state)
   upload, sums = sum_over_clients(
     algorithm.client,
     download,
     federation,
-    cohort.astype(jnp.int32),
+    cohort,
     jax.random.fold_in(round_key, _TRAINING),
     clients_per_chunk,
   )
+  excluded = sums.pop(EXCLUDED).total
   new_state, server_metrics = algorithm.server(state, upload)
   before, after = download.variables, algorithm.broadcast(new_state).variables
   return new_state, {
@@ -154,5 +161,7 @@ def run_round(
     "downlink_bytes": payload_bytes(before),
     "examples": sums["train_loss"].weight,
     "clients": sums["uplink_bytes"].weight,
+    "dropped_clients": jnp.sum(~cohort.is_present, dtype=jnp.float32),
+    EXCLUDED: excluded,
     **server_metrics,  # a method may know better what it sends
   }

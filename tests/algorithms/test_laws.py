@@ -7,6 +7,7 @@ import pytest
 
 from sparsyfed_jax import trees
 from sparsyfed_jax.algorithms import ALGORITHMS
+from sparsyfed_jax.fed.cohort import EXCLUDED
 from tests import cases
 
 every_method = pytest.mark.parametrize("method", cases.METHODS)
@@ -30,7 +31,9 @@ class TestUploadsAreSummable:
 
   def test_a_client_does_alone_what_it_does_in_the_cohort(self, method, name):
     state = cases.trained(method, name)
-    together = cases.run_cohort(method, name, state, COHORT)
+    upload, metrics = cases.run_cohort(method, name, state, COHORT)
+    assert float(metrics.pop(EXCLUDED).total) == 0
+    together = upload, metrics
     alone = [cases.run_client(method, name, state, number) for number in COHORT]
     cases.assert_close(together, cases.add(*alone), 1e-5)
 

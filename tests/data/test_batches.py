@@ -26,7 +26,7 @@ def client(rows, max_size, filler=0, x=X):
   """A client with these rows, its index list filled up."""
   indices = np.full(max_size, filler, np.int32)
   indices[: len(rows)] = rows
-  return ClientData(x, Y, indices, np.int32(len(rows)), np.float32(1))
+  return ClientData(x, Y, indices, np.int32(len(rows)), np.float32(1), np.float32(1))
 
 
 def as_key(seed):

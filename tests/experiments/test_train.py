@@ -82,6 +82,19 @@ def test_a_diverging_run_says_so_and_keeps_its_rows(tmp_path):
   assert read_metrics(tmp_path / "run" / "metrics.jsonl")
 
 
+def test_when_nobody_is_left_the_run_says_so(tmp_path):
+  with pytest.raises(train.DivergedError, match=r"nobody is left: 4 of the clients vanished"):
+    run(tmp_path / "run", SMALL._replace(client_dropout=0.99, rounds=50))
+
+
+def test_clients_may_vanish_and_straggle(tmp_path):
+  summary = run(tmp_path / "run", SMALL._replace(client_dropout=0.3, straggler_fraction=0.5))
+  rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+  assert sum(row["dropped_clients"] for row in rows) > 0
+  assert all(row["clients"] == 4 - row["dropped_clients"] for row in rows)
+  assert np.isfinite(summary["test_loss"])
+
+
 def write_npz(path, num_examples=60, clients=None, **changes):
   rng = np.random.default_rng(0)
   arrays = dict(

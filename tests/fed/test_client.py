@@ -16,11 +16,13 @@ MAX_SIZE = 7
 PLAIN = Hooks()
 
 
-def data_of(size):
+def data_of(size, work=1.0):
   """Rows 10 to 16, of which the first `size` are the client's; the class of row i is i."""
   rows = jnp.arange(20, dtype=jnp.int32)
   x = rows.astype(jnp.float32)[:, None]
-  return ClientData(x, rows, rows[10 : 10 + MAX_SIZE], jnp.int32(size), jnp.float32(1))
+  return ClientData(
+    x, rows, rows[10 : 10 + MAX_SIZE], jnp.int32(size), jnp.float32(1), jnp.float32(work)
+  )
 
 
 def log_steps(variables, batch: Batch, key):
@@ -161,3 +163,19 @@ def test_exchange_metrics(size):
   assert float(metrics["uplink_bytes"].total) == (3 * 4 + 2 + 4) * (size > 0)
   assert float(metrics["client_regrowth"].weight) == size
   assert float(metrics["client_regrowth"].total) == pytest.approx(size / 10)
+
+
+@pytest.mark.parametrize(
+  ("work", "steps"), [(0.0, 0), (0.01, 1), (1 / 3, 1), (0.4, 2), (0.9, 3), (1.0, 3)]
+)
+def test_a_straggler_does_a_part_of_each_epoch(work, steps):
+  # Seven examples in batches of 3; gradient 1 at rate 1, two epochs.
+  local = LocalTraining(batch_size=3, epochs=2, optimizer=sgd())
+  one = Mean(jnp.float32(1), jnp.float32(1))
+
+  def grad_fn(variables, batch, key):
+    return {"w": jnp.float32(1)}, ({}, {"loss": one, "accuracy": one})
+
+  arguments = local, grad_fn, optax.sgd(1.0), PLAIN, {"params": {"w": jnp.float32(0)}}
+  trained, _ = train(*arguments, data_of(7, work), jax.random.key(0))
+  assert float(trained["params"]["w"]) == -2 * steps

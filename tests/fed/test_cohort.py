@@ -7,6 +7,7 @@ import pytest
 
 from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
 from sparsyfed_jax.types import weighted
+from tests import cases
 
 SIZES = np.array([3, 0, 1, 2])
 # Client i has the first SIZES[i] of the rows 3 i, 3 i + 1, 3 i + 2.
@@ -33,7 +34,7 @@ def run(cohort, clients_per_chunk=2, seed=0, download=1):
     client,
     jnp.int32(download),
     jax.tree.map(jnp.asarray, FEDERATION),
-    jnp.asarray(cohort, jnp.int32),
+    cases.members(cohort),
     jax.random.key(seed),
     clients_per_chunk,
   )
@@ -58,3 +59,33 @@ def test_randomness_belongs_to_the_client_and_the_key():
 
 def test_a_client_may_be_asked_twice():
   assert run([2, 2])[0] == [0] * 6 + [2] + [0] * 5
+
+
+def test_who_vanished_is_nobody():
+  cohort = cases.members([3, 0, 2])._replace(is_present=jnp.array([True, False, True]))
+  upload, _ = sum_over_clients(
+    client, jnp.int32(1), jax.tree.map(jnp.asarray, FEDERATION), cohort, jax.random.key(0), 2
+  )
+  assert upload["rows"].tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 1, 0]
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("clients_per_chunk", [1, 2, 3])
+def test_who_sends_what_is_not_finite_is_left_out_and_counted(broken, clients_per_chunk):
+  def diverging(download, data, key):
+    upload = jnp.where(data.density_scale == 0.25, broken, data.density_scale)
+    # Client 2, of scale 1/4, breaks in one entry of two; its metrics are of no use either.
+    sent = jnp.where(data.size > 0, jnp.stack([jnp.float32(1), upload]), 0)
+    return {"a": sent}, {"m": weighted(upload, data.size > 0)}
+
+  upload, metrics = sum_over_clients(
+    diverging,
+    None,
+    jax.tree.map(jnp.asarray, FEDERATION),
+    cases.members([0, 2, 3]),
+    jax.random.key(0),
+    clients_per_chunk,
+  )
+  assert upload["a"].tolist() == [2, 1.125]
+  assert (float(metrics["m"].total), float(metrics["m"].weight)) == (1.125, 2)
+  assert float(metrics["excluded_clients"].total) == 1

@@ -22,6 +22,8 @@ CHANGED = cases.HYPER | {
   "client_lr_final": 0.1,
   "weight_decay": 0.05,
   "server_lr": 0.8,
+  "client_dropout": 0.5,
+  "straggler_fraction": 0.9,
   "density": 0.6,
   "ramp_rounds": 2.0,
   "beta": 1.5,
@@ -44,6 +46,8 @@ COMMON_HYPER = (
   "weight_decay",
   "proximal_mu",
   "server_lr",
+  "client_dropout",
+  "straggler_fraction",
 )
 
 
@@ -218,6 +222,7 @@ class Attendance(NamedTuple):
 
   round: jax.Array
   variables: dict[str, jax.Array]  # (num_rounds, num_clients) counts
+  hyper: Hyper
 
 
 def attendance(num_clients, clients_per_round, num_rounds, seed=0):
@@ -230,7 +235,7 @@ def attendance(num_clients, clients_per_round, num_rounds, seed=0):
 
   def server(state, upload):
     table = state.variables["params"].at[state.round].set(upload)
-    return Attendance(state.round + 1, {"params": table}), {}
+    return Attendance(state.round + 1, {"params": table}, state.hyper), {}
 
   def same(state):
     return state
@@ -242,7 +247,7 @@ def attendance(num_clients, clients_per_round, num_rounds, seed=0):
   ones = jnp.ones_like(numbers)
   federation = Federation(numbers, numbers, numbers[:, None], ones, ones.astype(jnp.float32))
   table = jnp.zeros((num_rounds, num_clients), jnp.int32)
-  state = Attendance(jnp.int32(0), {"params": table})
+  state = Attendance(jnp.int32(0), {"params": table}, cases.hyper())
   state, _ = simulation.run(state, federation, jax.random.key(seed), num_rounds)
   return np.asarray(state.variables["params"])
 

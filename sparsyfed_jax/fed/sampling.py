@@ -1,0 +1,75 @@
+"""Who takes part in a round, and how much of its work each one gets done."""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from sparsyfed_jax.fed.hyper import Hyper
+from sparsyfed_jax.types import Key
+
+# Probabilities of the clients, of their sizes; need not add up to 1.
+Availability: TypeAlias = Callable[[jax.Array], jax.Array]
+
+
+class Cohort(NamedTuple):
+  """The clients of a round, smallest first."""
+
+  numbers: jax.Array  # (clients_per_round,) int32
+  is_present: jax.Array  # (clients_per_round,) bool, False for one that vanished
+  work: jax.Array  # (clients_per_round,) float32, share of each local epoch that is done
+
+
+def uniformly(sizes: jax.Array) -> jax.Array:
+  """Makes all clients equally likely."""
+  return jnp.ones(sizes.shape)
+
+
+def by_size(sizes: jax.Array) -> jax.Array:
+  """Makes clients likely in proportion to their examples."""
+  return sizes.astype(jnp.float32)
+
+
+AVAILABILITIES: dict[str, Availability] = {"uniform": uniformly, "size": by_size}
+
+
+def sample(
+  key: Key,
+  fate_key: Key,
+  sizes: jax.Array,
+  clients_per_round: int,
+  availability: Availability,
+  hyper: Hyper,
+) -> Cohort:
+  """Draws the clients of a round without replacement.
+
+  They come ordered by size, so that a chunk of clients side by side, which runs as long as its
+  largest, wastes little. What happens to a client belongs to its number and the key.
+
+  Args:
+    key: of the round's sampling.
+    fate_key: decides who vanishes and who straggles.
+    sizes: (num_clients,) int32 numbers of examples.
+    clients_per_round: how many are drawn.
+    availability: how likely each one is.
+    hyper: whose `client_dropout` and `straggler_fraction` are probabilities. A straggler does a
+      share of its work between 0 and 1, drawn uniformly.
+  """
+  keys = jax.random.split(fate_key, 3)
+  if availability is uniformly:
+    probabilities = None  # an exact permutation
+  else:
+    likely = availability(sizes)
+    probabilities = likely / jnp.sum(likely)
+  drawn = jax.random.choice(
+    key, sizes.shape[0], (clients_per_round,), replace=False, p=probabilities
+  ).astype(jnp.int32)
+  numbers = drawn[jnp.argsort(sizes[drawn])]
+
+  def of_clients(one_key: Key) -> jax.Array:
+    return jax.random.uniform(one_key, sizes.shape)[numbers]
+
+  is_present = of_clients(keys[0]) >= hyper.client_dropout
+  is_straggler = of_clients(keys[1]) < hyper.straggler_fraction
+  return Cohort(numbers, is_present, jnp.where(is_straggler, of_clients(keys[2]), 1.0))

@@ -1,0 +1,67 @@
+"""Who takes part, over many draws."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparsyfed_jax.fed.sampling import AVAILABILITIES, sample
+from tests import cases
+
+SIZES = jnp.int32([5, 0, 1, 20, 7, 7, 3, 9])
+NUM_DRAWS = 400
+
+
+def draw(clients_per_round=4, availability="uniform", **values):
+  run = partial(
+    sample,
+    sizes=SIZES,
+    clients_per_round=clients_per_round,
+    availability=AVAILABILITIES[availability],
+    hyper=cases.hyper(**values),
+  )
+  keys = [jax.random.split(jax.random.key(seed), NUM_DRAWS) for seed in range(2)]
+  return jax.jit(jax.vmap(run))(*keys)
+
+
+@pytest.mark.parametrize("availability", AVAILABILITIES)
+def test_without_replacement_and_smallest_first(availability):
+  numbers = np.asarray(draw(availability=availability).numbers)
+  assert all(len(set(row)) == 4 for row in numbers.tolist())
+  assert (np.diff(np.asarray(SIZES)[numbers], axis=1) >= 0).all()
+
+
+def test_by_size_large_clients_come_more_often():
+  counts = np.bincount(np.asarray(draw(1, "size").numbers).ravel(), minlength=8)
+  shares = np.asarray(SIZES) / int(SIZES.sum())
+  deviation = np.sqrt(NUM_DRAWS * shares * (1 - shares))
+  assert counts[1] == 0
+  assert (np.abs(counts - NUM_DRAWS * shares) <= 4 * deviation).all()
+
+
+def test_plain_cohorts_are_whole():
+  cohort = draw()
+  assert np.all(cohort.is_present) and np.all(cohort.work == 1)
+
+
+def test_clients_vanish_and_straggle_with_the_probabilities_asked_for():
+  cohort = draw(client_dropout=0.25, straggler_fraction=0.5)
+  present, work = np.asarray(cohort.is_present), np.asarray(cohort.work)
+  assert present.mean() == pytest.approx(0.75, abs=0.05)
+  assert (work < 1).mean() == pytest.approx(0.5, abs=0.05)
+  assert work[work < 1].mean() == pytest.approx(0.5, abs=0.05)
+  assert (work >= 0).all()
+  # Both are drawn apart from each other.
+  assert np.corrcoef(present.ravel(), (work < 1).ravel())[0, 1] == pytest.approx(0, abs=0.1)
+
+
+def test_what_happens_to_a_client_belongs_to_its_number():
+  some, more = (draw(n, client_dropout=0.5) for n in (2, 8))
+  for i in range(20):
+    fates = dict(zip(more.numbers[i].tolist(), more.is_present[i].tolist(), strict=True))
+    for number, is_present in zip(
+      some.numbers[i].tolist(), some.is_present[i].tolist(), strict=True
+    ):
+      assert fates[number] == is_present
