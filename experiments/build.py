@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Hashable
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.flags import AUTO, Config, ConfigError, ignored, options
 from sparsyfed_jax import trees
@@ -15,7 +17,7 @@ from sparsyfed_jax.algorithms import ALGORITHMS, OPTIONS
 from sparsyfed_jax.data import partition, sources
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.client import LocalTraining
-from sparsyfed_jax.fed.cohort import Federation
+from sparsyfed_jax.fed.cohort import AXIS, Federation, sum_over_clients, sum_over_devices
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.optimizers import SERVER_OPTIMIZERS, ClientOptimizer, adamw, clipped, sgd
 from sparsyfed_jax.fed.sampling import AVAILABILITIES
@@ -40,6 +42,7 @@ class Experiment(NamedTuple):
   y_test: jax.Array
   hyper: Hyper
   keys: Keys
+  everywhere: NamedSharding  # on every device that takes part, where all of these arrays are
   facts: dict[str, Any]  # what the data made of the flags, for config.json
 
 
@@ -80,7 +83,9 @@ def build(config: Config) -> Experiment:
     is_heterogeneous=bool(config.client_sparsities),
   )
   algorithm = _make_algorithm(config, setup)
-  chunk = choose_chunk(config.clients_per_chunk, model, config.clients_per_round)
+  mesh = _make_mesh(config)
+  per_device = -(-config.clients_per_round // mesh.size)
+  chunk = choose_chunk(config.clients_per_chunk, model, per_device)
   simulation = simulate(
     algorithm,
     task,
@@ -89,6 +94,7 @@ def build(config: Config) -> Experiment:
     rounds_per_call=min(config.eval_every, config.rounds),
     eval_batch_size=min(EVAL_BATCH_SIZE, len(dataset.y_test)),
     availability=AVAILABILITIES[config.client_sampling],
+    sum_cohort=partial(sum_over_devices, mesh) if mesh.size > 1 else sum_over_clients,
   )
   facts = dict(
     num_clients=len(parts),
@@ -101,23 +107,31 @@ def build(config: Config) -> Experiment:
     num_classes=dataset.num_classes,
     input_shape=input_shape,
     clients_per_chunk=chunk,
+    devices=mesh.size,
     mean=dataset.mean,
     std=dataset.std,
+  )
+  federation = Federation(
+    x=jnp.asarray(dataset.x_train),
+    y=jnp.asarray(dataset.y_train),
+    indices=indices,
+    sizes=sizes,
+    density_scales=_density_scales(config, len(parts), keys.partition),
+  )
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  test, hyper = (jnp.asarray(dataset.x_test), jnp.asarray(dataset.y_test)), make_hyper(config)
+  federation, (x_test, y_test), hyper, keys = jax.device_put(
+    (federation, test, hyper, keys), everywhere
   )
   return Experiment(
     algorithm=algorithm,
     simulation=simulation,
-    federation=Federation(
-      x=jnp.asarray(dataset.x_train),
-      y=jnp.asarray(dataset.y_train),
-      indices=indices,
-      sizes=sizes,
-      density_scales=_density_scales(config, len(parts), keys.partition),
-    ),
-    x_test=jnp.asarray(dataset.x_test),
-    y_test=jnp.asarray(dataset.y_test),
-    hyper=make_hyper(config),
+    federation=federation,
+    x_test=x_test,
+    y_test=y_test,
+    hyper=hyper,
     keys=keys,
+    everywhere=everywhere,
     facts=facts,
   )
 
@@ -170,7 +184,18 @@ def program_key(config: Config, experiment: Experiment) -> Hashable:
     min(config.eval_every, config.rounds),
     tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(arrays)),
     tuple(experiment.facts[name] for name in ("num_classes", "clients_per_chunk", "mean", "std")),
+    experiment.everywhere,
   )
+
+
+def _make_mesh(config: Config) -> Mesh:
+  devices = jax.devices()
+  if config.num_devices is not None and config.num_devices > len(devices):
+    raise ConfigError(
+      f"--num_devices={config.num_devices}: must be at most {len(devices)}, the devices of this"
+      " machine"
+    )
+  return Mesh(np.array(devices[: config.num_devices]), (AXIS,))
 
 
 def _client_optimizer(config: Config) -> ClientOptimizer:

@@ -121,6 +121,7 @@ class Config(NamedTuple):
   eval_every: int
   checkpoint_every: int
   clients_per_chunk: str
+  num_devices: int | None
   seed: int
   output_dir: str | None
   resume: bool
@@ -182,6 +183,7 @@ DEFAULTS = Config(
   eval_every=5,
   checkpoint_every=50,
   clients_per_chunk=AUTO,
+  num_devices=None,
   seed=0,
   output_dir=None,
   resume=False,
@@ -260,6 +262,7 @@ _HELP = dict(
   checkpoint_every="rounds between two checkpoints, from which --resume goes on; 0 writes none",
   clients_per_chunk="clients trained side by side (vmap), the rest one chunk after the other;"
   " auto: what measured best for the model and the backend",
+  num_devices="devices that share the clients of a round; default: all of this machine",
   seed="of everything random: split, partition, initialisation, sampling, shuffling",
   output_dir="a new or empty directory; default: runs/<time>-<algorithm>-<dataset>",
   resume="goes on with the run in --output_dir from its last checkpoint; the other flags must be"
@@ -413,6 +416,8 @@ def check(config: Config) -> None:
       ramp,
       f"between 0 and --rounds={config.rounds}, or the target sparsity is never reached",
     )
+  if config.num_devices is not None:
+    require(config.num_devices >= 1, "num_devices", "at least 1")
   if config.feddst_update_until is not None:
     require(config.feddst_update_until >= 0, "feddst_update_until", "at least 0")
   _check_client_sparsities(config, require)

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, logging
 from absl import flags as absl_flags
@@ -43,7 +42,7 @@ from sparsyfed_jax.metrics.sparsity import layer_densities
 
 CONFIG_NAME = "config.json"
 # Flags that a resumed run may change: they change no result.
-_MAY_CHANGE = ("output_dir", "resume", "checkpoint_every", "clients_per_chunk")
+_MAY_CHANGE = ("output_dir", "resume", "checkpoint_every", "clients_per_chunk", "num_devices")
 
 
 class Programs(NamedTuple):
@@ -136,8 +135,12 @@ def compile_programs(experiment: Experiment) -> Programs:
   """Compiles what a run calls, ahead of time, so that it can be timed and shared by runs."""
   started = time.perf_counter()
   simulation, federation, keys = experiment.simulation, experiment.federation, experiment.keys
-  state = jax.eval_shape(simulation.init, experiment.hyper, keys.init)
-  zero = jnp.int32(0)
+  shapes = jax.eval_shape(simulation.init, experiment.hyper, keys.init)
+  state = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=experiment.everywhere),
+    shapes,
+  )
+  zero = np.int32(0)
   return Programs(
     init=simulation.init.lower(experiment.hyper, keys.init).compile(),
     run=simulation.run.lower(state, federation, keys.rounds, zero).compile(),
@@ -166,9 +169,11 @@ def begin(
     for warning in found:
       print(f"warning: {warning.message}", file=sys.stderr)
   if state is None:
-    return Start(programs.init(experiment.hyper, experiment.keys.init), [])
+    state = programs.init(experiment.hyper, experiment.keys.init)
+    return Start(jax.device_put(state, experiment.everywhere), [])
   done = int(state.round)
   print(f"going on after round {done}", flush=True)
+  state = jax.device_put(state, experiment.everywhere)
   return Start(state, read_metrics(directory / JSONL_NAME)[:done])
 
 
@@ -201,7 +206,7 @@ def record(
       ends = [_next(done, every) for every in (config.eval_every, config.checkpoint_every) if every]
       count = min(*ends, config.rounds) - done
       started = time.perf_counter()
-      state, columns = programs.run(state, federation, keys.rounds, jnp.int32(count))
+      state, columns = programs.run(state, federation, keys.rounds, np.int32(count))
       fetched = jax.device_get(columns)  # the one transfer of these rounds
       run_seconds += time.perf_counter() - started
       new = [_row(fetched, i) for i in range(count)]

@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 
 from sparsyfed_jax.fed.sampling import Cohort
 from sparsyfed_jax.types import ClientData, Key, Mean, Metrics
 
 EXCLUDED = "excluded_clients"
+AXIS = "clients"
 
 
 class Federation(NamedTuple):
@@ -74,6 +76,46 @@ def sum_over_clients(
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
   sums, _ = lax.scan(run_chunk, zeros, chunks)
   return sums
+
+
+def sum_over_devices(
+  mesh: Mesh,
+  client: Callable[[Any, ClientData, Key], tuple[Any, Metrics]],
+  download: Any,
+  federation: Federation,
+  cohort: Cohort,
+  key: Key,
+  clients_per_chunk: int,
+) -> tuple[Any, Metrics]:
+  """Shares a cohort out to the devices of a mesh, and adds their sums up.
+
+  Every device holds all data and the whole model. Clients are dealt in turn, so that each device
+  gets large ones and small ones. Result and further arguments are those of `sum_over_clients`.
+
+  Args:
+    mesh: of one axis, called `AXIS`.
+    client: one client's round.
+    download: what every client receives.
+    federation: all clients' data.
+    cohort: the clients that take part.
+    key: of the round.
+    clients_per_chunk: how many clients a device vmaps.
+  """
+
+  def on_one_device(download: Any, federation: Federation, cohort: Cohort, key: Key) -> Any:
+    sums = sum_over_clients(client, download, federation, cohort, key, clients_per_chunk)
+    return lax.psum(sums, AXIS)
+
+  everywhere, dealt = PartitionSpec(), PartitionSpec(AXIS)
+  run = jax.shard_map(
+    on_one_device,
+    mesh=mesh,
+    in_specs=(everywhere, everywhere, dealt, everywhere),
+    out_specs=everywhere,
+    check_vma=False,  # the loop's carry starts out the same on all devices
+  )
+  rows = _cut(cohort, mesh.size)
+  return run(download, federation, jax.tree.map(lambda leaf: leaf.T.reshape(-1), rows), key)
 
 
 def _cut(cohort: Cohort, clients_per_chunk: int) -> Cohort:

@@ -1,7 +1,8 @@
 """Many rounds in one compiled call, and the central evaluation."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,15 @@ from sparsyfed_jax.fed.task import Task
 from sparsyfed_jax.metrics.cost import payload_bytes
 from sparsyfed_jax.metrics.masks import regrowth
 from sparsyfed_jax.metrics.sparsity import global_sparsity, prunable_sparsity
-from sparsyfed_jax.types import ClientData, Key
+from sparsyfed_jax.types import ClientData, Key, Metrics
 
 # What each use of a run's one key is folded in with.
 _SPLIT, _PARTITION, _INIT, _ROUNDS = range(4)
 _SAMPLING, _TRAINING, _FATES = range(3)
+
+
+# As `sum_over_clients`.
+SumCohort: TypeAlias = Callable[..., tuple[Any, Metrics]]
 
 
 class Keys(NamedTuple):
@@ -57,6 +62,7 @@ def simulate(
   rounds_per_call: int,
   eval_batch_size: int,
   availability: Availability = uniformly,
+  sum_cohort: SumCohort = sum_over_clients,
 ) -> Simulation:
   """Makes a simulation.
 
@@ -68,6 +74,7 @@ def simulate(
     rounds_per_call: at most how many rounds `run` does at once.
     eval_batch_size: test examples a step.
     availability: how likely each client is, of its size.
+    sum_cohort: `sum_over_clients`, or `sum_over_devices` with its mesh given.
   """
 
   def init(hyper: Hyper, key: Key) -> Any:
@@ -78,7 +85,9 @@ def simulate(
     state: Any, federation: Federation, key: Key, num_rounds: int
   ) -> tuple[Any, dict[str, jax.Array]]:
     sizes = clients_per_round, clients_per_chunk
-    one_round = partial(run_round, algorithm, *sizes, availability, federation=federation, key=key)
+    one_round = partial(
+      run_round, algorithm, *sizes, availability, sum_cohort, federation=federation, key=key
+    )
     shapes = jax.eval_shape(one_round, state)[1]
     rows = {
       name: jnp.zeros((rounds_per_call, *leaf.shape), leaf.dtype) for name, leaf in shapes.items()
@@ -111,6 +120,7 @@ def run_round(
   clients_per_round: int,
   clients_per_chunk: int,
   availability: Availability,
+  sum_cohort: SumCohort,
   state: Any,
   federation: Federation,
   key: Key,
@@ -122,6 +132,7 @@ def run_round(
     clients_per_round: as in `simulate`.
     clients_per_chunk: as in `simulate`.
     availability: as in `simulate`.
+    sum_cohort: as in `simulate`.
     state: of the server; `state.round` rounds are done, and with the key it decides everything
       that happens in this one.
     federation: all clients' data.
@@ -141,7 +152,7 @@ def run_round(
     state.hyper,
   )
   download = algorithm.broadcast(state)
-  upload, sums = sum_over_clients(
+  upload, sums = sum_cohort(
     algorithm.client,
     download,
     federation,
