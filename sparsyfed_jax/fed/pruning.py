@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sparsyfed_jax import trees
-from sparsyfed_jax.ops import count_one, largest_mask, topk_mask
+from sparsyfed_jax.ops import count_one, largest_mask, layerwise_mask, topk_mask
 from sparsyfed_jax.types import Key, Params
 
 # One bool array for each prunable leaf, in the order of `trees.split_prunable`.
@@ -39,9 +39,7 @@ def largest_masks(params: Params, densities: Sequence[jax.Array] | jax.Array) ->
     params: pytree of parameters.
     densities: () float32 share to keep of each prunable leaf.
   """
-  kernels, _ = trees.split_prunable(params)
-  pairs = zip(kernels, densities, strict=True)
-  return [largest_mask(leaf, num_kept(leaf, share)) for leaf, share in pairs]
+  return layerwise_mask(trees.split_prunable(params)[0], list(densities))
 
 
 def random_masks(params: Params, densities: Sequence[jax.Array] | jax.Array, key: Key) -> Masks:
