@@ -21,7 +21,7 @@ from tests import cases
 assert len(jax.devices()) == 4
 for method in sys.argv[1:]:
   ends = {}
-  for num_devices in (1, 3, 4):
+  for num_devices in (1, 4):
     mesh = Mesh(np.array(jax.devices()[:num_devices]), (AXIS,))
     several = partial(sum_over_devices, mesh)
     simulation = simulate(
@@ -39,10 +39,9 @@ for method in sys.argv[1:]:
     )
   start = jax.device_get(cases.start(method, "mlp").variables)
   assert not cases.same_bits(ends[1][0].variables, start)
-  for num_devices in (3, 4):
-    (state, rows), (expected, expected_rows) = ends[num_devices], ends[1]
-    cases.assert_close(state.variables, expected.variables, 1e-5)
-    cases.assert_close(rows, expected_rows, 1e-5)
+  (state, rows), (expected, expected_rows) = ends[4], ends[1]
+  cases.assert_close(state.variables, expected.variables, 1e-5)
+  cases.assert_close(rows, expected_rows, 1e-5)
 print("equal")
 """
 
