@@ -207,9 +207,10 @@ _HELP = dict(
   " shortcut) are plain but take part in the ranking of the upload; empty for none",
   reparameterisation="of sparsyfed: powerprop (the exponent is --beta) or spectral (each layer has"
   " its own)",
-  upload="of sparsyfed: weights (the largest) or changes (the largest; keeps no mask)",
+  upload="of sparsyfed: weights (the largest) or changes (the largest; they keep no mask,"
+  " and the server's model becomes dense)",
   zerofl_uplink="what zerofl's clients send: the largest weights, masked_changes (the changes of"
-  " the largest weights) or changes (the largest)",
+  " the largest weights) or changes (the largest); of changes the server's model stays dense",
   zerofl_form="paper, or comparison: as SparsyFed's authors ran it",
   zerofl_exclude="of zerofl: a regular expression; layers whose names it finds are plain, as the"
   " first layer always is; empty for none",
@@ -491,6 +492,10 @@ def notes(config: Config, flag_values: flags.FlagValues = _FLAGS) -> list[str]:
     if flag_values[name].present and not name.startswith(prefixes)
   ]
   return [f"note: no effect with --algorithm={config.algorithm}: {', '.join(vain)}"] if vain else []
+
+
+# Flags whose defaults follow from others, in `resolve`.
+DERIVED = ("client_lr_final", "sparsity_ramp_rounds", "feddst_update_until")
 
 
 def resolve(config: Config) -> Config:

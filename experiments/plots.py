@@ -41,6 +41,7 @@ class Line(NamedTuple):
   color: str
   style: str
   width: float
+  spread: np.ndarray | float = 0.0  # of a band around it
 
 
 class Panel(NamedTuple):
@@ -203,7 +204,8 @@ def _draw(axes: Axes, panel: Panel, last_round: float) -> None:
 
 
 def _set_limits(axes: Axes, panel: Panel, last_round: float) -> None:
-  values = np.concatenate([line.y for line in panel.lines])
+  ends = [(line.y - line.spread, line.y + line.spread) for line in panel.lines]
+  values = np.concatenate([end for pair in ends for end in pair])
   low, high = float(values.min()), float(values.max())
   if low > 0 and high / low > panel.log_ratio:
     axes.set_yscale("log")
@@ -259,17 +261,19 @@ def plot_sweep(curves: Sequence[Curve], path: str | os.PathLike[str]) -> None:
   left, right = figure.subplots(1, 2, gridspec_kw=box)
   for axes, key, title in (
     (left, "test_accuracy", "Test accuracy"),
-    (right, "prunable_sparsity", "Zeros among the prunable weights of the global model"),
+    (right, "prunable_sparsity", "Zeros among prunable weights"),
   ):
     lines = []
     for i, curve in enumerate(curves):
-      color = _PALETTE[i % len(_PALETTE)]
-      style = "-" if i < len(_PALETTE) else "--"
+      # A method has the same colour in every picture.
+      place = list(_NAMES).index(curve.label) if curve.label in _NAMES else i
+      color = _PALETTE[place % len(_PALETTE)]
+      style = "-" if place < len(_PALETTE) else "--"
       x, mean, deviation = _mean_curve(curve.runs, key)
       if not x.size:
         continue
-      name = _NAMES.get(curve.label, curve.label)
-      lines.append(Line(x, 100 * mean, f"{name} {100 * mean[-1]:.1f}%", color, style, 1.8))
+      name = f"{_NAMES.get(curve.label, curve.label)} {100 * mean[-1]:.1f}%"
+      lines.append(Line(x, 100 * mean, name, color, style, 1.8, 100 * deviation))
       band = (100 * (mean - deviation), 100 * (mean + deviation))
       axes.fill_between(x, *band, color=color, alpha=0.15, linewidth=0)
     _draw(

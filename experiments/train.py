@@ -255,7 +255,8 @@ def check_resumable(config: flags.Config, directory: pathlib.Path) -> None:
       f"--resume: --output_dir={directory} holds no run to go on with ({CONFIG_NAME}: {error})"
     ) from error
   now = json.loads(json.dumps(_flags_of(config)))
-  for name, value in now.items():
+  # What follows from other flags comes last: those are to be named.
+  for name, value in sorted(now.items(), key=lambda item: item[0] in flags.DERIVED):
     if name not in _MAY_CHANGE and before.get(name, value) != value:
       raise flags.ConfigError(
         f"--{name}={value}: must be {before[name]} to go on with the run in {directory}"
