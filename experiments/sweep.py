@@ -71,6 +71,8 @@ def main(argv: Sequence[str]) -> None:
     _run_all(runs, directory)
   except (flags.ConfigError, DataError) as error:
     flags.fail(error)
+  except OSError as error:  # a full disk, say; finished runs and checkpoints are left
+    flags.fail(OSError(f"--output_dir={directory}: {error}"), code=1)
   except (KeyboardInterrupt, StoppedError) as error:
     print(f"\ninterrupted; the same command goes on in {directory}", file=sys.stderr)
     sys.exit(error.code if isinstance(error, StoppedError) else 130)
