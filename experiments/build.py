@@ -11,14 +11,18 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from experiments import processes
+from experiments.environment import free_bytes
 from experiments.flags import AUTO, Config, ConfigError, ignored, options
 from sparsyfed_jax import trees
 from sparsyfed_jax.algorithms import ALGORITHMS, OPTIONS
 from sparsyfed_jax.data import partition, sources
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.client import LocalTraining
-from sparsyfed_jax.fed.cohort import AXIS, Federation, sum_over_clients, sum_over_devices
+from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
+from sparsyfed_jax.fed.devices import AXIS, place, put, sum_over_devices
 from sparsyfed_jax.fed.hyper import Hyper
+from sparsyfed_jax.fed.memory import client_bytes
 from sparsyfed_jax.fed.optimizers import SERVER_OPTIMIZERS, ClientOptimizer, adamw, clipped, sgd
 from sparsyfed_jax.fed.sampling import AVAILABILITIES
 from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES
@@ -30,6 +34,7 @@ from sparsyfed_jax.models import CNN, MLP, ResNet18, SpeechResNet18, ViT
 EVAL_BATCH_SIZE = 500
 DEFAULT_NUM_CLIENTS = 100
 MAX_CHUNK = 128  # clients side by side, where nothing better was measured
+MEMORY_SHARE = 0.5  # of what is free, for the clients of a chunk
 
 
 class Experiment(NamedTuple):
@@ -37,12 +42,12 @@ class Experiment(NamedTuple):
 
   algorithm: Algorithm
   simulation: Simulation
-  federation: Federation
+  federation: Federation  # on the devices, or where it is streamed, on the host
   x_test: jax.Array
   y_test: jax.Array
   hyper: Hyper
   keys: Keys
-  everywhere: NamedSharding  # on every device that takes part, where all of these arrays are
+  mesh: Mesh  # of the devices that take part
   facts: dict[str, Any]  # what the data made of the flags, for config.json
 
 
@@ -66,8 +71,9 @@ def build(config: Config) -> Experiment:
       f"--clients_per_round={config.clients_per_round}: must be at most the"
       f" {len(parts)} clients of the data"
     )
-  indices, sizes = map(jnp.asarray, partition.stack_clients(parts))
-  task = classification(model, input_shape, dataset.mean, dataset.std)
+  indices, sizes = partition.stack_clients(parts)
+  dtype = jnp.bfloat16 if config.compute_dtype == "bfloat16" else jnp.float32
+  task = classification(model, input_shape, dataset.mean, dataset.std, dtype)
   setup = Setup(
     task=task,
     local=LocalTraining(
@@ -84,17 +90,32 @@ def build(config: Config) -> Experiment:
   )
   algorithm = _make_algorithm(config, setup)
   mesh = _make_mesh(config)
-  per_device = -(-config.clients_per_round // mesh.size)
-  chunk = choose_chunk(config.clients_per_chunk, model, per_device)
+  is_alone = mesh.size == 1 and config.data_placement != "streamed"
+  federation = Federation(
+    x=dataset.x_train,
+    y=dataset.y_train,
+    indices=indices,
+    sizes=sizes,
+    density_scales=_density_scales(config, len(parts), keys.partition),
+  )
+  if config.data_placement != "streamed":
+    federation = place(federation, mesh, "replicated" if is_alone else config.data_placement)
+  example = jax.ShapeDtypeStruct(input_shape, dataset.x_train.dtype)
+  chunk = choose_chunk(
+    config.clients_per_chunk, model, setup, example, -(-config.clients_per_round // mesh.size)
+  )
   simulation = simulate(
     algorithm,
     task,
     clients_per_round=config.clients_per_round,
-    clients_per_chunk=chunk,
+    clients_per_chunk=processes.smallest(chunk),  # all have to run the same program
     rounds_per_call=min(config.eval_every, config.rounds),
     eval_batch_size=min(EVAL_BATCH_SIZE, len(dataset.y_test)),
     availability=AVAILABILITIES[config.client_sampling],
-    sum_cohort=partial(sum_over_devices, mesh) if mesh.size > 1 else sum_over_clients,
+    sum_cohort=(
+      sum_over_clients if is_alone else partial(sum_over_devices, mesh, config.data_placement)
+    ),
+    matmul_precision="tensorfloat32" if config.compute_dtype == "tf32" else "float32",
   )
   facts = dict(
     num_clients=len(parts),
@@ -108,21 +129,12 @@ def build(config: Config) -> Experiment:
     input_shape=input_shape,
     clients_per_chunk=chunk,
     devices=mesh.size,
+    processes=jax.process_count(),
     mean=dataset.mean,
     std=dataset.std,
   )
-  federation = Federation(
-    x=jnp.asarray(dataset.x_train),
-    y=jnp.asarray(dataset.y_train),
-    indices=indices,
-    sizes=sizes,
-    density_scales=_density_scales(config, len(parts), keys.partition),
-  )
-  everywhere = NamedSharding(mesh, PartitionSpec())
-  test, hyper = (jnp.asarray(dataset.x_test), jnp.asarray(dataset.y_test)), make_hyper(config)
-  federation, (x_test, y_test), hyper, keys = jax.device_put(
-    (federation, test, hyper, keys), everywhere
-  )
+  others = (dataset.x_test, dataset.y_test, make_hyper(config), keys)
+  x_test, y_test, hyper, keys = put(others, everywhere(mesh))
   return Experiment(
     algorithm=algorithm,
     simulation=simulation,
@@ -131,9 +143,14 @@ def build(config: Config) -> Experiment:
     y_test=y_test,
     hyper=hyper,
     keys=keys,
-    everywhere=everywhere,
+    mesh=mesh,
     facts=facts,
   )
+
+
+def everywhere(mesh: Mesh) -> NamedSharding:
+  """Makes the sharding of what every device has."""
+  return NamedSharding(mesh, PartitionSpec())
 
 
 # Flags that become values of the state or of the data, and leave the compiled programs alone.
@@ -169,22 +186,30 @@ _VALUES = (
   "seed",
   "output_dir",
   "checkpoint_every",
+  "compilation_cache_dir",
   "resume",
 )
 
 
-def program_key(config: Config, experiment: Experiment) -> Hashable:
-  """Makes what two experiments share if the programs compiled for one fit the other."""
+def fixed_flags(config: Config) -> Hashable:
+  """Makes what the flags, without the data, fix of the compiled programs."""
   fixed = {name: value for name, value in config._asdict().items() if name not in _VALUES}
-  arrays = (experiment.federation, experiment.x_test, experiment.y_test)
   return (
     tuple(fixed.items()),
     bool(config.client_sparsities),
     config.proximal_mu > 0,
     min(config.eval_every, config.rounds),
+  )
+
+
+def program_key(config: Config, experiment: Experiment) -> Hashable:
+  """Makes what two experiments share if the programs compiled for one fit the other."""
+  arrays = (experiment.federation, experiment.x_test, experiment.y_test)
+  return (
+    fixed_flags(config),
     tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(arrays)),
     tuple(experiment.facts[name] for name in ("num_classes", "clients_per_chunk", "mean", "std")),
-    experiment.everywhere,
+    experiment.mesh,
   )
 
 
@@ -219,15 +244,15 @@ def _make_algorithm(config: Config, setup: Setup) -> Algorithm:
   return make(setup, OPTIONS[config.algorithm](**options(config)))
 
 
-def _density_scales(config: Config, num_clients: int, key: jax.Array) -> jax.Array:
+def _density_scales(config: Config, num_clients: int, key: jax.Array) -> np.ndarray:
   """Deals --client_sparsities to the clients at random; (num_clients,) float32."""
   if not config.client_sparsities:
-    return jnp.ones(num_clients)
+    return np.ones(num_clients, np.float32)
   scales = (1 - np.array(config.client_sparsities)) / (1 - config.sparsity)
   ends = np.round(np.cumsum(config.client_sparsity_shares) * num_clients).astype(int)
   sorted_scales = np.repeat(scales, np.diff(ends, prepend=0))
   order = partition.generator(jax.random.fold_in(key, 1)).permutation(num_clients)
-  return jnp.asarray(sorted_scales[order], jnp.float32)
+  return sorted_scales[order].astype(np.float32)
 
 
 def make_hyper(config: Config) -> Hyper:
@@ -297,12 +322,27 @@ def _deal(config: Config, dataset: sources.Dataset, key: jax.Array) -> list[np.n
     raise ConfigError(f"--partition={config.partition}: {error}") from error
 
 
-def choose_chunk(clients_per_chunk: str, model: nn.Module, clients_per_round: int) -> int:
-  """Reads the flag --clients_per_chunk, and decides where it says auto."""
+def choose_chunk(
+  clients_per_chunk: str,
+  model: nn.Module,
+  setup: Setup,
+  example: jax.ShapeDtypeStruct,
+  clients_per_device: int,
+) -> int:
+  """Reads the flag --clients_per_chunk, and decides where it says auto.
+
+  Args:
+    clients_per_chunk: the flag.
+    model: that is trained.
+    setup: of the method.
+    example: shape and dtype of one example, as stored.
+    clients_per_device: of a round.
+  """
   if clients_per_chunk != AUTO:
-    return min(int(clients_per_chunk), clients_per_round)
+    return min(int(clients_per_chunk), clients_per_device)
   # On CPU convolutions fill the cores one client at a time, and batching them only costs cache;
   # small dense layers need many clients side by side.
   if jax.default_backend() == "cpu" and not isinstance(model, MLP):
     return 1
-  return min(clients_per_round, MAX_CHUNK)
+  fitting = MEMORY_SHARE * free_bytes() // client_bytes(setup, example)
+  return int(max(1, min(clients_per_device, MAX_CHUNK, fitting)))

@@ -1,11 +1,14 @@
-"""The machine and the software that a result was obtained with."""
+"""The machine and the software that a run has."""
 
 import importlib.metadata
 import os
+import pathlib
 import platform
 from typing import Any
 
 import jax
+
+from experiments.flags import AUTO
 
 _PACKAGES = ("sparsyfed_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -26,3 +29,30 @@ def describe_environment() -> dict[str, Any]:
     "device": f"{len(devices)} x {kind}",
     "versions": versions,
   }
+
+
+def free_bytes() -> float:
+  """Returns the memory that is free on a device of this process; infinity where nobody says."""
+  known = jax.local_devices()[0].memory_stats()
+  if known and "bytes_limit" in known:
+    return known["bytes_limit"] - known["bytes_in_use"]
+  try:
+    lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+  except OSError:
+    return float("inf")
+  kilobytes = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+  return int(kilobytes[0]) * 1024 if kilobytes else float("inf")
+
+
+def keep_compiled(directory: str) -> None:
+  """Lets compiled programs be kept for later processes.
+
+  Args:
+    directory: the flag --compilation_cache_dir.
+  """
+  if directory == AUTO:
+    if jax.config.values["jax_compilation_cache_dir"]:
+      return  # by the environment variable, say
+    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    directory = str(pathlib.Path(cache) / "sparsyfed_jax" / "compiled")
+  jax.config.update("jax_compilation_cache_dir", directory or None)

@@ -15,6 +15,7 @@ from sparsyfed_jax.algorithms.sparsyfed import ACTIVATION_THRESHOLDS, REPARAMETE
 from sparsyfed_jax.algorithms.static import MASKS
 from sparsyfed_jax.algorithms.zerofl import FORMS as ZEROFL_FORMS
 from sparsyfed_jax.algorithms.zerofl import UPLINKS
+from sparsyfed_jax.fed.devices import PLACEMENTS
 from sparsyfed_jax.fed.optimizers import SERVER_OPTIMIZERS
 from sparsyfed_jax.fed.sampling import AVAILABILITIES
 from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES
@@ -25,6 +26,7 @@ MODELS = ("mlp", "cnn", "resnet18", "speech_resnet18", "vit")
 NORMS = ("batch", "group")
 PARTITIONS = ("dirichlet", "dirichlet_per_class", "iid", "shards", "power_law", "natural")
 CLIENT_OPTIMIZERS = ("sgd", "nesterov", "adamw")
+COMPUTE_DTYPES = ("float32", "tf32", "bfloat16")
 
 _FLAGS = flags.FLAGS
 # Flags of numbers that not every method reads, and where they go.
@@ -122,6 +124,12 @@ class Config(NamedTuple):
   checkpoint_every: int
   clients_per_chunk: str
   num_devices: int | None
+  data_placement: str
+  compute_dtype: str
+  coordinator: str | None
+  num_processes: int | None
+  process_id: int | None
+  compilation_cache_dir: str
   seed: int
   output_dir: str | None
   resume: bool
@@ -184,6 +192,12 @@ DEFAULTS = Config(
   checkpoint_every=50,
   clients_per_chunk=AUTO,
   num_devices=None,
+  data_placement="replicated",
+  compute_dtype="float32",
+  coordinator=None,
+  num_processes=None,
+  process_id=None,
+  compilation_cache_dir=AUTO,
   seed=0,
   output_dir=None,
   resume=False,
@@ -262,8 +276,20 @@ _HELP = dict(
   " compiled call",
   checkpoint_every="rounds between two checkpoints, from which --resume goes on; 0 writes none",
   clients_per_chunk="clients trained side by side (vmap), the rest one chunk after the other;"
-  " auto: what measured best for the model and the backend",
-  num_devices="devices that share the clients of a round; default: all of this machine",
+  " auto: what measured best for the model and the backend, as far as memory allows",
+  num_devices="devices that share the clients of a round; default: all there are",
+  data_placement="where training examples are: replicated (on every device), sharded (each device"
+  " has some clients, and trains them), or streamed (on the host, which sends those of each round"
+  " ahead)",
+  compute_dtype="of layers: float32, tf32 (float32 with shorter products, on GPUs), or bfloat16;"
+  " parameters, norms and updates are float32 always",
+  coordinator="HOST:PORT of the first of several processes, each of which is started with the same"
+  " flags, --num_processes and its own --process_id; auto: as SLURM, MPI, Kubernetes or a TPU pod"
+  " says",
+  num_processes="how many processes the run has, with --coordinator",
+  process_id="number of this process, from 0",
+  compilation_cache_dir="where compiled programs are kept for later runs; auto: as jax is"
+  " configured, or else in the user's cache directory; empty: nowhere",
   seed="of everything random: split, partition, initialisation, sampling, shuffling",
   output_dir="a new or empty directory; default: runs/<time>-<algorithm>-<dataset>",
   resume="goes on with the run in --output_dir from its last checkpoint; the other flags must be"
@@ -352,6 +378,8 @@ def check(config: Config) -> None:
   require_one_of("client_lr_schedule", tuple(RATE_SCHEDULES))
   require_one_of("client_weighting", tuple(CLIENT_WEIGHTS))
   require_one_of("client_sampling", tuple(AVAILABILITIES))
+  require_one_of("data_placement", PLACEMENTS)
+  require_one_of("compute_dtype", COMPUTE_DTYPES)
   for name, (_, _, known) in _OPTION_OF_FLAG.items():
     if known:
       require_one_of(name, known)
@@ -419,6 +447,7 @@ def check(config: Config) -> None:
     )
   if config.num_devices is not None:
     require(config.num_devices >= 1, "num_devices", "at least 1")
+  _check_processes(config, require)
   if config.feddst_update_until is not None:
     require(config.feddst_update_until >= 0, "feddst_update_until", "at least 0")
   _check_client_sparsities(config, require)
@@ -428,6 +457,23 @@ def check(config: Config) -> None:
     "clients_per_chunk",
     "auto or a whole number of at least 1",
   )
+
+
+def _check_processes(config: Config, require: Callable[[bool, str, str], None]) -> None:
+  is_listed = config.coordinator not in (None, AUTO)
+  for name in ("num_processes", "process_id"):
+    is_given = getattr(config, name) is not None
+    require(is_given == is_listed, name, "given if and only if --coordinator=HOST:PORT is")
+  if config.coordinator is None:
+    return
+  require(config.num_devices is None, "num_devices", "left out with --coordinator: all take part")
+  if config.num_processes is None or config.process_id is None:
+    return
+  host, _, port = str(config.coordinator).rpartition(":")
+  require(bool(host) and port.isascii() and port.isdigit(), "coordinator", "HOST:PORT or auto")
+  require(config.num_processes >= 1, "num_processes", "at least 1")
+  last = config.num_processes - 1
+  require(0 <= config.process_id <= last, "process_id", f"between 0 and {last}")
 
 
 def _is_pattern(text: str) -> bool:

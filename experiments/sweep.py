@@ -1,7 +1,8 @@
 """Runs a grid of flags: `python -m experiments.sweep --algorithm=topk,sparsyfed --seed=0,1,2`.
 
-Takes the flags of `experiments.train`, each of them a comma list, and runs every combination, one
-after the other; what can share compiled programs does. Every run has a directory of its own in
+Takes the flags of `experiments.train`, each of them a comma list, and runs every combination: one
+after the other, or with --sweep_mode=vmap side by side as far as they share a compiled program,
+which all runs do that differ in numbers and seeds alone. Every run has a directory of its own in
 --output_dir. A sweep that was stopped goes on when it is started again with the same flags.
 
 Writes sweep.csv (a row a run), table.md and sweep.png (mean and standard deviation over the seeds).
@@ -23,24 +24,25 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from experiments import flags
-from experiments.build import Experiment, build, program_key
+from experiments.build import build, fixed_flags, program_key
+from experiments.environment import keep_compiled
 from experiments.plots import Curve, plot_sweep
-from experiments.terminal import progress
-from experiments.train import (
-  CONFIG_NAME,
-  DivergedError,
+from experiments.programs import (
   Programs,
-  StoppedError,
-  begin,
   compile_programs,
-  describe,
-  record,
+  compile_side_by_side,
+  inputs_of,
+  stack_inputs,
 )
+from experiments.record import SUMMARY_NAME, DivergedError, Member, StoppedError, begin, record
+from experiments.terminal import Update, progress
+from experiments.train import CONFIG_NAME, describe
 from sparsyfed_jax.data.sources import DataError
 from sparsyfed_jax.io.writers import JSONL_NAME, create_run_dir, read_metrics, write_json
 
 _GRID_NAME = "grid.json"
-_SUMMARY_NAME = "summary.json"
+_GROUPS_NAME = "side_by_side"  # directory of the checkpoints of runs side by side
+MODES = ("sequential", "vmap")
 # Columns of the table: of summary.json, heading, factor, decimals.
 _MEASURES = (
   ("test_accuracy", "test accuracy, %", 100, 2),
@@ -48,7 +50,8 @@ _MEASURES = (
   ("uplink_bytes_per_client_round", "uplink, kB a client and round", 1e-3, 1),
   ("downlink_bytes_per_client_round", "downlink, kB", 1e-3, 1),
 )
-_OWN = ("output_dir", "resume")  # of the sweep, which always resumes
+# Of the sweep, which always resumes, or of a run of several processes, which a sweep is not.
+_OWN = ("output_dir", "resume", "coordinator", "num_processes", "process_id")
 _LISTS = ("client_sparsities", "client_sparsity_shares")  # lists already; not swept
 
 
@@ -62,13 +65,16 @@ class Run(NamedTuple):
 def main(argv: Sequence[str]) -> None:
   """Runs what the flags say."""
   del argv
+  mode = str(absl_flags.FLAGS["sweep_mode"].value)
   try:
     grid, runs = read_grid(absl_flags.FLAGS)
+    _check_mode(mode, runs)
     directory = _open_directory(absl_flags.FLAGS["output_dir"].value, grid)
   except (flags.ConfigError, absl_flags.Error, FileExistsError, OSError) as error:
     flags.fail(error)
   try:
-    _run_all(runs, directory)
+    keep_compiled(runs[0].config.compilation_cache_dir)
+    run_all(runs, directory, mode)
   except (flags.ConfigError, DataError) as error:
     flags.fail(error)
   except OSError as error:  # a full disk, say; finished runs and checkpoints are left
@@ -85,6 +91,12 @@ def define(flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
   """Defines the flags of a run, each as text that may list several values."""
   absl_flags.DEFINE_string(
     "output_dir", None, "where the runs go; required", flag_values=flag_values
+  )
+  absl_flags.DEFINE_string(
+    "sweep_mode",
+    "sequential",
+    "sequential: one run after the other; vmap: side by side, where they share a program",
+    flag_values=flag_values,
   )
   for name in flags.Config._fields:
     if name not in _OWN:
@@ -134,41 +146,114 @@ def _open_directory(path: str | None, grid: Mapping[str, list[str]]) -> pathlib.
   return directory
 
 
-def _run_all(runs: Sequence[Run], directory: pathlib.Path) -> None:
-  left = [run for run in runs if not (place_of(run, directory) / _SUMMARY_NAME).exists()]
-  print(f"{len(runs)} runs, {len(runs) - len(left)} done before", flush=True)
+def _check_mode(mode: str, runs: Sequence[Run]) -> None:
+  if mode not in MODES:
+    raise flags.ConfigError(f"--sweep_mode={mode}: must be one of {', '.join(MODES)}")
+  if mode == "vmap" and any(run.config.data_placement == "streamed" for run in runs):
+    raise flags.ConfigError(
+      "--data_placement=streamed: must be replicated or sharded with --sweep_mode=vmap"
+    )
+
+
+def run_all(runs: Sequence[Run], directory: pathlib.Path, mode: str) -> None:
+  """Runs what has not ended yet.
+
+  Args:
+    runs: of the grid.
+    directory: of the sweep.
+    mode: one of MODES.
+  """
+
+  def has_ended(run: Run) -> bool:
+    return (place_of(run, directory) / SUMMARY_NAME).exists()
+
+  groups: dict[Hashable, list[Run]] = {}
+  for run in runs:
+    key = _group_key(run.config) if mode == "vmap" else id(run)
+    groups.setdefault(key, []).append(run)
+  left = [group for group in groups.values() if not all(map(has_ended, group))]
+  num_left = sum(map(len, left))
+  print(f"{len(runs)} runs, {len(runs) - num_left} done before", flush=True)
   total = sum(run.config.rounds for run in runs)
-  done = total - sum(run.config.rounds for run in left)
+  done = total - sum(run.config.rounds for group in left for run in group)
   compiled: dict[Hashable, Programs] = {}
   with progress(total, done) as update:
-    for run in left:
-      place = place_of(run, directory)
-      place.mkdir(exist_ok=True)
-      experiment = build(run.config)
-      write_json(place / CONFIG_NAME, describe(run.config, experiment))
-      programs = _programs_for(run.config, experiment, compiled)
-      try:
-        before = done
-        record(
-          run.config,
-          experiment,
-          programs,
-          place,
-          begin(experiment, programs, place, resume=True),
-          lambda rounds, row, before=before: update(before + rounds, row),  # type: ignore[misc]
-        )
-      except DivergedError as error:
-        write_json(place / _SUMMARY_NAME, {"diverged": str(error)})
-      done += run.config.rounds
+    for group in left:
+      run_group = _run_alone if len(group) == 1 else _run_side_by_side
+      for members in _by_program([_member(run, directory) for run in group]):
+        run_group(members, directory, compiled, _shifted(update, done, len(members)))
+        done += sum(member.config.rounds for member in members)
+  print(f"{num_left} runs by {len(compiled)} compiled programs")
 
 
-def _programs_for(
-  config: flags.Config, experiment: Experiment, compiled: dict[Hashable, Programs]
-) -> Programs:
-  key = program_key(config, experiment)
+def _group_key(config: flags.Config) -> Hashable:
+  """Makes what runs side by side have in common before their data is known."""
+  return fixed_flags(config), config.rounds, config.checkpoint_every
+
+
+def _by_program(members: Sequence[Member]) -> list[list[Member]]:
+  groups: dict[Hashable, list[Member]] = {}
+  for member in members:
+    groups.setdefault(program_key(member.config, member.experiment), []).append(member)
+  return list(groups.values())
+
+
+def _member(run: Run, directory: pathlib.Path) -> Member:
+  place = place_of(run, directory)
+  place.mkdir(exist_ok=True)
+  experiment = build(run.config)
+  write_json(place / CONFIG_NAME, describe(run.config, experiment))
+  return Member(run.config, experiment, place)
+
+
+def _shifted(update: Update, before: int, num_runs: int) -> Update:
+  return lambda rounds, row: update(before + num_runs * rounds, row)
+
+
+def _run_alone(
+  members: Sequence[Member],
+  directory: pathlib.Path,
+  compiled: dict[Hashable, Programs],
+  update: Update,
+) -> None:
+  (member,) = members
+  key = program_key(member.config, member.experiment)
   if key not in compiled:
-    compiled[key] = compile_programs(experiment)
-  return compiled[key]
+    compiled[key] = compile_programs(member.experiment)
+  programs, inputs = compiled[key], inputs_of(member.experiment)
+  start = begin(member, programs, inputs, member.directory, resume=True)
+  try:
+    record(members, programs, inputs, start, member.directory, update)
+  except DivergedError as error:
+    _note_failures(members, [error])
+
+
+def _run_side_by_side(
+  members: Sequence[Member],
+  directory: pathlib.Path,
+  compiled: dict[Hashable, Programs],
+  update: Update,
+) -> None:
+  if len(members) == 1:
+    _run_alone(members, directory, compiled, update)
+    return
+  inputs, axes = stack_inputs([member.experiment for member in members])
+  first = members[0]
+  programs = compile_side_by_side(first.experiment, inputs, axes)
+  compiled[len(compiled)] = programs
+  checkpoints = directory / _GROUPS_NAME / first.directory.name
+  checkpoints.mkdir(parents=True, exist_ok=True)
+  start = begin(first, programs, inputs, checkpoints, resume=True)
+  try:
+    _note_failures(members, record(members, programs, inputs, start, checkpoints, update))
+  except DivergedError as error:
+    _note_failures(members, [error] * len(members))
+
+
+def _note_failures(members: Sequence[Member], results: Sequence[Any]) -> None:
+  for member, result in zip(members, results, strict=True):
+    if isinstance(result, DivergedError):
+      write_json(member.directory / SUMMARY_NAME, {"diverged": str(result)})
 
 
 def place_of(run: Run, directory: pathlib.Path) -> pathlib.Path:
@@ -179,7 +264,7 @@ def place_of(run: Run, directory: pathlib.Path) -> pathlib.Path:
 
 def _write_results(runs: Sequence[Run], directory: pathlib.Path) -> str:
   varied = list(runs[0].point)
-  summaries = [json.loads((place_of(run, directory) / _SUMMARY_NAME).read_text()) for run in runs]
+  summaries = [json.loads((place_of(run, directory) / SUMMARY_NAME).read_text()) for run in runs]
   columns = [name for name, *_ in _MEASURES]
   with open(directory / "sweep.csv", "w", newline="") as file:
     writer = csv.writer(file)

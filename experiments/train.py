@@ -3,77 +3,44 @@
 Writes config.json, metrics.jsonl (and .csv), summary.json and curves.png into --output_dir.
 """
 
+import contextlib
 import datetime
 import json
-import math
 import os
 import pathlib
 import re
 import shutil
 import sys
-import time
-import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
-import jax
-import numpy as np
 from absl import app, logging
 from absl import flags as absl_flags
-from jax.stages import Compiled
 
-from experiments import flags
+from experiments import flags, processes
 from experiments.build import Experiment, build
-from experiments.environment import describe_environment
-from experiments.plots import plot_curves
-from experiments.signals import catch_signals, leave_on_signal
+from experiments.environment import describe_environment, keep_compiled
+from experiments.programs import compile_programs, inputs_of
+from experiments.record import DivergedError, Member, StoppedError, begin, record
+from experiments.signals import leave_on_signal
 from experiments.terminal import Update, closing_table, progress
 from sparsyfed_jax.data.sources import DataError
-from sparsyfed_jax.io import checkpoint
-from sparsyfed_jax.io.writers import (
-  JSONL_NAME,
-  MetricsWriter,
-  create_run_dir,
-  read_metrics,
-  write_json,
-)
-from sparsyfed_jax.metrics.cost import dense_bytes
-from sparsyfed_jax.metrics.sparsity import layer_densities
+from sparsyfed_jax.io.writers import JSONL_NAME, create_run_dir, read_metrics, write_json
 
 CONFIG_NAME = "config.json"
 # Flags that a resumed run may change: they change no result.
-_MAY_CHANGE = ("output_dir", "resume", "checkpoint_every", "clients_per_chunk", "num_devices")
-
-
-class Programs(NamedTuple):
-  """The compiled functions of a run."""
-
-  init: Compiled
-  run: Compiled
-  evaluate: Compiled
-  seconds: float  # that compiling them took
-
-
-class Start(NamedTuple):
-  """Where a run is when it starts or goes on."""
-
-  state: Any  # of the server
-  rows: list[dict[str, Any]]  # of metrics.jsonl, one for each round done
-
-
-class StoppedError(RuntimeError):
-  """A signal ended the run after the rounds under way."""
-
-  def __init__(self, number: int, rounds_done: int, is_saved: bool) -> None:
-    how = (
-      "--resume goes on from there" if is_saved else "without --checkpoint_every it cannot go on"
-    )
-    super().__init__(f"interrupted after round {rounds_done}; {how}")
-    self.code = 128 + number
-
-
-class DivergedError(RuntimeError):
-  """Training left the finite numbers; the message names the round and what would help."""
+_MAY_CHANGE = (
+  "output_dir",
+  "resume",
+  "checkpoint_every",
+  "clients_per_chunk",
+  "num_devices",
+  "data_placement",
+  "coordinator",
+  "num_processes",
+  "process_id",
+  "compilation_cache_dir",
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -81,17 +48,26 @@ def main(argv: Sequence[str]) -> None:
   del argv  # flags.parse refuses what is not a flag
   try:
     config = flags.resolve(flags.read())
-    directory = pathlib.Path(config.output_dir or "")
-    if config.resume:
+    keep_compiled(config.compilation_cache_dir)
+    processes.join(config)
+  except flags.ConfigError as error:
+    flags.fail(error)
+  refusal: Exception | None = None
+  directory = pathlib.Path(config.output_dir or "")
+  try:
+    if config.resume and processes.is_first():
       check_resumable(config, directory)
     experiment = build(config)
-    if not config.resume:
+    if not config.resume and processes.is_first():
       directory = _create_directory(config)
   except (flags.ConfigError, DataError, FileExistsError) as error:
-    flags.fail(error)
-  for note in flags.notes(config):
-    print(note)
-  leave_on_signal(lambda number: _leave_interrupted(directory, 128 + number))
+    refusal = error
+  if processes.largest(int(refusal is not None)):
+    flags.fail(refusal or flags.ConfigError("another process refused its flags or data"))
+  if processes.is_first():
+    for note in flags.notes(config):
+      print(note)
+    leave_on_signal(lambda number: _leave_interrupted(directory, 128 + number))
   try:
     run(config, experiment, directory)
   except StoppedError as error:
@@ -116,130 +92,28 @@ def run(config: flags.Config, experiment: Experiment, directory: pathlib.Path) -
     directory: where the files go.
 
   Returns:
-    The contents of summary.json.
+    The contents of summary.json; {} in all processes but the first.
 
   Raises:
     DivergedError: the training loss is not finite any more; the rounds up to there are recorded.
+    StoppedError: after a signal.
   """
-  write_json(directory / CONFIG_NAME, describe(config, experiment))
-  _print_setup(config, experiment)
-  programs = compile_programs(experiment)
-  start = begin(experiment, programs, directory, config.resume)
-  with progress(config.rounds, len(start.rows)) as update:
-    summary = record(config, experiment, programs, directory, start, update)
-  closing_table(summary)
-  return summary
-
-
-def compile_programs(experiment: Experiment) -> Programs:
-  """Compiles what a run calls, ahead of time, so that it can be timed and shared by runs."""
-  started = time.perf_counter()
-  simulation, federation, keys = experiment.simulation, experiment.federation, experiment.keys
-  shapes = jax.eval_shape(simulation.init, experiment.hyper, keys.init)
-  state = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=experiment.everywhere),
-    shapes,
-  )
-  zero = np.int32(0)
-  return Programs(
-    init=simulation.init.lower(experiment.hyper, keys.init).compile(),
-    run=simulation.run.lower(state, federation, keys.rounds, zero).compile(),
-    evaluate=simulation.evaluate.lower(state, experiment.x_test, experiment.y_test).compile(),
-    seconds=time.perf_counter() - started,
-  )
-
-
-def begin(
-  experiment: Experiment, programs: Programs, directory: pathlib.Path, resume: bool
-) -> Start:
-  """Makes the state before round 1, or reads the last checkpoint and the rows up to it.
-
-  Args:
-    experiment: what `build` made of the flags.
-    programs: compiled for it.
-    directory: of the run.
-    resume: whether to go on from a checkpoint; without one the run starts anew all the same.
-  """
-  state = None
-  if resume:
-    like = jax.eval_shape(experiment.simulation.init, experiment.hyper, experiment.keys.init)
-    with warnings.catch_warnings(record=True) as found:
-      warnings.simplefilter("always", checkpoint.DamagedWarning)
-      state = checkpoint.restore(directory, like)
-    for warning in found:
-      print(f"warning: {warning.message}", file=sys.stderr)
-  if state is None:
-    state = programs.init(experiment.hyper, experiment.keys.init)
-    return Start(jax.device_put(state, experiment.everywhere), [])
-  done = int(state.round)
-  print(f"going on after round {done}", flush=True)
-  state = jax.device_put(state, experiment.everywhere)
-  return Start(state, read_metrics(directory / JSONL_NAME)[:done])
-
-
-def record(
-  config: flags.Config,
-  experiment: Experiment,
-  programs: Programs,
-  directory: pathlib.Path,
-  start: Start,
-  update: Update,
-) -> dict[str, Any]:
-  """Trains, evaluates and writes the files of a run; arguments and result as in `run`.
-
-  Args:
-    config: resolved flags.
-    experiment: what `build` made of them.
-    programs: compiled for it, or for another experiment of the same `program_key`.
-    directory: where the files go.
-    start: where the run is, as `begin` makes it; its state is donated.
-    update: called with the number of rounds done and their latest row.
-  """
-  federation, keys = experiment.federation, experiment.keys
-  state, rows = start.state, list(start.rows)
-  bytes_if_dense = dense_bytes(experiment.algorithm.broadcast(state).variables)
-
-  run_seconds, first = 0.0, len(rows)
-  with MetricsWriter(directory, last_round=first) as writer, catch_signals() as caught:
-    while len(rows) < config.rounds:
-      done = len(rows)
-      ends = [_next(done, every) for every in (config.eval_every, config.checkpoint_every) if every]
-      count = min(*ends, config.rounds) - done
-      started = time.perf_counter()
-      state, columns = programs.run(state, federation, keys.rounds, np.int32(count))
-      fetched = jax.device_get(columns)  # the one transfer of these rounds
-      run_seconds += time.perf_counter() - started
-      new = [_row(fetched, i) for i in range(count)]
-      done += count
-      is_last = done == config.rounds
-      if done % config.eval_every == 0 or is_last:
-        scores = programs.evaluate(state, experiment.x_test, experiment.y_test)
-        new[-1] |= jax.device_get(scores)
-      for row in new:
-        row.setdefault("test_accuracy", None)
-        row.setdefault("test_loss", None)
-        writer.write(row)
-      rows += new
-      update(done, rows[-1])
-      _stop_if_diverged(new)
-      if config.checkpoint_every and (
-        done % config.checkpoint_every == 0 or is_last or caught.signal
-      ):
-        checkpoint.save(directory, done, state)
-      if caught.signal and not is_last:
-        raise StoppedError(caught.signal, done, config.checkpoint_every > 0)
-  summary = _summarise(config, rows, directory) | {
-    "dense_bytes": bytes_if_dense,
-    # Of the rounds of this process; a run that went on may have none left.
-    "seconds_per_round": run_seconds / (config.rounds - first) if first < config.rounds else None,
-    "compile_seconds": programs.seconds,
-    "empty_clients": experiment.facts["empty_clients"],
-    "layer_densities": layer_densities(experiment.algorithm.broadcast(state).variables["params"]),
-    **describe_environment(),
-  }
-  write_json(directory / "summary.json", summary)
-  plot_curves(rows, summary, directory / "curves.png")
-  return summary
+  if processes.is_first():
+    write_json(directory / CONFIG_NAME, describe(config, experiment))
+    _print_setup(config, experiment)
+  programs, inputs = compile_programs(experiment), inputs_of(experiment)
+  member = Member(config, experiment, directory)
+  start = begin(member, programs, inputs, directory, config.resume)
+  with contextlib.ExitStack() as stack:
+    update: Update = lambda done, row: None  # noqa: E731
+    if processes.is_first():
+      update = stack.enter_context(progress(config.rounds, start.done))
+    results = record([member], programs, inputs, start, directory, update)
+  for summary in results:
+    assert not isinstance(summary, DivergedError)  # of a run alone, it is raised
+    closing_table(summary)
+    return summary
+  return {}
 
 
 def check_resumable(config: flags.Config, directory: pathlib.Path) -> None:
@@ -272,10 +146,6 @@ def describe(config: flags.Config, experiment: Experiment) -> dict[str, Any]:
   return {**_flags_of(config), "data": experiment.facts, **describe_environment()}
 
 
-def _next(done: int, every: int) -> int:
-  return (done // every + 1) * every
-
-
 def _leave_interrupted(directory: pathlib.Path, code: int) -> NoReturn:
   metrics = directory / JSONL_NAME
   if metrics.exists() and read_metrics(metrics):
@@ -285,54 +155,6 @@ def _leave_interrupted(directory: pathlib.Path, code: int) -> NoReturn:
     print("\ninterrupted before the first evaluation; nothing was kept", file=sys.stderr)
   sys.stderr.flush()
   os._exit(code)  # XLA may be compiling in a thread that a regular exit would crash
-
-
-def _row(columns: dict[str, np.ndarray], i: int) -> dict[str, Any]:
-  first = ("round", "train_loss", "train_accuracy")
-  names = [*first, *(name for name in columns if name not in first)]
-  return {name: columns[name][i].item() for name in names}
-
-
-def _summarise(
-  config: flags.Config, rows: Sequence[dict[str, Any]], directory: pathlib.Path
-) -> dict[str, Any]:
-  last = rows[-1]
-  # Over all rounds: what is sent on the way to the target sparsity counts too. A round whose
-  # clients are all empty sends nothing.
-  sent = [row for row in rows if row["clients"] > 0]
-
-  def mean_bytes(way: str) -> float | None:
-    clients = [row["clients"] for row in sent]
-    return float(np.average([row[way] for row in sent], weights=clients)) if sent else None
-
-  return {
-    "algorithm": config.algorithm,
-    "dataset": config.dataset,
-    "model": config.model,
-    "rounds": config.rounds,
-    "seed": config.seed,
-    **{name: last[name] for name in ("test_accuracy", "test_loss")},
-    **{name: last[name] for name in ("global_sparsity", "prunable_sparsity")},
-    "uplink_bytes_per_client_round": mean_bytes("uplink_bytes"),
-    "downlink_bytes_per_client_round": mean_bytes("downlink_bytes"),
-    "output_dir": str(directory),
-  }
-
-
-def _stop_if_diverged(rows: Sequence[dict[str, Any]]) -> None:
-  for row in rows:
-    lost, excluded = int(row["dropped_clients"]), int(row["excluded_clients"])
-    if row["clients"] == 0 and lost + excluded > 0:
-      raise DivergedError(
-        f"round {row['round']}: nobody is left: {lost} of the clients vanished (--client_dropout),"
-        f" {excluded} sent what is not finite (a smaller --client_lr may help); the rounds so far"
-        " are in metrics.jsonl"
-      )
-    if row["examples"] > 0 and not math.isfinite(row["train_loss"]):
-      raise DivergedError(
-        f"round {row['round']}: train_loss is {row['train_loss']}; training diverged, a smaller"
-        " --client_lr may help (the rounds so far are in metrics.jsonl)"
-      )
 
 
 def _print_setup(config: flags.Config, experiment: Experiment) -> None:

@@ -309,7 +309,7 @@ def run_client(method, name, state, number, federation=None, **setup):
 def members(numbers) -> Cohort:
   """Makes a cohort of clients that all do all of their work."""
   numbers = jnp.asarray(numbers, jnp.int32)
-  return Cohort(numbers, jnp.ones(numbers.shape, bool), jnp.ones(numbers.shape))
+  return Cohort(numbers, jnp.ones(numbers.shape, bool), jnp.ones(numbers.shape), numbers)
 
 
 def client_data(federation: Federation, number: int) -> ClientData:

@@ -19,6 +19,7 @@ class Cohort(NamedTuple):
   numbers: jax.Array  # (clients_per_round,) int32
   is_present: jax.Array  # (clients_per_round,) bool, False for one that vanished
   work: jax.Array  # (clients_per_round,) float32, share of each local epoch that is done
+  rows: jax.Array  # (clients_per_round,) int32, where in `Federation.indices` their lists are
 
 
 def uniformly(sizes: jax.Array) -> jax.Array:
@@ -72,4 +73,5 @@ def sample(
 
   is_present = of_clients(keys[0]) >= hyper.client_dropout
   is_straggler = of_clients(keys[1]) < hyper.straggler_fraction
-  return Cohort(numbers, is_present, jnp.where(is_straggler, of_clients(keys[2]), 1.0))
+  work = jnp.where(is_straggler, of_clients(keys[2]), 1.0)
+  return Cohort(numbers, is_present, work, rows=numbers)

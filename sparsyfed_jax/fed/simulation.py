@@ -13,7 +13,8 @@ from sparsyfed_jax.data.batches import take_batch
 from sparsyfed_jax.fed.algorithm import Algorithm
 from sparsyfed_jax.fed.cohort import EXCLUDED, Federation, sum_over_clients
 from sparsyfed_jax.fed.hyper import Hyper
-from sparsyfed_jax.fed.sampling import Availability, sample, uniformly
+from sparsyfed_jax.fed.sampling import Availability, Cohort, sample, uniformly
+from sparsyfed_jax.fed.streaming import Staged
 from sparsyfed_jax.fed.task import Task
 from sparsyfed_jax.metrics.cost import payload_bytes
 from sparsyfed_jax.metrics.masks import regrowth
@@ -44,12 +45,17 @@ def make_keys(key: Key) -> Keys:
 
 
 class Simulation(NamedTuple):
-  """A federated run as three jitted functions, compiled when first called."""
+  """A federated run as jitted functions, compiled when first called."""
 
   init: Wrapped  # (hyper, key) -> state before round 1
   # (state, federation, key, num_rounds) -> (state, rows): the state given is donated. Rows are
   # arrays of rounds_per_call entries by name, of which the first num_rounds count.
   run: Wrapped
+  # (state, staged, key) -> (state, row): one round on examples that the host sent; the state given
+  # is donated. Rows are as of `run`, of one entry.
+  run_staged: Wrapped
+  # (state, sizes, key) -> the cohorts of the coming rounds_per_call rounds
+  draw: Wrapped
   # (state, x, y) -> test_loss and test_accuracy, () float32
   evaluate: Wrapped
 
@@ -63,6 +69,7 @@ def simulate(
   eval_batch_size: int,
   availability: Availability = uniformly,
   sum_cohort: SumCohort = sum_over_clients,
+  matmul_precision: str = "float32",
 ) -> Simulation:
   """Makes a simulation.
 
@@ -74,8 +81,12 @@ def simulate(
     rounds_per_call: at most how many rounds `run` does at once.
     eval_batch_size: test examples a step.
     availability: how likely each client is, of its size.
-    sum_cohort: `sum_over_clients`, or `sum_over_devices` with its mesh given.
+    sum_cohort: `sum_over_clients`, or `sum_over_devices` with its mesh and placement given.
+    matmul_precision: of float32 products on accelerators, as `jax.default_matmul_precision` has it:
+      "float32" or "tensorfloat32". The CPU knows only one.
   """
+  sampled = partial(sample_cohort, clients_per_round, availability)
+  one_round = partial(run_round, algorithm, clients_per_chunk, sum_cohort)
 
   def init(hyper: Hyper, key: Key) -> Any:
     model_key, state_key = jax.random.split(key)
@@ -84,21 +95,29 @@ def simulate(
   def run(
     state: Any, federation: Federation, key: Key, num_rounds: int
   ) -> tuple[Any, dict[str, jax.Array]]:
-    sizes = clients_per_round, clients_per_chunk
-    one_round = partial(
-      run_round, algorithm, *sizes, availability, sum_cohort, federation=federation, key=key
-    )
-    shapes = jax.eval_shape(one_round, state)[1]
+    def next_round(state: Any) -> tuple[Any, dict[str, jax.Array]]:
+      cohort = sampled(federation.sizes, state.hyper, key, state.round + 1)
+      return one_round(state, federation, cohort, key)
+
+    shapes = jax.eval_shape(next_round, state)[1]
     rows = {
       name: jnp.zeros((rounds_per_call, *leaf.shape), leaf.dtype) for name, leaf in shapes.items()
     }
 
     def body(i: jax.Array, carry: Any) -> Any:
       state, rows = carry
-      state, row = one_round(state)
+      state, row = next_round(state)
       return state, {name: rows[name].at[i].set(row[name]) for name in rows}
 
     return lax.fori_loop(0, num_rounds, body, (state, rows))
+
+  def run_staged(state: Any, staged: Staged, key: Key) -> tuple[Any, dict[str, jax.Array]]:
+    state, row = one_round(state, staged.federation, staged.cohort, key)
+    return state, {name: leaf[None] for name, leaf in row.items()}
+
+  def draw(state: Any, sizes: jax.Array, key: Key) -> Cohort:
+    numbers = state.round + 1 + jnp.arange(rounds_per_call)
+    return lax.map(partial(sampled, sizes, state.hyper, key), numbers)
 
   def evaluate(state: Any, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
     variables = algorithm.model(state)
@@ -112,30 +131,58 @@ def simulate(
     sums = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), scores)
     return {f"test_{name}": mean.value for name, mean in sums.items()}
 
-  return Simulation(jax.jit(init), jax.jit(run, donate_argnums=0), jax.jit(evaluate))
+  precise = jax.default_matmul_precision(matmul_precision)
+  return Simulation(
+    init=jax.jit(init),
+    run=jax.jit(precise(run), donate_argnums=0),
+    run_staged=jax.jit(precise(run_staged), donate_argnums=0),
+    draw=jax.jit(draw),
+    evaluate=jax.jit(precise(evaluate)),
+  )
+
+
+def sample_cohort(
+  clients_per_round: int,
+  availability: Availability,
+  sizes: jax.Array,
+  hyper: Hyper,
+  key: Key,
+  number: jax.Array,
+) -> Cohort:
+  """Draws who takes part in a round.
+
+  Args:
+    clients_per_round: as in `simulate`.
+    availability: as in `simulate`.
+    sizes: (num_clients,) int32 numbers of examples.
+    hyper: whose dropout and stragglers count.
+    key: of all rounds.
+    number: () int32 of the round, from 1.
+  """
+  round_key = jax.random.fold_in(key, number)
+  sampling, fates = (jax.random.fold_in(round_key, use) for use in (_SAMPLING, _FATES))
+  return sample(sampling, fates, sizes, clients_per_round, availability, hyper)
 
 
 def run_round(
   algorithm: Algorithm,
-  clients_per_round: int,
   clients_per_chunk: int,
-  availability: Availability,
   sum_cohort: SumCohort,
   state: Any,
   federation: Federation,
+  cohort: Cohort,
   key: Key,
 ) -> tuple[Any, dict[str, jax.Array]]:
   """Runs one round.
 
   Args:
     algorithm: the method.
-    clients_per_round: as in `simulate`.
     clients_per_chunk: as in `simulate`.
-    availability: as in `simulate`.
     sum_cohort: as in `simulate`.
     state: of the server; `state.round` rounds are done, and with the key it decides everything
       that happens in this one.
-    federation: all clients' data.
+    federation: all clients' data, or that of the cohort.
+    cohort: who takes part.
     key: of all rounds.
 
   Returns:
@@ -143,14 +190,6 @@ def run_round(
   """
   number = state.round + 1
   round_key = jax.random.fold_in(key, number)
-  cohort = sample(
-    jax.random.fold_in(round_key, _SAMPLING),
-    jax.random.fold_in(round_key, _FATES),
-    federation.sizes,
-    clients_per_round,
-    availability,
-    state.hyper,
-  )
   download = algorithm.broadcast(state)
   upload, sums = sum_cohort(
     algorithm.client,

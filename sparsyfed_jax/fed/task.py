@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from sparsyfed_jax.ops import PLAIN, LayerOps
+from sparsyfed_jax.ops import PLAIN, LayerOps, cast_layers
 from sparsyfed_jax.types import Batch, Key, Mean, Metrics, Variables
 
 # What the layer of a name ("BasicBlock_0/Conv_1") computes with.
@@ -33,7 +33,11 @@ class Task(NamedTuple):
 
 
 def classification(
-  model: nn.Module, input_shape: tuple[int, ...], mean: float = 0.0, std: float = 1.0
+  model: nn.Module,
+  input_shape: tuple[int, ...],
+  mean: float = 0.0,
+  std: float = 1.0,
+  dtype: Any = jnp.float32,
 ) -> Task:
   """Makes a task of a classifier: softmax cross entropy, averaged over valid examples.
 
@@ -43,7 +47,14 @@ def classification(
     input_shape: shape of one example.
     mean: the model sees (x - mean) / std, computed inside the compiled step.
     std: see `mean`.
+    dtype: in which the model's layers compute, in training and evaluation; parameters, and all
+      between the layers, are float32 all the same.
   """
+
+  def in_dtype(layers: Layers) -> Layers:
+    if dtype == jnp.float32:
+      return layers
+    return lambda name: cast_layers(layers(name), dtype)
 
   def prepare(x: jax.Array) -> jax.Array:
     return (x.astype(jnp.float32) - mean) / std
@@ -55,7 +66,7 @@ def classification(
   def loss(
     variables: Variables, batch: Batch, layers: Layers, key: Key
   ) -> tuple[jax.Array, tuple[Variables, Metrics]]:
-    ops, interceptor = _named(layers)
+    ops, interceptor = _named(in_dtype(layers))
     layered: Any = model.clone(ops=ops)
     state_names = [name for name in variables if name != "params"]
     with nn.intercept_methods(interceptor):
@@ -72,7 +83,8 @@ def classification(
     return metrics["loss"].total / jnp.maximum(metrics["loss"].weight, 1.0), (state, metrics)
 
   def evaluate(variables: Variables, batch: Batch) -> Metrics:
-    logits: Any = model.apply(variables, prepare(batch.x), train=False, valid=batch.valid)
+    plain: Any = model.clone(ops=in_dtype(plain_layers)(""))
+    logits = plain.apply(variables, prepare(batch.x), train=False, valid=batch.valid)
     return _score(logits, batch)
 
   return Task(init, loss, evaluate, _layer_names(model, input_shape))

@@ -31,6 +31,8 @@ class CheckpointError(OSError):
 def save(directory: PathLike, round_number: int, state: Any) -> None:
   """Writes a checkpoint and removes old ones; returns when it is on the disk.
 
+  Of several processes one alone calls it.
+
   Args:
     directory: of the run; checkpoints go into `checkpoints/` in it.
     round_number: the number of rounds done.
@@ -39,13 +41,11 @@ def save(directory: PathLike, round_number: int, state: Any) -> None:
   Raises:
     CheckpointError: the disk is full, or the like. Older checkpoints are left.
   """
-  import orbax.checkpoint as ocp  # half a second, which runs without checkpoints do not pay
-
   place = _folder(directory) / f"{round_number:08d}"
-  arrays = jax.tree.map(_without_keys, state)
+  arrays = jax.tree.map(lambda leaf: np.asarray(_without_keys(leaf)), state)
   content = {"state": arrays, "digest": np.frombuffer(_digest(arrays), np.uint8)}
   try:
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
       checkpointer.save(place.absolute(), content, force=True)
       checkpointer.wait_until_finished()
   except Exception as error:  # orbax and its storage raise what they like
@@ -66,13 +66,11 @@ def restore(directory: PathLike, like: Any) -> Any:
   Returns:
     A state like `like`; None where there is no checkpoint.
   """
-  import orbax.checkpoint as ocp
-
   shapes = jax.eval_shape(lambda tree: jax.tree.map(_without_keys, tree), like)
   target = {"state": shapes, "digest": jax.ShapeDtypeStruct((_digest_size(),), jnp.uint8)}
   for place in reversed(_places(directory)):
     try:
-      with ocp.StandardCheckpointer() as checkpointer:
+      with _checkpointer() as checkpointer:
         content = checkpointer.restore(place.absolute(), target)
       if _digest(content["state"]) != np.asarray(content["digest"]).tobytes():
         raise ValueError("the content does not fit its digest")
@@ -82,6 +80,16 @@ def restore(directory: PathLike, like: Any) -> Any:
       continue
     return jax.tree.map(_with_keys, like, content["state"])
   return None
+
+
+def _checkpointer() -> Any:
+  import orbax.checkpoint as ocp  # half a second, which runs without checkpoints do not pay
+
+  me = jax.process_index()  # nobody else is waited for
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"alone{me}"
+  )
+  return ocp.StandardCheckpointer(multiprocessing_options=alone)
 
 
 def _folder(directory: PathLike) -> pathlib.Path:

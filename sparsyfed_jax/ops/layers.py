@@ -67,6 +67,27 @@ def residual_layers(threshold: Threshold, plain: LayerOps = PLAIN) -> LayerOps:
   return LayerOps(pruned(plain.dot_general), pruned(plain.conv_general_dilated))
 
 
+def cast_layers(ops: LayerOps, dtype: Any) -> LayerOps:
+  """Makes layers that compute in another dtype, with parameters and results in their own.
+
+  What the layers keep for the backward pass has the dtype too, and so have gradients on their way;
+  all between the layers (norms, losses, updates) is as before.
+
+  Args:
+    ops: the operations.
+    dtype: such as `jnp.bfloat16`.
+  """
+
+  def cast(op: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    def layer_op(lhs: jax.Array, rhs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+      result = op(lhs.astype(dtype), rhs.astype(dtype), *args, **kwargs)
+      return result.astype(jnp.promote_types(lhs.dtype, rhs.dtype))
+
+    return layer_op
+
+  return LayerOps(cast(ops.dot_general), cast(ops.conv_general_dilated))
+
+
 def first_found(threshold: Threshold, memory: dict[str, jax.Array], name: str) -> Threshold:
   """Makes a threshold that is found once and then stays.
 

@@ -27,10 +27,10 @@ def parse(*arguments):
   return table
 
 
-def run(directory, *arguments):
+def run(directory, *arguments, mode="sequential"):
   grid, runs = sweep.read_grid(parse(*arguments))
   opened = sweep._open_directory(str(directory), grid)
-  sweep._run_all(runs, opened)
+  sweep.run_all(runs, opened, mode)
   return sweep._write_results(runs, opened)
 
 

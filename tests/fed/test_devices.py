@@ -5,6 +5,13 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from sparsyfed_jax.fed import devices
+from sparsyfed_jax.fed.streaming import stage
+from tests import cases
 
 PROGRAM = """
 import sys
@@ -14,39 +21,59 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sparsyfed_jax.fed.cohort import AXIS, sum_over_clients, sum_over_devices
+from sparsyfed_jax.fed.cohort import sum_over_clients
+from sparsyfed_jax.fed.devices import AXIS, place, sum_over_devices
 from sparsyfed_jax.fed.simulation import simulate
+from sparsyfed_jax.fed.streaming import run_staged, stage
 from tests import cases
 
 assert len(jax.devices()) == 4
-for method in sys.argv[1:]:
-  ends = {}
-  for num_devices in (1, 4):
-    mesh = Mesh(np.array(jax.devices()[:num_devices]), (AXIS,))
-    several = partial(sum_over_devices, mesh)
-    simulation = simulate(
-      cases.algorithm(method, "mlp"),
-      cases.problem("mlp").task,
-      clients_per_round=5,
-      clients_per_chunk=2,
-      rounds_per_call=10,
-      eval_batch_size=4,
-      sum_cohort=sum_over_clients if num_devices == 1 else several,
-    )
-    state = cases.start(method, "mlp")
-    ends[num_devices] = jax.device_get(
-      simulation.run(state, cases.problem("mlp").federation, jax.random.key(3), 10)
-    )
+host = jax.device_get(cases.problem("mlp").federation)
+key = jax.random.key(3)
+
+
+def run(method, placement, num_devices):
+  mesh = Mesh(np.array(jax.devices()[:num_devices]), (AXIS,))
+  simulation = simulate(
+    cases.algorithm(method, "mlp"),
+    cases.problem("mlp").task,
+    clients_per_round=5,
+    clients_per_chunk=2,
+    rounds_per_call=10,
+    eval_batch_size=4,
+    sum_cohort=partial(sum_over_devices, mesh, placement) if placement else sum_over_clients,
+  )
+  state = cases.start(method, "mlp")
+  state = state._replace(hyper=cases.hyper(client_dropout=0.2))
+  if placement != "streamed":
+    federation = place(host, mesh, placement) if placement else cases.problem("mlp").federation
+    if placement == "sharded":
+      shares = [shard.data.shape[0] for shard in federation.x.addressable_shards]
+      assert len(shares) == num_devices and (num_devices == 1 or max(shares) < len(host.x))
+    return jax.device_get(simulation.run(state, federation, key, 10))
+  rounds = stage(host, mesh, jax.device_get(simulation.draw(state, host.sizes, key)))
+  state, rows = run_staged(
+    lambda state, staged: simulation.run_staged(state, staged, key), state, rounds
+  )
+  columns = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+  return jax.device_get((state, columns))
+
+
+for method, *placements in (argument.split(":") for argument in sys.argv[1:]):
+  expected, expected_rows = run(method, "", 1)
   start = jax.device_get(cases.start(method, "mlp").variables)
-  assert not cases.same_bits(ends[1][0].variables, start)
-  (state, rows), (expected, expected_rows) = ends[4], ends[1]
-  cases.assert_close(state.variables, expected.variables, 1e-5)
-  cases.assert_close(rows, expected_rows, 1e-5)
+  assert not cases.same_bits(expected.variables, start)
+  for placement, num_devices in (form.split("/") for form in placements):
+    state, rows = run(method, placement, int(num_devices))
+    if num_devices == "1":
+      assert cases.same_bits(state.variables, expected.variables), placement
+    cases.assert_close(state.variables, expected.variables, 1e-5)
+    cases.assert_close(rows, expected_rows, 1e-5)
 print("equal")
 """
 
 
-def test_several_devices_give_what_one_gives(request):
+def test_several_devices_give_what_one_gives_wherever_the_data_is(request):
   flags = "--xla_force_host_platform_device_count=4 " + os.environ["XLA_FLAGS"]
   environment = os.environ | {
     "XLA_FLAGS": flags,
@@ -55,6 +82,55 @@ def test_several_devices_give_what_one_gives(request):
     "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
-  command = [sys.executable, "-c", PROGRAM, "sparsyfed", "feddst"]
+  # Method and placements, each on a number of devices.
+  cohorts = (
+    "sparsyfed:replicated/4:sharded/4:streamed/4:sharded/1:streamed/1",
+    "feddst:sharded/4",
+  )
+  command = [sys.executable, "-c", PROGRAM, *cohorts]
   result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
   assert result.stdout.strip() == "equal", result.stderr
+
+
+def test_a_device_holds_its_clients_and_no_others():
+  host = jax.device_get(cases.problem("mlp").federation)
+  mesh = Mesh(np.array(jax.devices()[:1]), (devices.AXIS,))
+  shares = [np.array([3, 1, 4])]
+  laid = jax.device_get(devices.lay_out(host, mesh, shares, num_rows=20))
+  assert laid.x.shape[0] == laid.y.shape[0] == 20
+  taken = []
+  for row, number in enumerate(shares[0]):
+    size = host.sizes[number]
+    rows = laid.indices[row, :size]
+    np.testing.assert_array_equal(laid.x[rows], host.x[host.indices[number, :size]])
+    np.testing.assert_array_equal(laid.y[rows], host.y[host.indices[number, :size]])
+    taken += rows.tolist()
+  assert taken == list(range(len(taken)))
+  assert not laid.x[len(taken) :].any()
+
+
+def test_rounds_are_prepared_one_ahead_with_equal_shapes():
+  host = jax.device_get(cases.problem("mlp").federation)
+  mesh = Mesh(np.array(jax.devices()[:1]), (devices.AXIS,))
+  numbers = np.array([[1, 0], [3, 5], [6, 2]])
+  cohorts = cases.members(numbers)._replace(rows=numbers)
+  rounds = list(stage(host, mesh, jax.device_get(cohorts)))
+  shapes = {tuple(leaf.shape for leaf in jax.tree.leaves(staged)) for staged in rounds}
+  assert len(shapes) == 1 and rounds[0].federation.x.shape[0] == 13  # the two largest, 7 and 6
+  for staged, row in zip(rounds, numbers, strict=True):
+    assert staged.cohort.numbers.tolist() == row.tolist()
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("placement", devices.PLACEMENTS)
+def test_every_client_is_trained_once(placement, num_devices):
+  numbers = np.array([6, 2, 5, 0, 3])
+  cohort = cases.members(numbers)
+  seen = []
+  for rank in range(num_devices):
+    mine, count = devices._SHARES[placement](cohort, rank, num_devices)
+    first = np.asarray(mine.numbers)[np.asarray(mine.is_present)].tolist()
+    assert len(first) <= int(count)
+    assert not any(mine.is_present[int(count) :])
+    seen += first
+  assert sorted(seen) == sorted(numbers)

@@ -1,0 +1,186 @@
+"""The compiled programs of a run, or of several runs side by side."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+
+from experiments.build import Experiment, everywhere
+from sparsyfed_jax.fed.cohort import Federation
+from sparsyfed_jax.fed.streaming import run_staged, stage
+from sparsyfed_jax.types import Key
+
+
+class Inputs(NamedTuple):
+  """What programs are run on; of several runs, what differs has a leading axis."""
+
+  federation: Federation  # where it is streamed, of NumPy arrays
+  x_test: jax.Array
+  y_test: jax.Array
+  hyper: Any
+  init_key: Key
+  rounds_key: Key
+
+
+class Programs(NamedTuple):
+  """The compiled functions of a run; those of several runs have a leading axis on all results."""
+
+  init: Callable[[Inputs], Any]  # inputs -> state before round 1
+  # (state, inputs, num_rounds) -> state and rows, arrays by name of which the first num_rounds
+  # entries (along the last axis) count; the state given is donated
+  run: Callable[[Any, Inputs, int], tuple[Any, dict[str, np.ndarray]]]
+  evaluate: Callable[[Any, Inputs], dict[str, np.ndarray]]
+  shapes: Any  # of the state
+  seconds: float  # that compiling took
+
+
+def inputs_of(experiment: Experiment) -> Inputs:
+  """Collects what a run's programs are run on."""
+  keys = experiment.keys
+  return Inputs(
+    experiment.federation,
+    experiment.x_test,
+    experiment.y_test,
+    experiment.hyper,
+    keys.init,
+    keys.rounds,
+  )
+
+
+def stack_inputs(experiments: Sequence[Experiment]) -> tuple[Inputs, Inputs]:
+  """Collects what several runs side by side are run on.
+
+  Args:
+    experiments: of one program key.
+
+  Returns:
+    The inputs, and for each array of them the axis of the runs: 0, or None where all runs have the
+    same data, which is then held once.
+  """
+  each = [inputs_of(experiment) for experiment in experiments]
+
+  def combine(*leaves: jax.Array) -> tuple[jax.Array, int | None]:
+    is_shared = all(jnp.array_equal(leaves[0], leaf) for leaf in leaves[1:])
+    return (leaves[0], None) if is_shared else (jnp.stack(leaves), 0)
+
+  def stack(*leaves: jax.Array) -> tuple[jax.Array, int]:
+    return jnp.stack(leaves), 0
+
+  pairs: dict[str, Any] = dict(
+    federation=Federation(*map(combine, *(inputs.federation for inputs in each))),
+    x_test=combine(*(inputs.x_test for inputs in each)),
+    y_test=combine(*(inputs.y_test for inputs in each)),
+    hyper=jax.tree.map(stack, *(inputs.hyper for inputs in each)),
+    init_key=stack(*(inputs.init_key for inputs in each)),
+    rounds_key=stack(*(inputs.rounds_key for inputs in each)),
+  )
+
+  def choose(part: int) -> Inputs:
+    is_pair = lambda node: type(node) is tuple  # noqa: E731
+    return Inputs(**jax.tree.map(lambda pair: pair[part], pairs, is_leaf=is_pair))
+
+  return choose(0), choose(1)
+
+
+def compile_programs(experiment: Experiment) -> Programs:
+  """Compiles what a run calls, ahead of time, so that it can be timed and shared by runs."""
+  started = time.perf_counter()
+  simulation, inputs = experiment.simulation, inputs_of(experiment)
+  shapes = jax.eval_shape(simulation.init, inputs.hyper, inputs.init_key)
+  state = _on(shapes, everywhere(experiment.mesh))
+  init = simulation.init.lower(inputs.hyper, inputs.init_key).compile()
+  evaluate = simulation.evaluate.lower(state, inputs.x_test, inputs.y_test).compile()
+  is_streamed = isinstance(inputs.federation.x, np.ndarray)
+  compile_run = _compile_streamed if is_streamed else _compile_resident
+  run = compile_run(experiment, inputs, state)
+  return Programs(
+    init=lambda inputs: init(inputs.hyper, inputs.init_key),
+    run=run,
+    evaluate=lambda state, inputs: jax.device_get(evaluate(state, inputs.x_test, inputs.y_test)),
+    shapes=shapes,
+    seconds=time.perf_counter() - started,
+  )
+
+
+def compile_side_by_side(experiment: Experiment, inputs: Inputs, axes: Inputs) -> Programs:
+  """Compiles programs of several runs at once.
+
+  Args:
+    experiment: one of them.
+    inputs: as `stack_inputs` makes them.
+    axes: as `stack_inputs` makes them.
+  """
+  started = time.perf_counter()
+  simulation = experiment.simulation
+
+  def init(inputs: Inputs) -> Any:
+    return jax.vmap(simulation.init)(inputs.hyper, inputs.init_key)
+
+  def run(state: Any, inputs: Inputs, num_rounds: jax.Array) -> Any:
+    mapped = jax.vmap(simulation.run, (0, axes.federation, 0, None))
+    return mapped(state, inputs.federation, inputs.rounds_key, num_rounds)
+
+  def evaluate(state: Any, inputs: Inputs) -> Any:
+    mapped = jax.vmap(simulation.evaluate, (0, axes.x_test, axes.y_test))
+    return mapped(state, inputs.x_test, inputs.y_test)
+
+  shapes = jax.eval_shape(init, inputs)
+  state = _on(shapes, everywhere(experiment.mesh))
+  compiled_init = jax.jit(init).lower(inputs).compile()
+  compiled_run = jax.jit(run, donate_argnums=0).lower(state, inputs, np.int32(0)).compile()
+  compiled_evaluate = jax.jit(evaluate).lower(state, inputs).compile()
+
+  def run_and_fetch(state: Any, inputs: Inputs, count: int) -> Any:
+    state, rows = compiled_run(state, inputs, np.int32(count))
+    return state, jax.device_get(rows)
+
+  return Programs(
+    init=compiled_init,
+    run=run_and_fetch,
+    evaluate=lambda state, inputs: jax.device_get(compiled_evaluate(state, inputs)),
+    shapes=shapes,
+    seconds=time.perf_counter() - started,
+  )
+
+
+def _compile_resident(experiment: Experiment, inputs: Inputs, state: Any) -> Callable[..., Any]:
+  lowered = experiment.simulation.run.lower(
+    state, inputs.federation, inputs.rounds_key, np.int32(0)
+  )
+  compiled = lowered.compile()
+
+  def run(state: Any, inputs: Inputs, count: int) -> Any:
+    state, rows = compiled(state, inputs.federation, inputs.rounds_key, np.int32(count))
+    return state, jax.device_get(rows)  # the one transfer of these rounds
+
+  return run
+
+
+def _compile_streamed(experiment: Experiment, inputs: Inputs, state: Any) -> Callable[..., Any]:
+  simulation, mesh, host = experiment.simulation, experiment.mesh, inputs.federation
+  draw = simulation.draw.lower(state, host.sizes, inputs.rounds_key).compile()
+  shapes = jax.eval_shape(simulation.draw, state, host.sizes, inputs.rounds_key)
+  nobody = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+  example = next(stage(host, mesh, nobody))
+  compiled = simulation.run_staged.lower(state, example, inputs.rounds_key).compile()
+
+  def run(state: Any, inputs: Inputs, count: int) -> Any:
+    host, key = inputs.federation, inputs.rounds_key
+    cohorts = jax.device_get(draw(state, host.sizes, key))
+    rounds = stage(host, mesh, jax.tree.map(lambda leaf: leaf[:count], cohorts))
+    state, rows = run_staged(lambda state, staged: compiled(state, staged, key), state, rounds)
+    fetched = jax.device_get(rows)
+    return state, {name: np.concatenate([row[name] for row in fetched]) for name in fetched[0]}
+
+  return run
+
+
+def _on(shapes: Any, sharding: NamedSharding) -> Any:
+  def with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+  return jax.tree.map(with_sharding, shapes)
