@@ -1,172 +1,482 @@
 """Measures what a round costs: `python -m experiments.bench --workload=cnn32`.
 
-Prints one JSON line for each workload and algorithm. Inputs are random: only time is measured,
-after compilation and a warm-up, as the median of calls that end when the device is done.
+Prints one JSON line for each workload and algorithm on stdout, and a table on stderr when all is
+measured. Inputs are random: only time and memory are measured, after compilation and a warm-up,
+time as the median of calls that end when the device is done. The methods of a workload take turns,
+so that a machine whose speed drifts drifts for all of them.
+
+Every workload has a process of its own, so that the peak memory of one counts for no other: on a
+CPU it is the largest during the calls of a method, on an accelerator that of the whole process.
+This one leaves the devices alone, because whoever opens an accelerator first takes its memory.
+--peer_command=cnn32="python experiments/peers/torch_loop.py --workload=cnn32" runs another
+framework's program before and after.
 """
 
 import json
 import math
+import os
+import pathlib
 import re
 import resource
 import shlex
 import statistics
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from absl import app, logging
 from absl import flags as absl_flags
-from flax import linen as nn
 from jax import lax
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
-from experiments import flags
-from experiments.build import choose_chunk, make_hyper
+from experiments import flags, workloads
+from experiments.build import choose_chunk
 from experiments.environment import describe_environment
+from experiments.terminal import format_bytes
+from experiments.workloads import WORKLOADS, Workload
 from sparsyfed_jax import trees
 from sparsyfed_jax.algorithms import ALGORITHMS
-from sparsyfed_jax.fed.algorithm import Setup
-from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.cohort import Federation
-from sparsyfed_jax.fed.hyper import Hyper
-from sparsyfed_jax.fed.optimizers import sgd
-from sparsyfed_jax.fed.schedules import constant
-from sparsyfed_jax.fed.simulation import simulate
-from sparsyfed_jax.fed.task import Task, classification, plain_layers
-from sparsyfed_jax.models import CNN, MLP
+from sparsyfed_jax.fed.task import Task, plain_layers
+from sparsyfed_jax.io.writers import create_run_dir
 from sparsyfed_jax.ops import kth_magnitude
 from sparsyfed_jax.types import Batch
 
 LEAST_CALL_SECONDS = 0.2  # of one timed call, so that its overhead does not count
 MAX_ROUNDS_PER_CALL = 100
-NUM_CLASSES = 10
-
-
-class Workload(NamedTuple):
-  """One epoch of SGD at 0.1 on random examples."""
-
-  model: nn.Module
-  shape: tuple[int, ...]
-  num_clients: int
-  examples_per_client: int
-  clients_per_round: int
-  batch_size: int
-
-
-WORKLOADS = {
-  "mlp64": Workload(MLP(NUM_CLASSES, hidden=(64,)), (64,), 1000, 20, 100, 10),
-  "cnn32": Workload(CNN(NUM_CLASSES), (32, 32, 3), 100, 50, 10, 10),
-}
 SELECTION = "kth_magnitude"
 SELECTION_SIZE = 11_000_000
 SELECTED = 550_000
+BASELINE = "fedavg"
+PLAIN_WIDTH = 150  # of the table where stderr is not a terminal
 
-_FLAGS = absl_flags.FLAGS
+Row = dict[str, Any]
+
+_REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+
+
+class Settings(NamedTuple):
+  """How workloads are measured."""
+
+  repeats: int = 20
+  num_clients: int | None = None  # None leaves the workload's own number
+  clients_per_round: int | None = None
+  clients_per_chunk: str = flags.AUTO
+  compute_dtype: str = "float32"
+
+
+class MeasurementError(RuntimeError):
+  """A measurement or a peer did not come to its end."""
 
 
 def main(argv: Sequence[str]) -> None:
   """Runs the workloads that the flags name."""
   del argv
-  known = [*WORKLOADS, SELECTION]
-  for name in _FLAGS.workload:
-    if name not in known:
-      flags.fail(ValueError(f"--workload={name}: must be among {', '.join(known)}"))
-  for name in _FLAGS.algorithm:
-    if name not in ALGORITHMS:
-      flags.fail(ValueError(f"--algorithm={name}: must be among {', '.join(sorted(ALGORITHMS))}"))
-  if _FLAGS.repeats < 1:
-    flags.fail(ValueError(f"--repeats={_FLAGS.repeats}: must be at least 1"))
-  for name in _FLAGS.workload:
-    if name == SELECTION:
-      _print(measure_selection(_FLAGS.repeats))
-      continue
-    for algorithm in _FLAGS.algorithm:
-      before = _run_peer(_FLAGS.peer_command)
-      result = measure_rounds(name, algorithm, _FLAGS.repeats, _FLAGS.clients_per_chunk)
-      peer = [seconds for seconds in (before, _run_peer(_FLAGS.peer_command)) if seconds]
-      if peer:
-        # Before and after: a machine whose speed drifts is drifting for both.
-        result["peer_seconds_per_round"] = statistics.mean(peer)
-        result["ratio_to_peer"] = result["seconds_per_round"] / result["peer_seconds_per_round"]
-      _print(result)
+  table = absl_flags.FLAGS
+  try:
+    names, algorithms, settings, peers = read(table)
+    if table["in_process"].value:
+      for row in measure(names, algorithms, settings):
+        print(json.dumps(row), flush=True)
+      return
+    backend = default_backend()
+    names = names or [*workloads.suiting(backend), SELECTION]
+    check_sizes(names, backend, settings)
+    directory = table["output_dir"].value
+    output_dir = create_run_dir(directory) if directory else None
+  except (flags.ConfigError, MeasurementError, OSError) as error:
+    flags.fail(error)
+  rows: list[Row] = []
+  failures = []
+  with open(output_dir / "bench.jsonl" if output_dir else os.devnull, "w") as record:
+    for group in group_names(names):
+      title = ", ".join(group)
+      print(f"{title} ...", file=sys.stderr, flush=True)
+      try:
+        measured = measure_beside_peers(group, algorithms, settings, peers)
+      except MeasurementError as error:  # of memory, say; the other workloads may still fit
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        failures.append(title)
+        continue
+      except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
+      for row in measured:
+        print(json.dumps(row), flush=True)
+        print(json.dumps(row), file=record, flush=True)
+      rows += measured
+  if rows:
+    print_table(table_cells(rows))
+  if output_dir:
+    (output_dir / "table.md").write_text(markdown(table_cells(rows)))
+  if failures:
+    flags.fail(MeasurementError(f"not measured: {'; '.join(failures)}"), code=1)
 
 
-def measure_rounds(
-  name: str, algorithm: str, repeats: int, clients_per_chunk: str
-) -> dict[str, Any]:
-  """Times rounds of a workload.
+def define(flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
+  """Defines the flags."""
+  known = ", ".join([*WORKLOADS, SELECTION])
+  absl_flags.DEFINE_list(
+    "workload",
+    [],
+    f"comma list among {known}; by default those that suit the backend",
+    flag_values=flag_values,
+  )
+  absl_flags.DEFINE_integer(
+    "clients_per_round",
+    None,
+    "clients of a round, instead of the workload's",
+    flag_values=flag_values,
+  )
+  define_settings(Settings(), flag_values)
+  absl_flags.DEFINE_multi_string(
+    "peer_command",
+    [],
+    "WORKLOAD=COMMAND: a program that does the same work in another framework and prints"
+    " median=<seconds>s; it is run before and after the workload. May be given for several.",
+    flag_values=flag_values,
+  )
+  absl_flags.DEFINE_string(
+    "output_dir", None, "a new directory for bench.jsonl and table.md", flag_values=flag_values
+  )
+  absl_flags.DEFINE_boolean(
+    "in_process",
+    False,
+    "measure in this process, all workloads taking turns, and print nothing but JSON lines",
+    flag_values=flag_values,
+  )
 
-  Args:
-    name: of the workload.
-    algorithm: name of the method.
-    repeats: timed calls.
-    clients_per_chunk: as the flag of `experiments.train`.
+
+def define_settings(
+  defaults: Settings, flag_values: absl_flags.FlagValues = absl_flags.FLAGS
+) -> None:
+  """Defines --algorithm and the flags of `Settings`, but --clients_per_round."""
+  absl_flags.DEFINE_list(
+    "algorithm", [BASELINE, "sparsyfed"], "comma list of methods", flag_values=flag_values
+  )
+  absl_flags.DEFINE_integer(
+    "repeats", defaults.repeats, "timed calls, of which the median counts", flag_values=flag_values
+  )
+  absl_flags.DEFINE_integer(
+    "num_clients",
+    defaults.num_clients,
+    "clients of the federation, instead of the workload's",
+    flag_values=flag_values,
+  )
+  absl_flags.DEFINE_string(
+    "clients_per_chunk",
+    defaults.clients_per_chunk,
+    "clients vmapped, or auto",
+    flag_values=flag_values,
+  )
+  absl_flags.DEFINE_enum(
+    "compute_dtype",
+    defaults.compute_dtype,
+    flags.COMPUTE_DTYPES,
+    "what products are computed in",
+    flag_values=flag_values,
+  )
+
+
+def read(
+  flag_values: absl_flags.FlagValues,
+) -> tuple[list[str], list[str], Settings, dict[str, list[str]]]:
+  """Reads the flags.
 
   Returns:
-    What the JSON line says.
+    Names of workloads, [] where none is given, names of methods, settings, and the peers' commands
+    by workload.
+
+  Raises:
+    ConfigError: a value is not known or out of range.
   """
-  workload = WORKLOADS[name]
-  task = classification(workload.model, workload.shape)
-  setup = Setup(task, LocalTraining(workload.batch_size, 1, sgd()), optax.sgd, constant)
-  chunk = choose_chunk(clients_per_chunk, workload.model, workload.clients_per_round)
-  simulation = simulate(
-    ALGORITHMS[algorithm](setup),
-    task,
-    workload.clients_per_round,
-    chunk,
-    rounds_per_call=MAX_ROUNDS_PER_CALL,
-    eval_batch_size=1,
+  known = [*WORKLOADS, SELECTION]
+  names = _value(flag_values, "workload")
+  check_names("workload", names, known)
+  settings = read_settings(flag_values)._replace(
+    clients_per_round=_value(flag_values, "clients_per_round")
+  )
+  peers: dict[str, list[str]] = {}
+  for pair in _value(flag_values, "peer_command"):
+    name, _, command = pair.partition("=")
+    if name not in WORKLOADS or name in peers:
+      raise flags.ConfigError(
+        f"--peer_command={pair}: must be WORKLOAD=COMMAND, at most one for each of"
+        f" {', '.join(WORKLOADS)}"
+      )
+    try:
+      peers[name] = shlex.split(command)
+    except ValueError as error:
+      raise flags.ConfigError(f"--peer_command={pair}: {error}") from error
+    if not peers[name]:
+      raise flags.ConfigError(f"--peer_command={pair}: must name a command after the =")
+  return list(dict.fromkeys(names)), read_algorithms(flag_values), settings, peers
+
+
+def read_settings(flag_values: absl_flags.FlagValues) -> Settings:
+  """Reads the flags of `define_settings`; `clients_per_round` is left to the caller.
+
+  Raises:
+    ConfigError: a value is out of range.
+  """
+  fields = [name for name in Settings._fields if name != "clients_per_round"]
+  settings = Settings(**{name: _value(flag_values, name) for name in fields})
+  if settings.repeats < 1:
+    raise flags.ConfigError(f"--repeats={settings.repeats}: must be at least 1")
+  chunk = settings.clients_per_chunk
+  if chunk != flags.AUTO and not (chunk.isascii() and chunk.isdigit() and int(chunk) >= 1):
+    raise flags.ConfigError(f"--clients_per_chunk={chunk}: must be auto or at least 1")
+  return settings
+
+
+def read_algorithms(flag_values: absl_flags.FlagValues) -> list[str]:
+  """Reads --algorithm.
+
+  Raises:
+    ConfigError: a method is not known.
+  """
+  algorithms = list(dict.fromkeys(_value(flag_values, "algorithm")))
+  check_names("algorithm", algorithms, sorted(ALGORITHMS))
+  if not algorithms:
+    raise flags.ConfigError("--algorithm: must name a method")
+  return algorithms
+
+
+def check_names(flag: str, names: Iterable[str], known: Sequence[str]) -> None:
+  """Refuses a name that is not known."""
+  for name in names:
+    if name not in known:
+      raise flags.ConfigError(f"--{flag}={name}: must be among {', '.join(known)}")
+
+
+def check_sizes(names: Iterable[str], backend: str, settings: Settings) -> None:
+  """Refuses more clients a round than a workload has on this backend."""
+  for name in names:
+    if name != SELECTION:
+      workloads.choose(name, backend, settings.num_clients, settings.clients_per_round)
+
+
+def default_backend() -> str:
+  """Asks another process for jax's backend, as this one must not open the devices."""
+  return _run_python("-c", "import jax; print(jax.default_backend())").split()[-1]
+
+
+def group_names(names: Iterable[str]) -> list[list[str]]:
+  """Puts workloads that are compared with each other into one group."""
+  groups: dict[str, list[str]] = {}
+  for name in names:
+    even = WORKLOADS[name].even if name in WORKLOADS else None
+    groups.setdefault(even or name, []).append(name)
+  return list(groups.values())
+
+
+def measure_beside_peers(
+  names: Sequence[str],
+  algorithms: Sequence[str],
+  settings: Settings,
+  peers: Mapping[str, Sequence[str]],
+) -> list[Row]:
+  """Does what `measure_apart` does, between two runs of the workloads' peers.
+
+  Raises:
+    MeasurementError: a process failed.
+  """
+  commands = {name: peers[name] for name in names if name in peers}
+  before = {name: _run_peer(command) for name, command in commands.items()}
+  rows = measure_apart(names, algorithms, settings)
+  for name, command in commands.items():
+    # Before and after: a machine whose speed drifts is drifting for both.
+    seconds = (before[name] + _run_peer(command)) / 2
+    for row in rows:
+      if row["workload"] == name:
+        row["peer_seconds_per_round"] = seconds
+        row["ratio_to_peer"] = row["seconds_per_round"] / seconds
+  return rows
+
+
+def measure_apart(names: Sequence[str], algorithms: Sequence[str], settings: Settings) -> list[Row]:
+  """Does what `measure` does in a process of its own.
+
+  Raises:
+    MeasurementError: the process failed; it has said why on stderr.
+  """
+  given = {name: value for name, value in settings._asdict().items() if value is not None}
+  arguments = [f"--{name}={value}" for name, value in given.items()]
+  output = _run_python(
+    *("-m", "experiments.bench", "--in_process"),
+    *(f"--workload={','.join(names)}", f"--algorithm={','.join(algorithms)}", *arguments),
+  )
+  return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+
+
+def measure(names: Sequence[str], algorithms: Sequence[str], settings: Settings) -> list[Row]:
+  """Measures workloads with methods, all taking turns, in this process.
+
+  Args:
+    names: of workloads, or kth_magnitude.
+    algorithms: names of methods.
+    settings: of the measurement.
+
+  Returns:
+    What the JSON lines say, one for each workload and method.
+
+  Raises:
+    ConfigError: the settings do not fit a workload.
+  """
+  cases = []
+  for name in names:
+    if name != SELECTION:
+      sizes = settings.num_clients, settings.clients_per_round
+      workload = workloads.choose(name, jax.default_backend(), *sizes)
+      federation = workloads.random_federation(workload)
+      cases += [_prepare(name, workload, federation, item, settings) for item in algorithms]
+  measured = _take_turns([case.run for case in cases], settings.repeats)
+  rows = []
+  if cases:
+    # After the calls, whose peak memory it must not count for.
+    fastest = _matmul_flops_per_second(settings.compute_dtype)
+    for case, (times, peak) in zip(cases, measured, strict=True):
+      rows.append(_describe(case, times, peak, settings.compute_dtype, fastest))
+  rows = compare(rows)
+  if SELECTION in names:
+    rows.append(measure_selection(settings.repeats))
+  environment = describe_environment()
+  return [row | environment for row in rows]
+
+
+class _Case(NamedTuple):
+  """A workload with a method, compiled."""
+
+  name: str
+  algorithm: str
+  workload: Workload
+  task: Task
+  run: Callable[[int], None]  # runs as many rounds, at most MAX_ROUNDS_PER_CALL, to their end
+  facts: Row
+
+
+def _prepare(
+  name: str, workload: Workload, federation: Federation, algorithm: str, settings: Settings
+) -> _Case:
+  setup = workloads.make_setup(workload, settings.compute_dtype)
+  example = jax.ShapeDtypeStruct(workload.shape, workload.dtype)
+  chunk = choose_chunk(
+    settings.clients_per_chunk, workload.model, setup, example, workload.clients_per_round
+  )
+  simulation = workloads.make_simulation(
+    workload, setup, algorithm, chunk, MAX_ROUNDS_PER_CALL, settings.compute_dtype
   )
   key = jax.random.key(0)
-  state = simulation.init(_hyper(), key)
-  federation = _random_federation(workload, key)
+  state = simulation.init(workloads.hyper(), key)
   num_params = trees.size(state.variables["params"])
   start = time.perf_counter()
   compiled = simulation.run.lower(state, federation, key, jnp.int32(1)).compile()
   compile_seconds = time.perf_counter() - start
 
-  def timed(num_rounds: int) -> float:
+  def run(num_rounds: int) -> None:
     nonlocal state
-    start = time.perf_counter()
     state, rows = compiled(state, federation, key, jnp.int32(num_rounds))
     jax.block_until_ready((state, rows))
-    return (time.perf_counter() - start) / num_rounds
 
-  timed(1)
-  one = timed(1)
-  rounds = min(MAX_ROUNDS_PER_CALL, math.ceil(LEAST_CALL_SECONDS / one))
-  times = [timed(rounds) for _ in range(repeats)]
-  seconds = statistics.median(times)
-  flops = _flops_per_round(workload, task)
-  peak = _matmul_flops_per_second()
-  return {
-    "workload": name,
-    "algorithm": algorithm,
-    "seconds_per_round": seconds,
-    "fastest_seconds_per_round": min(times),
+  facts = {
     "compile_seconds": compile_seconds,
-    "clients_per_second": workload.clients_per_round / seconds,
-    "clients_per_round": workload.clients_per_round,
     "clients_per_chunk": chunk,
     "num_params": num_params,
+    "program_memory_bytes": _program_memory_bytes(compiled),
+  }
+  return _Case(name, algorithm, workload, setup.task, run, facts)
+
+
+def _take_turns(
+  runs: Sequence[Callable[[int], None]], repeats: int
+) -> list[tuple[list[float], int]]:
+  """Times calls in turn; returns seconds a round of each call and the peak memory, for each."""
+
+  def timed(run: Callable[[int], None], num_rounds: int) -> float:
+    start = time.perf_counter()
+    run(num_rounds)
+    return (time.perf_counter() - start) / num_rounds
+
+  rounds = []
+  for run in runs:
+    run(1)
+    rounds.append(min(MAX_ROUNDS_PER_CALL, math.ceil(LEAST_CALL_SECONDS / timed(run, 1))))
+  times: list[list[float]] = [[] for _ in runs]
+  peaks = [0 for _ in runs]
+  for _ in range(repeats):
+    for i, run in enumerate(runs):
+      _forget_peak()
+      times[i].append(timed(run, rounds[i]))
+      peaks[i] = max(peaks[i], _peak_memory_bytes())
+  return list(zip(times, peaks, strict=True))
+
+
+def _describe(
+  case: _Case, times: Sequence[float], peak: int, compute_dtype: str, matmul_flops: float
+) -> Row:
+  workload = case.workload
+  seconds = statistics.median(times)
+  share = workload.clients_per_round / len(workload.sizes)
+  examples = share * sum(workload.sizes)
+  steps = share * sum(math.ceil(size / workload.batch_size) for size in workload.sizes)
+  flops = examples / workload.batch_size * _flops_per_step(workload, case.task)
+  return {
+    "workload": case.name,
+    "algorithm": case.algorithm,
+    "compute_dtype": compute_dtype,
+    "seconds_per_round": seconds,
+    "fastest_seconds_per_round": min(times),
+    "clients_per_second": workload.clients_per_round / seconds,
+    "num_clients": len(workload.sizes),
+    "clients_per_round": workload.clients_per_round,
+    "examples_per_round": examples,
+    "steps_per_round": steps,
+    **case.facts,
     "flops_per_second": flops / seconds,
-    "share_of_matmul_peak": flops / seconds / peak,
-    "peak_memory_bytes": _peak_memory_bytes(),
+    "share_of_matmul_peak": flops / seconds / matmul_flops,
+    "peak_memory_bytes": peak,
   }
 
 
-def measure_selection(repeats: int) -> dict[str, Any]:
+def compare(rows: Sequence[Row]) -> list[Row]:
+  """Adds what a method costs over FedAvg, and a skewed federation beside an even one.
+
+  Args:
+    rows: of workloads that were measured in turn.
+
+  Returns:
+    The rows, with `overhead_over_fedavg` (0.25 for a quarter more time) and `ratio_to_even` where
+    the other one was measured too.
+  """
+  seconds = {(row["workload"], row["algorithm"]): row["seconds_per_round"] for row in rows}
+  compared = []
+  for row in rows:
+    name, algorithm = row["workload"], row["algorithm"]
+    more = {}
+    if algorithm != BASELINE and (name, BASELINE) in seconds:
+      more["overhead_over_fedavg"] = seconds[name, algorithm] / seconds[name, BASELINE] - 1
+    even = WORKLOADS[name].even
+    if even and (even, algorithm) in seconds:
+      more["ratio_to_even"] = seconds[name, algorithm] / seconds[even, algorithm]
+    compared.append(row | more)
+  return compared
+
+
+def measure_selection(repeats: int) -> Row:
   """Times the k-th magnitude of 11 million floats against `lax.top_k`."""
   x = jax.random.normal(jax.random.key(0), (SELECTION_SIZE,))
 
   def by_top_k(x: jax.Array) -> jax.Array:
     return lax.top_k(jnp.abs(x), SELECTED)[0][-1]
 
-  ours = _seconds(jax.jit(kth_magnitude), x, jnp.int32(SELECTED), repeats=repeats)
-  theirs = _seconds(jax.jit(by_top_k), x, repeats=min(repeats, 5))
+  ours = statistics.median(_times(jax.jit(kth_magnitude), x, jnp.int32(SELECTED), repeats=repeats))
+  theirs = statistics.median(_times(jax.jit(by_top_k), x, repeats=min(repeats, 5)))
   return {
     "workload": SELECTION,
     "size": SELECTION_SIZE,
@@ -177,93 +487,154 @@ def measure_selection(repeats: int) -> dict[str, Any]:
   }
 
 
-def _hyper() -> Hyper:
-  return make_hyper(
-    flags.resolve(
-      flags.DEFAULTS._replace(
-        rounds=1000,
-        client_lr=0.1,
-        client_lr_final=0.1,
-        weight_decay=0.0,
-        sparsity_schedule="constant",
-      )
-    )
-  )
-
-
-def _random_federation(workload: Workload, key: jax.Array) -> Federation:
-  shape = (workload.num_clients, workload.examples_per_client)
-  num_examples = math.prod(shape)
-  return Federation(
-    x=jax.random.normal(key, (num_examples, *workload.shape)),
-    y=jax.random.randint(key, (num_examples,), 0, NUM_CLASSES),
-    indices=jnp.arange(num_examples).reshape(shape),
-    sizes=jnp.full(workload.num_clients, workload.examples_per_client),
-    density_scales=jnp.ones(workload.num_clients),
-  )
-
-
-def _flops_per_round(workload: Workload, task: Task) -> float:
-  """Counts a dense gradient step as XLA does, times the steps of a round."""
+def _flops_per_step(workload: Workload, task: Task) -> float:
+  """Counts a dense gradient of one batch as XLA does."""
   batch = Batch(
-    x=jnp.zeros((workload.batch_size, *workload.shape)),
+    x=jnp.zeros((workload.batch_size, *workload.shape), workload.dtype),
     y=jnp.zeros(workload.batch_size, jnp.int32),
     valid=jnp.ones(workload.batch_size, bool),
   )
   key = jax.random.key(0)
-  variables = task.init(key)
   gradient = jax.grad(lambda v: task.loss(v, batch, plain_layers, key)[0])
-  analysis: Any = jax.jit(gradient).lower(variables).compile().cost_analysis()
-  steps = math.ceil(workload.examples_per_client / workload.batch_size)
-  return analysis["flops"] * steps * workload.clients_per_round
+  # Not of the compiled program: on a GPU its products are calls of libraries, and count nothing.
+  analysis: Any = jax.jit(gradient).lower(task.init(key)).cost_analysis()
+  return analysis["flops"]
 
 
-def _matmul_flops_per_second(size: int = 2048) -> float:
-  matrix = jnp.ones((size, size))
-  return 2 * size**3 / _seconds(jax.jit(jnp.matmul), matrix, matrix, repeats=5)
+def _matmul_flops_per_second(compute_dtype: str, repeats: int = 10) -> float:
+  """Times a large matrix product; the fastest counts, as the median would not be a peak."""
+  size = 2048 if jax.default_backend() == "cpu" else 8192
+  matrix, precision = workloads.random_matrix(size, compute_dtype)
+  product = jax.jit(lambda a, b: jnp.matmul(a, b, precision=precision))
+  return 2 * size**3 / min(_times(product, matrix, matrix, repeats=repeats))
 
 
-def _seconds(fn: Callable[..., Any], *args: Any, repeats: int) -> float:
+def _times(fn: Callable[..., Any], *args: Any, repeats: int) -> list[float]:
   jax.block_until_ready(fn(*args))
   times = []
   for _ in range(repeats):
     start = time.perf_counter()
     jax.block_until_ready(fn(*args))
     times.append(time.perf_counter() - start)
-  return statistics.median(times)
+  return times
+
+
+def _program_memory_bytes(compiled: jax.stages.Compiled) -> int | None:
+  """Adds up what the compiler plans for: arguments with all clients' data, results, temporaries."""
+  sizes = compiled.memory_analysis()
+  if sizes is None:
+    return None
+  used = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
+  return used - sizes.alias_size_in_bytes
+
+
+def _forget_peak() -> None:
+  """Lets the largest memory of this process, as Linux knows it, start anew."""
+  try:
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+  except OSError:
+    pass  # then it is that of the whole process
 
 
 def _peak_memory_bytes() -> int:
   statistics_of_device = jax.devices()[0].memory_stats()
   if statistics_of_device:
     return statistics_of_device["peak_bytes_in_use"]
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # of the whole process
+  status = pathlib.Path("/proc/self/status")
+  found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text() if status.exists() else "")
+  if found:
+    return int(found.group(1)) * 1024
+  largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return largest if sys.platform == "darwin" else largest * 1024
 
 
-def _run_peer(command: str | None) -> float | None:
-  if not command:
-    return None
-  output = subprocess.run(shlex.split(command), capture_output=True, text=True, check=True).stdout
-  found = re.search(r"median=([0-9.]+)s", output)
-  if not found:
-    raise RuntimeError(f"--peer_command={command}: printed no 'median=<seconds>s'")
+def _value(flag_values: absl_flags.FlagValues, name: str) -> Any:
+  return flag_values[name].value
+
+
+def _run_python(*arguments: str) -> str:
+  done = subprocess.run(
+    [sys.executable, *arguments], stdout=subprocess.PIPE, text=True, cwd=_REPOSITORY
+  )
+  if done.returncode:
+    raise MeasurementError(f"{' '.join(arguments)}: ended with exit code {done.returncode}")
+  return done.stdout
+
+
+def _run_peer(command: Sequence[str]) -> float:
+  """Runs another framework's program; returns its seconds a round."""
+  line = shlex.join(command)
+  try:
+    done = subprocess.run(command, capture_output=True, text=True)
+  except OSError as error:
+    raise MeasurementError(f"peer {line}: {error}") from error
+  if done.returncode:
+    reason = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+    raise MeasurementError(f"peer {line}: {reason[0]}")
+  found = re.search(r"median=([0-9.]+)s", done.stdout)
+  if not found or not float(found.group(1)):
+    raise MeasurementError(f"peer {line}: printed no 'median=<seconds>s'")
   return float(found.group(1))
 
 
-def _print(result: dict[str, Any]) -> None:
-  print(json.dumps(result | describe_environment()), flush=True)
+# Headings of the table, and what they show of a row; one without any value is left out.
+_COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
+  ("workload", lambda row: row["workload"]),
+  ("algorithm", lambda row: row.get("algorithm", "")),
+  ("s a round", lambda row: _format(row, "{:.3g}", "seconds_per_round", "seconds")),
+  ("of the peer", lambda row: _format(row, "{:.2f}", "ratio_to_peer")),
+  ("over fedavg", lambda row: _format(row, "{:+.0%}", "overhead_over_fedavg")),
+  ("of even", lambda row: _format(row, "{:.2f}", "ratio_to_even")),
+  ("over top_k", lambda row: _format(row, "x {:.3g}", "speedup")),
+  ("clients/s", lambda row: _format_rate(row, "clients_per_second")),
+  ("compile s", lambda row: _format(row, "{:.1f}", "compile_seconds")),
+  ("of matmul peak", lambda row: _format(row, "{:.1%}", "share_of_matmul_peak")),
+  ("program", lambda row: _format_size(row, "program_memory_bytes")),
+  ("peak memory", lambda row: _format_size(row, "peak_memory_bytes")),
+)
+
+
+def table_cells(rows: Sequence[Row]) -> list[list[str]]:
+  """Makes the table of measurements: the headings, then a line for each row."""
+  columns = [[title, *(show(row) for row in rows)] for title, show in _COLUMNS]
+  kept = [column for column in columns if any(column[1:])]
+  return [list(line) for line in zip(*kept, strict=True)]
+
+
+def markdown(cells: Sequence[Sequence[str]]) -> str:
+  """Writes a table whose first line are headings; all but two columns are numbers."""
+  if not cells:
+    return ""
+  rule = "|---|---|" + "---:|" * (len(cells[0]) - 2)
+  lines = ["| " + " | ".join(line) + " |" for line in cells]
+  return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
+
+
+def print_table(cells: Sequence[Sequence[str]]) -> None:
+  """Prints a table as `markdown` writes it, on stderr."""
+  table = Table(box=box.ROUNDED)
+  for i, title in enumerate(cells[0]):
+    table.add_column(title, justify="left" if i < 2 else "right", no_wrap=i < 2)
+  for line in cells[1:]:
+    table.add_row(*line)
+  console = Console(stderr=True, width=None if sys.stderr.isatty() else PLAIN_WIDTH)
+  console.print(table)
+
+
+def _format(row: Row, style: str, *keys: str) -> str:
+  values = [row[key] for key in keys if row.get(key) is not None]
+  return style.format(values[0]) if values else ""
+
+
+def _format_rate(row: Row, key: str) -> str:
+  return _format(row, "{:,.0f}" if row.get(key, 0) >= 100 else "{:.3g}", key)
+
+
+def _format_size(row: Row, key: str) -> str:
+  return format_bytes(row[key]) if row.get(key) is not None else ""
 
 
 if __name__ == "__main__":
-  absl_flags.DEFINE_list("workload", [*WORKLOADS, SELECTION], "comma list of workloads")
-  absl_flags.DEFINE_list("algorithm", ["fedavg", "sparsyfed"], "comma list of methods")
-  absl_flags.DEFINE_integer("repeats", 20, "timed calls, of which the median counts")
-  absl_flags.DEFINE_string("clients_per_chunk", flags.AUTO, "clients vmapped, or auto")
-  absl_flags.DEFINE_string(
-    "peer_command",
-    None,
-    "a command that does the same work in another framework and prints median=<seconds>s; it is"
-    " run before and after each measurement",
-  )
+  define()
   logging.set_verbosity(logging.WARNING)  # jax tells at length which backends it did not find
   app.run(main, flags_parser=flags.parse)

@@ -1,4 +1,4 @@
-"""The picture of a run: accuracy, loss, sparsity and communication over its rounds."""
+"""Pictures: of a run over its rounds, of a sweep, and of how a round grows with its clients."""
 
 import math
 import os
@@ -289,3 +289,63 @@ def _mean_curve(runs: Sequence[Rows], key: str) -> tuple[np.ndarray, np.ndarray,
   table = np.array([[column[number] for number in rounds] for column in columns])
   deviation = table.std(axis=0, ddof=1) if len(columns) > 1 else np.zeros(len(rounds))
   return rounds, table.mean(axis=0) if columns else rounds, deviation
+
+
+def plot_scaling(rows: Rows, path: str | os.PathLike[str]) -> None:
+  """Draws `scaling.png`: seconds a round and peak memory against clients a round, both log-log.
+
+  Args:
+    rows: points with `algorithm`, `clients_per_round`, `seconds_per_round` and
+      `peak_memory_bytes`, at least one.
+    path: the PNG to write.
+  """
+  figure = Figure(figsize=(12, 5.2), dpi=150, facecolor="white")
+  box = {"left": 0.06, "right": 0.9, "bottom": 0.11, "top": 0.88, "wspace": 0.4}
+  left, right = figure.subplots(1, 2, gridspec_kw=box)
+  algorithms = list(dict.fromkeys(row["algorithm"] for row in rows))
+  for axes, key, title, unit, scale in (
+    (left, "seconds_per_round", "A round", "s", 1.0),
+    (right, "peak_memory_bytes", "Peak memory", "GB", 1e-9),
+  ):
+    lines = []
+    for i, algorithm in enumerate(algorithms):
+      own = [row for row in rows if row["algorithm"] == algorithm]
+      points = sorted((row["clients_per_round"], row[key]) for row in own)
+      x, y = np.array(points, float).T
+      place = list(_NAMES).index(algorithm) if algorithm in _NAMES else i
+      color = _PALETTE[place % len(_PALETTE)]
+      lines.append(Line(x, scale * y, _NAMES.get(algorithm, algorithm), color, "-", 1.8))
+    if key == "seconds_per_round":
+      # Through the last point of the first method, where fixed costs weigh least.
+      x, y = lines[0].x, lines[0].y
+      lines.append(Line(x, y[-1] * x / x[-1], "linear", GREY, "--", 1.2))
+    _draw_log_log(axes, Panel(title, unit, lines, (0, math.inf), 1.0))
+  figure.savefig(path, format="png")
+
+
+def _draw_log_log(axes: Axes, panel: Panel) -> None:
+  axes.set_title(panel.title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=11)
+  axes.spines[["top", "right"]].set_visible(False)
+  axes.spines[["left", "bottom"]].set_color(GREY)
+  axes.tick_params(colors=GREY, labelsize=9.5, length=3)
+  axes.set_xscale("log")
+  axes.set_yscale("log")
+  for line in panel.lines:
+    marker = "o" if line.style == "-" else None
+    axes.plot(
+      *(line.x, line.y, line.style), color=line.color, lw=line.width, marker=marker, markersize=4
+    )
+  # At least a decade, so that what is nearly flat looks so.
+  values = np.concatenate([line.y for line in panel.lines])
+  margin = max(1.3, math.sqrt(10 * values.min() / values.max()))
+  axes.set_ylim(values.min() / margin, values.max() * margin)
+  for axis, subs in ((axes.xaxis, (1,)), (axes.yaxis, (1, 2, 5))):
+    axis.set_major_locator(LogLocator(subs=subs, numticks=12))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
+  axes.grid(color=GRID, linewidth=0.8)
+  axes.set_axisbelow(True)
+  axes.set_xlabel("clients a round", fontsize=9.5, color=GREY)
+  axes.set_ylabel(panel.unit, fontsize=9.5, color=GREY, rotation=0, ha="right")
+  axes.yaxis.set_label_coords(-0.02, 1.03)
+  _label_ends(axes, panel.lines)

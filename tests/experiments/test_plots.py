@@ -105,3 +105,21 @@ def test_heading_names_the_run_and_its_result():
     "7.5% of the dense bytes up",
     "10.0% of the dense bytes down",
   ]
+
+
+@pytest.mark.parametrize("cohorts", [(10,), (10, 100, 1000)])
+def test_scaling_is_drawn_in_two_panels(tmp_path, cohorts):
+  rows = [
+    {
+      "algorithm": algorithm,
+      "clients_per_round": count,
+      "seconds_per_round": 1e-3 * count,
+      "peak_memory_bytes": 500_000_000,
+    }
+    for algorithm in ("fedavg", "sparsyfed", "mine")
+    for count in cohorts
+  ]
+  path = tmp_path / "scaling.png"
+  plots.plot_scaling(rows, path)
+  assert (inked_quarters(path) > 0.002).all()
+  assert plots.BLUE in colors_in(path)

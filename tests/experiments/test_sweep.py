@@ -9,6 +9,8 @@ from absl import flags as absl_flags
 
 from experiments import build as building
 from experiments import flags, sweep
+from sparsyfed_jax.fed import simulation
+from sparsyfed_jax.io.writers import read_metrics
 
 COMMON = [
   "--model=mlp",
@@ -98,6 +100,75 @@ def test_a_shared_program_gives_what_its_own_would(tmp_path):
   names = tmp_path / "both" / "sparsity=0.9,beta=1.3", tmp_path / "one" / "run"
   first, second = ((name / "metrics.jsonl").read_text() for name in names)
   assert first == second
+
+
+def test_runs_side_by_side_are_the_runs_alone(tmp_path, capsys):
+  arguments = ["--sparsity=0.5,0.9", "--seed=0,1", "--checkpoint_every=1"]
+  tables = [run(tmp_path / mode, *arguments, mode=mode) for mode in sweep.MODES]
+  output = capsys.readouterr().out
+  assert output.count("4 runs by 1 compiled programs") == 2
+  places = sorted(place.name for place in (tmp_path / "vmap").glob("sparsity*"))
+  assert len(places) == 4
+  for place in places:
+    rows, expected = (
+      read_metrics(tmp_path / mode / place / "metrics.jsonl") for mode in sweep.MODES
+    )
+    assert len(rows) == len(expected) == 2
+    for row, other in zip(rows, expected, strict=True):
+      known = [name for name in row if other[name] is not None]
+      assert [row[n] for n in known] == pytest.approx([other[n] for n in known], rel=1e-4)
+    assert (tmp_path / "vmap" / place / "curves.png").exists()
+  assert tables[0].splitlines()[0] == tables[1].splitlines()[0]
+
+  # Killed after round 1: the group goes on from its checkpoint.
+  group = tmp_path / "vmap" / "side_by_side" / places[0]
+  shutil.rmtree(group / "checkpoints" / "00000002")
+  before = {place: (tmp_path / "vmap" / place / "metrics.jsonl").read_text() for place in places}
+  for place in places:
+    (tmp_path / "vmap" / place / "summary.json").unlink()
+  assert run(tmp_path / "vmap", *arguments, mode="vmap") == tables[1]
+  assert "going on after round 1" in capsys.readouterr().out
+  for place in places:
+    assert (tmp_path / "vmap" / place / "metrics.jsonl").read_text() == before[place]
+
+
+def test_side_by_side_one_may_diverge(tmp_path):
+  table = run(tmp_path / "grid", "--client_lr=0.1,1e30", "--algorithm=fedavg", mode="vmap")
+  summaries = [
+    json.loads((tmp_path / "grid" / f"client_lr={rate}" / "summary.json").read_text())
+    for rate in ("0.1", "1e30")
+  ]
+  assert summaries[0]["test_accuracy"] > 0 and "round 1" in summaries[1]["diverged"]
+  assert "1 of 1 diverged" in table
+
+
+def test_fifteen_runs_trace_the_round_once(tmp_path, monkeypatch):
+  traced = []
+  one_round = simulation.run_round
+
+  def counted(*args):
+    traced.append(args)
+    return one_round(*args)
+
+  monkeypatch.setattr(simulation, "run_round", counted)
+  run(tmp_path / "one", "--sparsity=0.9", "--rounds=1")
+  for_one, traced[:] = len(traced), []
+  assert for_one > 0
+  run(tmp_path / "all", "--sparsity=0.8,0.9,0.95", "--seed=0,1,2,3,4", "--rounds=1")
+  assert len(traced) == for_one
+  assert len(list((tmp_path / "all").glob("*/summary.json"))) == 15
+
+
+@pytest.mark.parametrize(
+  ("mode", "arguments", "message"),
+  [
+    ("pmap", [], "--sweep_mode=pmap: must be one of sequential, vmap"),
+    ("vmap", ["--data_placement=streamed"], "--data_placement=streamed: must be replicated"),
+  ],
+)
+def test_a_mode_that_cannot_be_is_refused(mode, arguments, message):
+  with pytest.raises(flags.ConfigError, match=message):
+    sweep._check_mode(mode, sweep.read_grid(parse(*arguments))[1])
 
 
 def test_what_changes_the_program_changes_its_key():

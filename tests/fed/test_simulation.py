@@ -269,3 +269,26 @@ def test_streams_of_a_run_differ():
   bits = {tuple(jax.random.key_data(key).tolist()) for key in keys}
   assert len(bits) == 2 * len(make_keys(jax.random.key(0)))
   cases.assert_same_bits(make_keys(jax.random.key(0)), make_keys(jax.random.key(0)))
+
+
+@pytest.mark.parametrize("precision", ["float32", "tensorfloat32"])
+def test_products_have_the_precision_asked_for(precision):
+  simulation = simulate(
+    cases.algorithm("sparsyfed", "linear"),
+    cases.problem("linear").task,
+    cases.CLIENTS_PER_ROUND,
+    clients_per_chunk=2,
+    rounds_per_call=1,
+    eval_batch_size=cases.EVAL_BATCH_SIZE,
+    matmul_precision=precision,
+  )
+  state = jax.eval_shape(simulation.init, cases.hyper(), jax.random.key(0))
+  problem = cases.problem("linear")
+  texts = [
+    str(simulation.run.trace(state, problem.federation, jax.random.key(0), jnp.int32(1)).jaxpr),
+    str(simulation.evaluate.trace(state, problem.x_test, problem.y_test).jaxpr),
+  ]
+  asked, other = ("HIGHEST", "HIGH,") if precision == "float32" else ("HIGH,", "HIGHEST")
+  for text in texts:
+    assert f"Precision.{asked}" in text and f"Precision.{other}" not in text
+    assert text.count("dot_general[") == text.count("precision=(")

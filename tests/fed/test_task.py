@@ -139,3 +139,23 @@ def test_layers_know_their_names():
   task.loss(variables, batch([1], [0], [True]), note, jax.random.key(0))
   assert tuple(seen) == task.layer_names
   assert set(trees.layer_names(variables["params"])) == set(seen)
+
+
+def test_in_bfloat16_parameters_and_gradients_stay_float32():
+  model = MLP(2, hidden=(8,))
+  tasks = [classification(model, (3,), dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16)]
+  variables = tasks[0].init(jax.random.key(0))
+  x = jax.random.normal(jax.random.key(1), (4, 3))
+  case = Batch(x, jnp.int32([0, 1, 1, 0]), jnp.ones(4, bool))
+
+  def loss(params, task):
+    return task.loss({"params": params}, case, plain_layers, jax.random.key(0))[0]
+
+  full, half = (jax.value_and_grad(loss)(variables["params"], task) for task in tasks)
+  assert half[0].dtype == jnp.float32 and half[0] != full[0]
+  assert float(half[0]) == pytest.approx(float(full[0]), rel=0.02)
+  for leaf, other in zip(jax.tree.leaves(half[1]), jax.tree.leaves(full[1]), strict=True):
+    assert leaf.dtype == jnp.float32
+    np.testing.assert_allclose(leaf, other, atol=0.03)
+  evaluated = [scores(task.evaluate(variables, case))["loss"][0] for task in tasks]
+  assert evaluated[0] != evaluated[1] == pytest.approx(evaluated[0], rel=0.02)

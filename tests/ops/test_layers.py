@@ -190,3 +190,32 @@ def test_residual_layers_prune_by_the_threshold_they_are_given():
   dx, dw = vjp(jnp.ones((2, 3)))
   np.testing.assert_array_equal(dx, jnp.full((2, 2), 3))
   np.testing.assert_array_equal(dw, np.float32([[0, 2], [-3, 0]]).T @ np.ones((2, 3)))
+
+
+@pytest.mark.parametrize("name", ["dense", "3x3 same", "3x3 stride 2"])
+def test_cast_layers_compute_in_the_other_dtype_and_return_their_own(name):
+  make, shape = LAYERS[name]
+  seen = []
+
+  def spy(op):
+    def spied(lhs, rhs, *args, **kwargs):
+      seen.append((lhs.dtype, rhs.dtype))
+      return op(lhs, rhs, *args, **kwargs)
+
+    return spied
+
+  inner = ops.LayerOps(*(spy(op) for op in NATIVE))
+  params, x = example(name)[1:3]
+
+  def loss(params, layer_ops):
+    out = make(layer_ops).apply({"params": params}, x)
+    assert out.dtype == jnp.float32
+    return jnp.sum(jnp.square(out))
+
+  grads = jax.grad(loss)(params, ops.cast_layers(inner, jnp.bfloat16))
+  assert set(seen) == {(jnp.dtype(jnp.bfloat16),) * 2}
+  for leaf, full in zip(
+    *map(jax.tree.leaves, (grads, jax.grad(loss)(params, NATIVE))), strict=True
+  ):
+    assert leaf.dtype == jnp.float32 and not np.array_equal(leaf, full)
+    np.testing.assert_allclose(leaf, full, rtol=0.05, atol=0.02 * np.abs(full).max())

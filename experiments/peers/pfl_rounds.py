@@ -1,0 +1,154 @@
+"""FedAvg in pfl (Granqvist et al., 2024, arXiv 2404.06430), timed on the CPU.
+
+`python experiments/peers/pfl_rounds.py --workload=cnn32 --rounds=14` does the work of the workload
+of that name of `experiments.bench`. It wants an environment of its own:
+`pip install 'pfl[pytorch]'` (measured with 0.6.0).
+"""
+
+# mypy: disable-error-code="import-not-found"
+
+import argparse
+import statistics
+import sys
+import time
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+WARM_UP_ROUNDS = 2
+
+
+class Work(NamedTuple):
+  """A workload, as in experiments/workloads.py."""
+
+  shape: tuple[int, int, int] | tuple[int]  # of one example, features first
+  num_clients: int
+  examples_per_client: int
+  clients_per_round: int
+  batch_size: int
+  num_params: int
+
+
+WORKLOADS = {
+  "mlp64": Work((64,), 1000, 20, 100, 10, 4_810),
+  "cnn32": Work((3, 32, 32), 100, 50, 10, 10, 1_626_442),
+}
+
+
+def main() -> None:
+  """Times rounds and prints their median."""
+  parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+  parser.add_argument("--workload", choices=sorted(WORKLOADS), default="cnn32")
+  parser.add_argument("--rounds", type=int, default=10, help="timed, after a warm-up of 2")
+  parser.add_argument("--threads", type=int, help="of the CPU")
+  options = parser.parse_args()
+  if options.rounds < 1:
+    parser.error(f"--rounds={options.rounds}: must be at least 1")
+  try:
+    import pfl  # noqa: F401
+    import torch
+  except ImportError as error:
+    sys.exit(f"error: {error}: pip install 'pfl[pytorch]'")
+
+  if options.threads:
+    torch.set_num_threads(options.threads)
+  torch.manual_seed(0)
+  work = WORKLOADS[options.workload]
+  network = make_network(torch.nn, options.workload)
+  num_params = sum(leaf.numel() for leaf in network.parameters())
+  if num_params != work.num_params:
+    sys.exit(f"error: the network has {num_params} parameters, not {work.num_params}")
+  first, *times = run(torch, network, work, WARM_UP_ROUNDS + options.rounds)
+  times = times[WARM_UP_ROUNDS - 1 :]
+  print(
+    f"pfl {version('pfl')}, torch {torch.__version__}, {options.workload},"
+    f" {torch.get_num_threads()} threads, {num_params} parameters: first={first:.6f}s"
+    f" median={statistics.median(times):.6f}s min={min(times):.6f}s max={max(times):.6f}s"
+  )
+
+
+def make_network(nn: Any, workload: str) -> Any:
+  """Makes the network of a workload, from `torch.nn`, with the two methods that pfl calls."""
+  from pfl.metrics import Weighted
+
+  layers = {
+    "mlp64": lambda: (nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)),
+    "cnn32": lambda: (
+      *(nn.Conv2d(3, 32, 3), nn.ReLU()),
+      *(nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+      *(nn.Linear(64 * 14 * 14, 128), nn.ReLU(), nn.Linear(128, 10)),
+    ),
+  }
+
+  class Network(nn.Sequential):
+    def loss(self, x: Any, y: Any, eval: bool = False) -> Any:
+      self.train(not eval)
+      return nn.functional.cross_entropy(self(x), y)
+
+    def metrics(self, x: Any, y: Any, eval: bool = False) -> dict[str, Any]:
+      self.train(not eval)
+      total = nn.functional.cross_entropy(self(x), y, reduction="sum")
+      return {"loss": Weighted(float(total.detach()), len(y))}
+
+  return Network(*layers[workload]())
+
+
+def run(torch: Any, network: Any, work: Work, rounds: int) -> list[float]:
+  """Runs FedAvg; returns the seconds of each round."""
+  from pfl.aggregate.simulate import SimulatedBackend
+  from pfl.aggregate.weighting import WeightByDatapoints
+  from pfl.algorithm.base import NNAlgorithmParams
+  from pfl.algorithm.federated_averaging import FederatedAveraging
+  from pfl.callback.base import TrainingProcessCallback
+  from pfl.data.federated_dataset import FederatedDataset
+  from pfl.data.sampling import get_user_sampler
+  from pfl.hyperparam import NNEvalHyperParams, NNTrainHyperParams
+  from pfl.metrics import Metrics
+  from pfl.model.pytorch import PyTorchModel
+
+  ends = []
+
+  class Clock(TrainingProcessCallback):
+    def on_train_begin(self, *, model: Any) -> Any:
+      ends.append(time.perf_counter())
+      return Metrics()
+
+    def after_central_iteration(
+      self, aggregate_metrics: Any, model: Any, *, central_iteration: int
+    ) -> tuple[bool, Any]:
+      ends.append(time.perf_counter())
+      return False, Metrics()
+
+  size = work.examples_per_client
+  clients = {
+    number: (torch.randn(size, *work.shape), torch.randint(0, 10, (size,)))
+    for number in range(work.num_clients)
+  }
+  sampler = get_user_sampler("random", list(clients))
+  FederatedAveraging().run(
+    algorithm_params=NNAlgorithmParams(
+      central_num_iterations=rounds,
+      evaluation_frequency=10**9,
+      train_cohort_size=work.clients_per_round,
+      val_cohort_size=0,
+    ),
+    backend=SimulatedBackend(
+      training_data=FederatedDataset.from_slices(clients, sampler),
+      val_data=None,
+      postprocessors=[WeightByDatapoints()],
+    ),
+    model=PyTorchModel(
+      network,
+      local_optimizer_create=torch.optim.SGD,
+      central_optimizer=torch.optim.SGD(network.parameters(), 1.0),
+    ),
+    model_train_params=NNTrainHyperParams(
+      local_learning_rate=0.1, local_num_epochs=1, local_batch_size=work.batch_size
+    ),
+    model_eval_params=NNEvalHyperParams(local_batch_size=size),
+    callbacks=[Clock()],
+  )
+  return [end - start for start, end in zip(ends, ends[1:], strict=False)]
+
+
+if __name__ == "__main__":
+  main()

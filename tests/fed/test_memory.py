@@ -1,0 +1,32 @@
+"""The estimate of a client's memory against what the compiler takes."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from sparsyfed_jax.fed.memory import client_bytes
+from tests import cases
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_the_estimate_is_about_what_the_compiler_takes(name):
+  problem = cases.problem(name)
+  batch_size, shape = 32, problem.federation.x.shape[1:]
+  setup = cases.make_setup(problem.task, batch_size=batch_size)
+  temporary = []
+  for chunk in (2, 5):
+    simulation = cases.simulation("fedavg", name, chunk, batch_size=batch_size)
+    state = jax.eval_shape(simulation.init, cases.hyper(), jax.random.key(0))
+    key = jax.random.key(1)
+    compiled = simulation.run.lower(state, problem.federation, key, jnp.int32(1)).compile()
+    temporary.append(compiled.memory_analysis().temp_size_in_bytes)
+  taken = (temporary[1] - temporary[0]) / 3
+  estimate = client_bytes(setup, jax.ShapeDtypeStruct(shape, jnp.float32))
+  assert 0.8 * taken <= estimate <= 4 * taken
+
+
+def test_a_larger_batch_takes_more():
+  task = cases.problem("cnn").task
+  example = jax.ShapeDtypeStruct((6, 6, 1), jnp.float32)
+  small, large = (client_bytes(cases.make_setup(task, batch_size=n), example) for n in (4, 40))
+  assert 2 * small < large < 10 * small
