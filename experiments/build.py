@@ -24,6 +24,7 @@ from sparsyfed_jax.fed.devices import AXIS, place, put, sum_over_devices
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.memory import client_bytes
 from sparsyfed_jax.fed.optimizers import SERVER_OPTIMIZERS, ClientOptimizer, adamw, clipped, sgd
+from sparsyfed_jax.fed.ragged import are_uneven
 from sparsyfed_jax.fed.sampling import AVAILABILITIES
 from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES
 from sparsyfed_jax.fed.server import CLIENT_WEIGHTS
@@ -81,6 +82,7 @@ def build(config: Config) -> Experiment:
       config.local_epochs,
       _client_optimizer(config),
       is_proximal=config.proximal_mu > 0,
+      is_ragged=config.straggler_fraction > 0 or are_uneven(sizes, config.batch_size),
     ),
     server_optimizer=SERVER_OPTIMIZERS[config.server_optimizer],
     sparsity_schedule=SPARSITY_SCHEDULES[config.sparsity_schedule],
@@ -128,6 +130,7 @@ def build(config: Config) -> Experiment:
     num_classes=dataset.num_classes,
     input_shape=input_shape,
     clients_per_chunk=chunk,
+    uneven_clients=setup.local.is_ragged,
     devices=mesh.size,
     processes=jax.process_count(),
     mean=dataset.mean,
@@ -146,6 +149,10 @@ def build(config: Config) -> Experiment:
     mesh=mesh,
     facts=facts,
   )
+
+
+# What the data makes of the programs, besides its shapes.
+_FACTS = ("num_classes", "clients_per_chunk", "uneven_clients", "mean", "std")
 
 
 def everywhere(mesh: Mesh) -> NamedSharding:
@@ -208,7 +215,7 @@ def program_key(config: Config, experiment: Experiment) -> Hashable:
   return (
     fixed_flags(config),
     tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(arrays)),
-    tuple(experiment.facts[name] for name in ("num_classes", "clients_per_chunk", "mean", "std")),
+    tuple(experiment.facts[name] for name in _FACTS),
     experiment.mesh,
   )
 
@@ -345,4 +352,5 @@ def choose_chunk(
   if jax.default_backend() == "cpu" and not isinstance(model, MLP):
     return 1
   fitting = MEMORY_SHARE * free_bytes() // client_bytes(setup, example)
-  return int(max(1, min(clients_per_device, MAX_CHUNK, fitting)))
+  most = int(max(1, min(clients_per_device, MAX_CHUNK, fitting)))
+  return -(-clients_per_device // -(-clients_per_device // most))  # as many chunks, all filled

@@ -17,6 +17,7 @@ from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.cohort import Federation
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.optimizers import sgd
+from sparsyfed_jax.fed.ragged import are_uneven
 from sparsyfed_jax.fed.schedules import constant
 from sparsyfed_jax.fed.simulation import Simulation, simulate
 from sparsyfed_jax.fed.task import classification
@@ -150,7 +151,13 @@ def make_setup(workload: Workload, compute_dtype: str) -> Setup:
   mean, std = (127.5, 127.5) if workload.dtype == "uint8" else (0.0, 1.0)
   dtype = _dtype_and_precision(compute_dtype)[0]
   task = classification(workload.model, workload.shape, mean, std, dtype)
-  return Setup(task, LocalTraining(workload.batch_size, 1, sgd()), optax.sgd, constant)
+  local = LocalTraining(
+    workload.batch_size,
+    1,
+    sgd(),
+    is_ragged=are_uneven(np.array(workload.sizes), workload.batch_size),
+  )
+  return Setup(task, local, optax.sgd, constant)
 
 
 def make_simulation(

@@ -158,9 +158,10 @@ def make_setup(
   schedule="constant",
   proximal=False,
   heterogeneous=False,
+  ragged=False,
 ) -> Setup:
   """Makes a setup whose clients train with plain SGD."""
-  local = LocalTraining(batch_size, epochs, sgd(), proximal)
+  local = LocalTraining(batch_size, epochs, sgd(), proximal, ragged)
   return Setup(
     task,
     local,

@@ -6,8 +6,13 @@ belong to their position, and a partial last batch stays partial.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sparsyfed_jax.types import Batch, ClientData, Key
+
+_POSITION_BITS = 11
+_MAX_PACKED = 2**_POSITION_BITS
+_RANK = np.uint32(2**32 - _MAX_PACKED)  # the bits that decide; positions decide among equals
 
 
 def num_batches(data: ClientData, batch_size: int) -> jax.Array:
@@ -17,10 +22,16 @@ def num_batches(data: ClientData, batch_size: int) -> jax.Array:
 
 def shuffle(key: Key, data: ClientData) -> ClientData:
   """Puts the client's rows in a random order, padding last."""
-  positions = jnp.arange(data.indices.shape[0])
+  length = data.indices.shape[0]
+  positions = jnp.arange(length, dtype=jnp.uint32)
   # Counter-based bits: the i-th number is the same however many follow it.
-  rank = jax.random.uniform(key, positions.shape)
-  order = jnp.argsort(jnp.where(positions < data.size, rank, jnp.inf))
+  bits = jax.random.bits(key, positions.shape)
+  rank = jnp.where(positions < data.size.astype(jnp.uint32), bits & _RANK, _RANK)
+  if length <= _MAX_PACKED:
+    # Rank and position in one number: sorting pairs takes eight times as long on a CPU.
+    order = jnp.sort(rank | positions) & ~_RANK
+  else:
+    order = jnp.argsort(rank, stable=True)  # the same order
   return data._replace(indices=data.indices[order])
 
 

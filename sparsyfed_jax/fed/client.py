@@ -10,6 +10,7 @@ from jax import lax
 
 from sparsyfed_jax.data.batches import num_batches, shuffle, take_batch
 from sparsyfed_jax.fed.optimizers import ClientOptimizer
+from sparsyfed_jax.fed.ragged import ragged_loop
 from sparsyfed_jax.metrics.cost import payload_bytes
 from sparsyfed_jax.metrics.masks import regrowth
 from sparsyfed_jax.types import Batch, ClientData, Key, Mean, Metrics, Params, Variables, weighted
@@ -27,6 +28,7 @@ class LocalTraining(NamedTuple):
   epochs: int | jax.Array
   optimizer: ClientOptimizer
   is_proximal: bool = False  # whether FedProx's term is computed
+  is_ragged: bool = False  # whether clients side by side differ much in their number of steps
 
 
 class Hooks(NamedTuple):
@@ -80,7 +82,11 @@ def train(
       metrics = jax.tree.map(jnp.add, metrics, train_metrics(scores))
       return {**state, "params": params}, opt_state, metrics
 
-    carry = lax.fori_loop(0, _num_steps(local, data), run_step, carry)
+    num_steps = _num_steps(local, data)
+    if local.is_ragged:
+      carry = ragged_loop(run_step, num_steps, carry)
+    else:
+      carry = lax.fori_loop(0, num_steps, run_step, carry)
     variables, *rest = carry
     return hooks.after_epoch(variables, epoch, jax.random.fold_in(epoch_key, _AFTER_EPOCH)), *rest
 

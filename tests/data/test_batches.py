@@ -121,3 +121,24 @@ def test_examples_of_any_shape(shape):
 @pytest.mark.parametrize(("size", "expected"), [(0, 0), (1, 1), (7, 1), (8, 1), (9, 2), (16, 2)])
 def test_number_of_batches(size, expected):
   assert batches.num_batches(client(range(size), 16), 8) == expected
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 2048])
+def test_long_lists_are_shuffled_in_the_same_order(size):
+  # Up to 2,048 entries rank and position share a number; beyond they do not.
+  rows = np.arange(size) % NUM_EXAMPLES
+  short, long = (
+    batches.shuffle(as_key(3), client(rows, length, filler=39)).indices for length in (2048, 2049)
+  )
+  np.testing.assert_array_equal(short[:size], long[:size])
+  assert sorted(short[:size].tolist()) == sorted(rows.tolist())
+  assert size < 7 or short[:size].tolist() != rows.tolist()
+
+
+def test_shuffling_is_uniform():
+  three = jax.tree.map(jnp.asarray, client([0, 1, 2], 5))
+  orders = jax.vmap(lambda seed: batches.shuffle(jax.random.key(seed), three).indices)(
+    jnp.arange(6000)
+  )[:, :3]
+  counts = Counter(map(tuple, orders.tolist()))
+  assert len(counts) == 6 and all(abs(count - 1000) < 150 for count in counts.values())
