@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import custom_derivatives, lax
 
+from sparsyfed_jax.ops.power import positive_power
+
 
 @jax.custom_jvp
 def powerprop(theta: jax.Array, beta: jax.Array | float) -> jax.Array:
@@ -73,22 +75,37 @@ def spectral_exponent(theta: jax.Array, num_steps: int = 5) -> jax.Array:
 
 
 def _power(theta: jax.Array, beta: jax.Array | float) -> jax.Array:
-  """|theta|^(beta-1), which weight and derivative share: the power is what costs."""
+  """|theta|^(beta-1)."""
   exponent = jnp.asarray(beta, theta.dtype) - 1
-  # exp(log) vectorises on every backend, where pow does not; log(1) keeps 0 out of gradients.
   magnitude = jnp.minimum(jnp.abs(theta), jnp.finfo(theta.dtype).max)  # 0 * log(inf) is NaN
-  power = jnp.exp(exponent * jnp.log(jnp.where(theta == 0, 1, magnitude)))
+  power = positive_power(jnp.where(theta == 0, 1, magnitude), exponent)
   return jnp.where(theta == 0, jnp.where(exponent == 0, 1, 0), power)
+
+
+@jax.custom_jvp
+def _slope(theta: jax.Array, beta: jax.Array | float, w: jax.Array) -> jax.Array:
+  """|theta|^(beta-1) once more, from w: so that weights are all that is kept for the gradient."""
+  largest = jnp.finfo(theta.dtype).max
+  ratio = jnp.minimum(jnp.abs(w), largest) / jnp.minimum(jnp.abs(theta), largest)
+  return jnp.where(theta == 0, jnp.where(jnp.asarray(beta) == 1, 1, 0).astype(theta.dtype), ratio)
+
+
+@_slope.defjvp
+def _slope_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+  theta, beta, w = primals
+  beta = jnp.asarray(beta, theta.dtype)
+  theta_dot, beta_dot, _ = tangents  # w follows from the others
+  _, slope_dot = jax.jvp(_power, (theta, beta), (theta_dot, beta_dot.astype(theta.dtype)))
+  return _slope(theta, beta, w), slope_dot
 
 
 def _powerprop_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
   theta, beta = primals
   theta_dot, beta_dot = tangents
-  power = _power(theta, beta)
-  w = theta * power
+  w = powerprop(theta, beta)
   w_dot = jnp.zeros_like(w)
   if not _is_zero(theta_dot):
-    w_dot = jnp.asarray(beta, theta.dtype) * power * theta_dot
+    w_dot = jnp.asarray(beta, theta.dtype) * _slope(theta, beta, w) * theta_dot
   if not _is_zero(beta_dot):  # costs a logarithm a weight: only for who asks
     log = jnp.log(jnp.where(theta == 0, 1, jnp.abs(theta)))
     w_dot = w_dot + w * log * beta_dot.astype(theta.dtype)
