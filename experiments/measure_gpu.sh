@@ -76,6 +76,7 @@ peer cnn32 14
 bench cnn32 90 --workload=cnn32 "${peer[@]}"
 peer mlp64 10
 bench mlp64 90 --workload=mlp64 "${peer[@]}"
+step lowerings 60 "$python" -m experiments.lowerings
 bench kth_magnitude 45 --workload=kth_magnitude
 step scaling 240 "$python" -m experiments.scaling --workload="$scaling_workload" \
   --compute_dtype="$compute_dtype" --output_dir="$directory/scaling" --repeats=3 \

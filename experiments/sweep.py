@@ -72,17 +72,32 @@ def main(argv: Sequence[str]) -> None:
     directory = _open_directory(absl_flags.FLAGS["output_dir"].value, grid)
   except (flags.ConfigError, absl_flags.Error, FileExistsError, OSError) as error:
     flags.fail(error)
+  keep_compiled(runs[0].config.compilation_cache_dir)
+  finish(runs, directory, mode)
+
+
+def finish(runs: Sequence[Run], directory: pathlib.Path, mode: str) -> None:
+  """Runs what is left of a grid, writes its results, and prints the table.
+
+  Args:
+    runs: of the grid.
+    directory: of the sweep.
+    mode: one of MODES.
+
+  Raises:
+    SystemExit: data or disk failed, or a signal came, after one line that says so. Runs that have
+      ended and checkpoints are left, for the same command to go on.
+  """
   try:
-    keep_compiled(runs[0].config.compilation_cache_dir)
     run_all(runs, directory, mode)
+    table = write_results(runs, directory)
   except (flags.ConfigError, DataError) as error:
     flags.fail(error)
-  except OSError as error:  # a full disk, say; finished runs and checkpoints are left
+  except OSError as error:  # a full disk, say
     flags.fail(OSError(f"--output_dir={directory}: {error}"), code=1)
   except (KeyboardInterrupt, StoppedError) as error:
     print(f"\ninterrupted; the same command goes on in {directory}", file=sys.stderr)
     sys.exit(error.code if isinstance(error, StoppedError) else 130)
-  table = _write_results(runs, directory)
   Console().print(Markdown(table))
   print(f"files in {directory}")
 
@@ -262,7 +277,8 @@ def place_of(run: Run, directory: pathlib.Path) -> pathlib.Path:
   return directory / "".join(c if c.isalnum() or c in "=.,-_" else "-" for c in name)
 
 
-def _write_results(runs: Sequence[Run], directory: pathlib.Path) -> str:
+def write_results(runs: Sequence[Run], directory: pathlib.Path) -> str:
+  """Writes sweep.csv, table.md and sweep.png of runs that have ended; returns the table."""
   varied = list(runs[0].point)
   summaries = [json.loads((place_of(run, directory) / SUMMARY_NAME).read_text()) for run in runs]
   columns = [name for name, *_ in _MEASURES]

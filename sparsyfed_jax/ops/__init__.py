@@ -1,6 +1,6 @@
 """Jittable primitives that work without the rest of the library."""
 
-from sparsyfed_jax.ops.conv import conv_general_dilated, conv_patches
+from sparsyfed_jax.ops.conv import LOWERINGS, conv_general_dilated, conv_patches, conv_shifted
 from sparsyfed_jax.ops.count import count_nonzero, count_one, count_true
 from sparsyfed_jax.ops.densities import erk_densities
 from sparsyfed_jax.ops.layers import (
@@ -24,6 +24,7 @@ from sparsyfed_jax.ops.select import (
 )
 
 __all__ = [
+  "LOWERINGS",
   "PLAIN",
   "LayerOps",
   "Threshold",
@@ -31,6 +32,7 @@ __all__ = [
   "cast_layers",
   "conv_general_dilated",
   "conv_patches",
+  "conv_shifted",
   "count_nonzero",
   "count_one",
   "count_true",

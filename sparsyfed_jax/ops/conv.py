@@ -2,7 +2,8 @@
 
 One kernel per client makes a batched convolution a grouped one, and XLA's CPU backend runs any
 native convolution in a loop body without its fast library. The same product as patches (slices,
-concatenated) times a matrix is a plain matrix product, batched under vmap, fast in loops.
+concatenated) times a matrix is a plain matrix product, batched under vmap, fast in loops; so is a
+sum of products of shifted inputs, which needs less memory. `experiments.lowerings` measures them.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from jax import lax
 
 Padding = str | Sequence[tuple[int, int]]
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+# Which lowering a backend takes, as measured; those that are not listed convolve natively.
+_LOWERING_OF = {"cpu": "patches"}
 
 
 def conv_general_dilated(
@@ -43,8 +46,10 @@ def conv_general_dilated(
     and set(lhs_dilation or (1,)) == {1}
     and preferred_element_type is None
   )
-  if is_plain and jax.default_backend() == "cpu":
-    return conv_patches(lhs, rhs, window_strides, padding, rhs_dilation or (1, 1), precision)
+  lowering = _LOWERING_OF.get(jax.default_backend())
+  if is_plain and lowering:
+    conv = LOWERINGS[lowering]
+    return conv(lhs, rhs, window_strides, padding, rhs_dilation or (1, 1), precision)
   return lax.conv_general_dilated(
     lhs,
     rhs,
@@ -81,15 +86,50 @@ def conv_patches(
   Returns:
     (batch, out_height, out_width, out_features).
   """
-  if isinstance(padding, str):
-    reach = _reach(w.shape[:2], dilation)
-    padding = lax.padtype_to_pads(x.shape[1:3], reach, strides, padding)
-  w, padding = _without_dead_taps(x, w, strides, padding, dilation)
-  patches = _patches(x, w.shape[:2], strides, padding, dilation)
+  w, taps = _taps(x, w, strides, padding, dilation)
+  patches = jnp.concatenate([tap for row in taps for tap in row], axis=-1)
   matrix = w.reshape(-1, w.shape[-1])
   rows = patches.reshape(-1, matrix.shape[0])
   out = jnp.matmul(rows, matrix, precision=precision)
   return out.reshape(*patches.shape[:3], w.shape[-1])
+
+
+def conv_shifted(
+  x: jax.Array,
+  w: jax.Array,
+  strides: Sequence[int] = (1, 1),
+  padding: Padding = "VALID",
+  dilation: Sequence[int] = (1, 1),
+  precision: Any = None,
+) -> jax.Array:
+  """Convolves as a sum of matrix products, one for each entry of the kernel.
+
+  Arguments and result are those of `conv_patches`.
+  """
+  w, taps = _taps(x, w, strides, padding, dilation)
+  products = [
+    jnp.matmul(taps[i][j], w[i, j], precision=precision)
+    for i in range(w.shape[0])
+    for j in range(w.shape[1])
+  ]
+  return sum(products[1:], products[0])
+
+
+def conv_native(
+  x: jax.Array,
+  w: jax.Array,
+  strides: Sequence[int] = (1, 1),
+  padding: Padding = "VALID",
+  dilation: Sequence[int] = (1, 1),
+  precision: Any = None,
+) -> jax.Array:
+  """Convolves as the backend does; arguments and result are those of `conv_patches`."""
+  return lax.conv_general_dilated(
+    x, w, strides, padding, None, dilation, _LAYOUT, precision=precision
+  )
+
+
+LOWERINGS = {"native": conv_native, "patches": conv_patches, "shifted": conv_shifted}
 
 
 def _reach(window: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
@@ -128,23 +168,31 @@ def _without_dead_taps(
   return w, pads
 
 
-def _patches(
+def _taps(
   x: jax.Array,
-  window: Sequence[int],
+  w: jax.Array,
   strides: Sequence[int],
-  padding: Sequence[tuple[int, int]],
+  padding: Padding,
   dilation: Sequence[int],
-) -> jax.Array:
-  """(batch, out_height, out_width, kernel_height * kernel_width * in_features)."""
+) -> tuple[jax.Array, list[list[jax.Array]]]:
+  """Makes what each entry of the kernel meets, (batch, out_height, out_width, in_features).
+
+  Also returns the kernel without the entries that meet nothing.
+  """
+  if isinstance(padding, str):
+    reach = _reach(w.shape[:2], dilation)
+    padding = lax.padtype_to_pads(x.shape[1:3], reach, strides, padding)
+  w, padding = _without_dead_taps(x, w, strides, padding, dilation)
+  window = w.shape[:2]
   reach = _reach(window, dilation)
   none = (0, 0, 0)
   rows, columns = padding  # may be negative, which crops
   x = lax.pad(x, jnp.zeros((), x.dtype), (none, (*rows, 0), (*columns, 0), none))
   out = [max((x.shape[1 + a] - reach[a]) // strides[a] + 1, 0) for a in range(2)]
-  taps = []
-  for i in range(window[0]):
-    for j in range(window[1]):
-      start = (i * dilation[0], j * dilation[1])
-      stop = [start[a] + out[a] * strides[a] for a in range(2)]
-      taps.append(x[:, start[0] : stop[0] : strides[0], start[1] : stop[1] : strides[1]])
-  return jnp.concatenate(taps, axis=-1)
+
+  def tap(i: int, j: int) -> jax.Array:
+    start = (i * dilation[0], j * dilation[1])
+    stop = [start[a] + out[a] * strides[a] for a in range(2)]
+    return x[:, start[0] : stop[0] : strides[0], start[1] : stop[1] : strides[1]]
+
+  return w, [[tap(i, j) for j in range(window[1])] for i in range(window[0])]

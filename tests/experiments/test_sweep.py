@@ -4,13 +4,14 @@ import csv
 import json
 import shutil
 
+import numpy as np
 import pytest
 from absl import flags as absl_flags
 
 from experiments import build as building
 from experiments import flags, sweep
 from sparsyfed_jax.fed import simulation
-from sparsyfed_jax.io.writers import read_metrics
+from sparsyfed_jax.io.writers import MetricsWriter, read_metrics
 
 COMMON = [
   "--model=mlp",
@@ -33,7 +34,7 @@ def run(directory, *arguments, mode="sequential"):
   grid, runs = sweep.read_grid(parse(*arguments))
   opened = sweep._open_directory(str(directory), grid)
   sweep.run_all(runs, opened, mode)
-  return sweep._write_results(runs, opened)
+  return sweep.write_results(runs, opened)
 
 
 def test_the_grid_is_every_combination():
@@ -130,6 +131,46 @@ def test_runs_side_by_side_are_the_runs_alone(tmp_path, capsys):
   assert "going on after round 1" in capsys.readouterr().out
   for place in places:
     assert (tmp_path / "vmap" / place / "metrics.jsonl").read_text() == before[place]
+
+
+def test_data_that_vanishes_and_a_full_disk_end_a_sweep_that_can_go_on(
+  tmp_path, capsys, monkeypatch
+):
+  rng = np.random.default_rng(0)
+  path = tmp_path / "data.npz"
+  arrays = dict(x=rng.normal(size=(200, 3)).astype(np.float32), y=rng.integers(0, 2, 200))
+  np.savez(path, **arrays)
+  grid, runs = sweep.read_grid(
+    parse(f"--dataset=npz:{path}", "--seed=0,1", "--algorithm=fedavg", "--checkpoint_every=1")
+  )
+  directory = sweep._open_directory(str(tmp_path / "grid"), grid)
+  record = sweep.record
+
+  def then_vanish(members, *args):
+    path.unlink()  # the run under way has read it
+    return record(members, *args)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(sweep, "record", then_vanish)
+    with pytest.raises(SystemExit) as ended:
+      sweep.finish(runs, directory, "sequential")
+  assert ended.value.code == 2
+  assert f"error: {path}: no such file" in capsys.readouterr().err
+  first = directory / "seed=0" / "summary.json"
+  kept = first.read_bytes()
+  assert (directory / "seed=0" / "checkpoints" / "00000002").is_dir()
+
+  np.savez(path, **arrays)
+  full = OSError(28, "No space left on device")
+  with monkeypatch.context() as patch:
+    patch.setattr(MetricsWriter, "write", lambda *_: (_ for _ in ()).throw(full))
+    with pytest.raises(SystemExit) as ended:
+      sweep.finish(runs, directory, "sequential")
+  assert ended.value.code == 1
+  assert "No space left on device" in capsys.readouterr().err
+  sweep.finish(runs, directory, "sequential")
+  assert first.read_bytes() == kept
+  assert (directory / "seed=1" / "summary.json").exists()
 
 
 def test_side_by_side_one_may_diverge(tmp_path):

@@ -57,13 +57,14 @@ def assert_all_close(found, expected):
 
 
 class TestConv:
+  @pytest.mark.parametrize("lowering", [name for name in ops.LOWERINGS if name != "native"])
   @pytest.mark.parametrize("name", GEOMETRIES)
-  def test_patches_equal_the_native_convolution(self, name):
+  def test_lowerings_equal_the_native_convolution(self, name, lowering):
     kernel, strides, padding, dilation = GEOMETRIES[name]
     found, expected = (
       value_and_gradients(conv, *example(kernel))
       for conv in (
-        lambda x, w: ops.conv_patches(x, w, strides, padding, dilation, EXACT),
+        lambda x, w: ops.LOWERINGS[lowering](x, w, strides, padding, dilation, EXACT),
         lambda x, w: lax.conv_general_dilated(
           x, w, strides, padding, None, dilation, LAYOUT, precision=EXACT
         ),
