@@ -11,15 +11,20 @@ from jax import lax
 _SQRT_HALF = 0x3F3504F3  # bits of sqrt(1/2), from which on mantissas are taken
 _MANTISSA_BITS = 23
 _BIAS = 127
-# log2((1 + s) / (1 - s)) = 2 / ln 2 (s + s^3 / 3 + s^5 / 5 + ...) for |s| <= 0.172, by powers of
-# s^2; the last coefficient makes up for those left out.
-_LOG2 = (
-  2.8853900817779268,
-  0.9617966939259756,
-  0.5770780163555854,
-  0.4121985831111324,
-  0.3205988980,
+# ln(1 + f) = f - f^2 / 2 + f^3 P(f) for 1 + f between sqrt(1/2) and sqrt(2), with the coefficients
+# of logf in the Cephes library, https://www.netlib.org/cephes/.
+_LN = (
+  3.3333331174e-1,
+  -2.4999993993e-1,
+  2.0000714765e-1,
+  -1.6668057665e-1,
+  1.4249322787e-1,
+  -1.2420140846e-1,
+  1.1676998740e-1,
+  -1.1514610310e-1,
+  7.0376836292e-2,
 )
+_LOG2_E = 1.4426950408889634
 # 2^r = sum of (r ln 2)^n / n! for |r| <= 1/2.
 _EXP2 = (
   1.0,
@@ -65,9 +70,9 @@ def _positive_power_jvp(
 def _log2(x: jax.Array) -> jax.Array:
   bits = lax.bitcast_convert_type(x, jnp.int32)
   order = (bits - _SQRT_HALF) >> _MANTISSA_BITS
-  mantissa = lax.bitcast_convert_type(bits - (order << _MANTISSA_BITS), jnp.float32)
-  s = (mantissa - 1) / (mantissa + 1)
-  return order.astype(jnp.float32) + s * _polynomial(_LOG2, s * s)
+  f = lax.bitcast_convert_type(bits - (order << _MANTISSA_BITS), jnp.float32) - 1
+  ln = f + f * f * (f * _polynomial(_LN, f) - 0.5)
+  return order.astype(jnp.float32) + ln * _LOG2_E
 
 
 def _exp2(y: jax.Array) -> jax.Array:
