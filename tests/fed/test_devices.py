@@ -84,8 +84,8 @@ def test_several_devices_give_what_one_gives_wherever_the_data_is(request):
   }
   # Method and placements, each on a number of devices.
   cohorts = (
-    "sparsyfed:replicated/4:sharded/4:streamed/4:sharded/1:streamed/1",
-    "feddst:sharded/4",
+    "sparsyfed:sharded/4:streamed/4:streamed/1",
+    "feddst:replicated/4",
   )
   command = [sys.executable, "-c", PROGRAM, *cohorts]
   result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sparsyfed_jax.fed import sampling
 from sparsyfed_jax.fed.sampling import AVAILABILITIES, sample
 from tests import cases
 
@@ -65,3 +66,17 @@ def test_what_happens_to_a_client_belongs_to_its_number():
       some.numbers[i].tolist(), some.is_present[i].tolist(), strict=True
     ):
       assert fates[number] == is_present
+
+
+@pytest.mark.parametrize("num_clients", [1, 2, 1000, 2**14, 2**14 + 1])
+def test_an_order_holds_every_client_once(num_clients):
+  order = jax.jit(sampling._permutation, static_argnums=1)(jax.random.key(1), num_clients)
+  assert order.dtype == jnp.int32
+  np.testing.assert_array_equal(np.sort(order), np.arange(num_clients))
+  assert num_clients < 3 or not np.array_equal(order, np.arange(num_clients))
+
+
+def test_all_orders_are_equally_likely():
+  orders = jax.vmap(lambda seed: sampling._permutation(jax.random.key(seed), 3))(jnp.arange(6000))
+  _, counts = np.unique(orders, axis=0, return_counts=True)
+  assert len(counts) == 6 and np.all(np.abs(counts - 1000) < 150)
