@@ -14,10 +14,10 @@ import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-SHRINKAGE = 0.7  # of the clients that go on, from part to part
+SHRINKAGE = 0.75  # of the clients that go on, from part to part
 LEAST_WIDTH = 6  # clients side by side below which a step's cost hardly falls
 UNEVEN = 1.5  # longest loop, relative to the mean
-MAX_PARTS = 7  # each is compiled for itself
+MAX_PARTS = 9  # each is compiled for itself
 
 
 def are_uneven(sizes: np.ndarray, batch_size: int) -> bool:
