@@ -126,9 +126,10 @@ def record(
   is_alone = len(members) == 1
   state, done = start.state, start.done
   writers = members if processes.is_first() else []
-  failures: dict[int, DivergedError] = {}
   run_seconds = 0.0
   rows = [_earlier_rows(member, done) for member in writers]
+  # Beside others a run may have ended before the checkpoint that all go on from.
+  failures = {i: failure for i, kept in enumerate(rows) if (failure := _failure(kept))}
   with contextlib.ExitStack() as stack:
     files = [stack.enter_context(MetricsWriter(member.directory, done)) for member in writers]
     caught = stack.enter_context(catch_signals())
@@ -216,9 +217,10 @@ def _failure(rows: Sequence[Mapping[str, Any]]) -> DivergedError | None:
         f" {excluded} sent what is not finite (a smaller --client_lr may help); the rounds so far"
         " are in metrics.jsonl"
       )
-    if row["examples"] > 0 and not math.isfinite(row["train_loss"]):
+    loss = row["train_loss"]
+    if row["examples"] > 0 and (loss is None or not math.isfinite(loss)):  # None where read back
       return DivergedError(
-        f"round {row['round']}: train_loss is {row['train_loss']}; training diverged, a smaller"
+        f"round {row['round']}: train_loss is {loss}; training diverged, a smaller"
         " --client_lr may help (the rounds so far are in metrics.jsonl)"
       )
   return None

@@ -194,8 +194,8 @@ def run_all(runs: Sequence[Run], directory: pathlib.Path, mode: str) -> None:
   compiled: dict[Hashable, Programs] = {}
   with progress(total, done) as update:
     for group in left:
-      run_group = _run_alone if len(group) == 1 else _run_side_by_side
       for members in _by_program([_member(run, directory) for run in group]):
+        run_group = _run_alone if len(members) == 1 else _run_side_by_side
         run_group(members, directory, compiled, _shifted(update, done, len(members)))
         done += sum(member.config.rounds for member in members)
   print(f"{num_left} runs by {len(compiled)} compiled programs")
@@ -249,13 +249,12 @@ def _run_side_by_side(
   compiled: dict[Hashable, Programs],
   update: Update,
 ) -> None:
-  if len(members) == 1:
-    _run_alone(members, directory, compiled, update)
-    return
   inputs, axes = stack_inputs([member.experiment for member in members])
   first = members[0]
-  programs = compile_side_by_side(first.experiment, inputs, axes)
-  compiled[len(compiled)] = programs
+  key = program_key(first.config, first.experiment), len(members), axes
+  if key not in compiled:
+    compiled[key] = compile_side_by_side(first.experiment, inputs, axes)
+  programs = compiled[key]
   checkpoints = directory / _GROUPS_NAME / first.directory.name
   checkpoints.mkdir(parents=True, exist_ok=True)
   start = begin(first, programs, inputs, checkpoints, resume=True)

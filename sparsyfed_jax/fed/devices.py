@@ -112,15 +112,26 @@ def place(host: Federation, mesh: Mesh, placement: str) -> Federation:
   everybody = np.arange(len(host.sizes))
   shares = [everybody[rank :: mesh.size] for rank in range(mesh.size)]
   num_rows = max(1, *(int(host.sizes[share].sum()) for share in shares))
-  return lay_out(host, mesh, shares, num_rows)
+  return lay_out(put_sizes(host, mesh), host, mesh, shares, num_rows)
+
+
+def put_sizes(host: Federation, mesh: Mesh) -> Federation:
+  """Puts what is known of all clients besides their examples on every device of a mesh."""
+  sizes, scales = put((host.sizes, host.density_scales), NamedSharding(mesh, _EVERYWHERE))
+  return host._replace(sizes=sizes, density_scales=scales)
 
 
 def lay_out(
-  host: Federation, mesh: Mesh, shares: Sequence[np.ndarray], num_rows: int
+  placed: Federation,
+  host: Federation,
+  mesh: Mesh,
+  shares: Sequence[np.ndarray],
+  num_rows: int,
 ) -> Federation:
   """Gives each device of a mesh the examples of some clients.
 
   Args:
+    placed: `host` as `put_sizes` leaves it.
     host: of NumPy arrays.
     mesh: of one axis, called `AXIS`.
     shares: the numbers of each device's clients; the i-th list of indices on a device is that of
@@ -129,7 +140,7 @@ def lay_out(
   """
   num_lists = max(map(len, shares))
   max_size = host.indices.shape[1]
-  dealt, everywhere = NamedSharding(mesh, _DEALT), NamedSharding(mesh, _EVERYWHERE)
+  dealt = NamedSharding(mesh, _DEALT)
 
   @cache
   def rows_of(rank: int) -> np.ndarray:
@@ -151,12 +162,10 @@ def lay_out(
     starts = np.cumsum(sizes) - sizes
     return starts[:, None] + np.minimum(np.arange(max_size), sizes[:, None] - 1).clip(0)
 
-  return Federation(
+  return placed._replace(
     x=fill(num_rows, host.x.shape[1:], host.x.dtype, lambda rank: host.x[rows_of(rank)]),
     y=fill(num_rows, (), host.y.dtype, lambda rank: host.y[rows_of(rank)]),
     indices=fill(num_lists, (max_size,), np.int32, indices_of),
-    sizes=put(host.sizes, everywhere),
-    density_scales=put(host.density_scales, everywhere),
   )
 
 

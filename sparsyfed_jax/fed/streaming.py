@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sparsyfed_jax.fed.cohort import Federation
-from sparsyfed_jax.fed.devices import lay_out
+from sparsyfed_jax.fed.devices import lay_out, put_sizes
 from sparsyfed_jax.fed.sampling import Cohort
 
 
@@ -32,10 +32,11 @@ def stage(host: Federation, mesh: Mesh, cohorts: Cohort) -> Iterator[Staged]:
   num_rounds, num_clients = cohorts.numbers.shape
   per_device = -(-num_clients // mesh.size)
   num_rows = max(int(np.sort(host.sizes)[-per_device:].sum()), 1)
+  placed = put_sizes(host, mesh)
   for i in range(num_rounds):
     cohort = jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), cohorts)
     shares = [cohort.numbers[rank :: mesh.size] for rank in range(mesh.size)]
-    yield Staged(lay_out(host, mesh, shares, num_rows), cohort)
+    yield Staged(lay_out(placed, host, mesh, shares, num_rows), cohort)
 
 
 def run_staged(

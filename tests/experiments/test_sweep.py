@@ -175,13 +175,19 @@ def test_data_that_vanishes_and_a_full_disk_end_a_sweep_that_can_go_on(
 
 
 def test_side_by_side_one_may_diverge(tmp_path):
-  table = run(tmp_path / "grid", "--client_lr=0.1,1e30", "--algorithm=fedavg", mode="vmap")
+  arguments = "--client_lr=0.1,1e30", "--algorithm=fedavg"
+  table = run(tmp_path / "grid", *arguments, mode="vmap")
   summaries = [
     json.loads((tmp_path / "grid" / f"client_lr={rate}" / "summary.json").read_text())
     for rate in ("0.1", "1e30")
   ]
   assert summaries[0]["test_accuracy"] > 0 and "round 1" in summaries[1]["diverged"]
   assert "1 of 1 diverged" in table
+
+  # Killed after the last checkpoint, before the summaries: it is known from the rows.
+  for place in (tmp_path / "grid").glob("client_lr=*"):
+    (place / "summary.json").unlink()
+  assert run(tmp_path / "grid", *arguments, mode="vmap") == table
 
 
 def test_fifteen_runs_trace_the_round_once(tmp_path, monkeypatch):

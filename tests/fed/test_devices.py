@@ -96,7 +96,9 @@ def test_a_device_holds_its_clients_and_no_others():
   host = jax.device_get(cases.problem("mlp").federation)
   mesh = Mesh(np.array(jax.devices()[:1]), (devices.AXIS,))
   shares = [np.array([3, 1, 4])]
-  laid = jax.device_get(devices.lay_out(host, mesh, shares, num_rows=20))
+  laid = jax.device_get(
+    devices.lay_out(devices.put_sizes(host, mesh), host, mesh, shares, num_rows=20)
+  )
   assert laid.x.shape[0] == laid.y.shape[0] == 20
   taken = []
   for row, number in enumerate(shares[0]):
