@@ -1,0 +1,304 @@
+"""Floating-point operations of local training, by layer, from shapes and densities.
+
+Products with weights count, two operations a multiply-add; nothing else does: no biases, norms,
+activations, thresholds, Top-K or optimizers, and no products without weights (the scores and
+mixtures of attention). These are what would be left to do for hardware that skips zeros; dense
+hardware does all of it. Numbers exceed int32, so all is Python's ints and floats, on the host.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from math import prod
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import lax
+
+from sparsyfed_jax.ops import LayerOps
+
+Densities: TypeAlias = Sequence[float] | np.ndarray | jax.Array
+
+
+class LayerCost(NamedTuple):
+  """FLOPs of a dense layer for one example, over all its calls."""
+
+  name: str  # as in `trees.layer_names`
+  forward: int
+  input_gradient: int  # 0 where nothing that is trained comes before the layer
+  weight_gradient: int
+
+
+class LayerShares(NamedTuple):
+  """What share of a layer's multiply-adds a method needs, in [0, 1]."""
+
+  forward: float
+  input_gradient: float
+  weight_gradient: float
+
+
+DENSE = LayerShares(1.0, 1.0, 1.0)
+
+# By method, what a layer needs whose weights have density d as the client starts; s is the share
+# that ZeroFL's clients compute with, a the least share of activations that SparsyFed keeps.
+_RULES: dict[str, Callable[[float, float, float], LayerShares]] = {
+  "fedavg": lambda d, s, a: DENSE,
+  # Zeros are received, but the first step fills them.
+  "topk": lambda d, s, a: DENSE,
+  # Zeros stay, as the gradient of a power above 1 is 0 there; activations are as dense as weights.
+  "sparsyfed": lambda d, s, a: LayerShares(d, d, max(d, a)),
+  # Weights and activations are ranked anew, whatever was received.
+  "zerofl": lambda d, s, a: LayerShares(s, s, s),
+  # Inside masks; gradients of weights outside are not needed.
+  "flash": lambda d, s, a: LayerShares(d, d, d),
+  "feddst": lambda d, s, a: LayerShares(d, d, d),
+  "static": lambda d, s, a: LayerShares(d, d, d),
+}
+
+
+def layer_costs(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[LayerCost, ...]:
+  """Counts what each layer of a model takes; nothing is compiled or computed.
+
+  Multiplications with padding do not count, as in XLA's analysis of native convolutions. The
+  gradient with respect to a layer's input counts if that input depends on trained parameters, which
+  differentiation tells: it is 0 for all layers that take the data itself, be there one or several.
+  A layer that `nn.scan` repeats counts once.
+
+  Args:
+    model: a flax module with an attribute `ops` (a `LayerOps`), called as
+      `model(x, train=..., valid=...)`, as `fed.task.classification` takes it.
+    input_shape: shape of one example.
+
+  Returns:
+    The layers in the order of computing, which is not that of `trees.layer_names`.
+  """
+  calls: list[tuple[str, int]] = []  # the layer, and its FLOPs forward
+  reached: set[int] = set()  # calls whose input has a gradient
+  inside: list[str] = []
+
+  def interceptor(
+    method: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
+  ) -> Any:
+    inside.append("/".join(context.module.path))
+    try:
+      return method(*args, **kwargs)
+    finally:
+      inside.pop()
+
+  def noted(op: Callable[..., jax.Array], count: Callable[..., int]) -> Callable[..., jax.Array]:
+    def layer_op(lhs: jax.Array, rhs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+      number = len(calls)
+      calls.append((inside[-1], 2 * count(lhs.shape, rhs.shape, *args, **kwargs)))
+
+      @jax.custom_vjp
+      def run(x: jax.Array, w: jax.Array) -> jax.Array:
+        return op(x, w, *args, **kwargs)
+
+      def forward(x: Any, w: Any) -> tuple[jax.Array, None]:
+        if x.perturbed:
+          reached.add(number)
+        return op(x.value, w.value, *args, **kwargs), None
+
+      run.defvjp(forward, lambda residuals, cotangent: (None, None), symbolic_zeros=True)
+      return run(lhs, rhs)
+
+    return layer_op
+
+  ops = LayerOps(
+    noted(lax.dot_general, _dot_products), noted(lax.conv_general_dilated, _conv_products)
+  )
+  noting: Any = model.clone(ops=ops)
+  key = jax.random.key(0)
+  x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+
+  def differentiate(variables: Mapping[str, Any], x: jax.Array) -> Any:
+    state = {name: leaf for name, leaf in variables.items() if name != "params"}
+
+    def run(params: Any) -> Any:
+      return noting.apply(
+        {**state, "params": params},
+        x,
+        train=True,
+        valid=jnp.ones(1, bool),
+        mutable=list(state),
+        rngs={"dropout": key},
+      )
+
+    return jax.vjp(run, variables["params"])[0]
+
+  variables = jax.eval_shape(partial(model.init, train=False), key, x)
+  with nn.intercept_methods(interceptor):
+    jax.eval_shape(differentiate, variables, x)
+
+  costs: dict[str, LayerCost] = {}
+  for number, (name, flops) in enumerate(calls):
+    old = costs.get(name, LayerCost(name, 0, 0, 0))
+    # Each of the products pairs the same entries of input, weights and output.
+    costs[name] = LayerCost(
+      name,
+      old.forward + flops,
+      old.input_gradient + (flops if number in reached else 0),
+      old.weight_gradient + flops,
+    )
+  return tuple(costs.values())
+
+
+def work_shares(
+  method: str,
+  layer_names: Sequence[str],
+  weight_densities: Densities,
+  share: float = 1.0,
+  activation_floor: float = 0.0,
+  is_plain: Callable[[str], bool] = lambda name: False,
+) -> dict[str, LayerShares]:
+  """Finds what a client needs to compute in local training.
+
+  Zeros are taken to be spread evenly, and activations kept to be as many as the method allows;
+  ReLU may leave fewer. The first step of Top-K, the one dense gradient of FedDST's readjustment,
+  and what lies between local training and upload are left out. FLASH's clients keep the number of
+  their weights, but may move them between layers after an epoch.
+
+  Args:
+    method: a name in `algorithms.ALGORITHMS`.
+    layer_names: as `trees.layer_names` gives them.
+    weight_densities: (num_layers,) in [0, 1], in the order of `layer_names`: shares of non-zeros,
+      or of the mask, in what the client starts from. That is what it receives, except where it
+      prunes that itself (FLASH's "nst" form, clients of different densities).
+    share: of weights and activations that ZeroFL's clients compute with, in [0, 1]; others do not
+      read it.
+    activation_floor: least share of activations that SparsyFed keeps, in [0, 1]; others do not
+      read it.
+    is_plain: tells by its name whether the method leaves a layer plain, which makes it dense:
+      SparsyFed's and ZeroFL's excluded layers, ZeroFL's first, and all of SparsyFed's if the
+      exponent is 1.
+
+  Returns:
+    By layer, in the order of `layer_names`.
+
+  Raises:
+    ValueError: an unknown method, a share outside [0, 1], or a number of densities that is not that
+      of layers.
+  """
+  if method not in _RULES:
+    raise ValueError(f"method must be one of {', '.join(sorted(_RULES))}, found {method!r}")
+  densities = [float(density) for density in np.asarray(weight_densities, np.float64)]
+  if len(densities) != len(layer_names):
+    raise ValueError(
+      f"weight_densities must hold one for each of {len(layer_names)} layers, "
+      f"found {len(densities)}"
+    )
+  for name, density in zip(layer_names, densities, strict=True):
+    _require_share(f"weight_densities of {name}", density)
+  _require_share("share", share)
+  _require_share("activation_floor", activation_floor)
+  rule = _RULES[method]
+  return {
+    name: DENSE if is_plain(name) else rule(density, float(share), float(activation_floor))
+    for name, density in zip(layer_names, densities, strict=True)
+  }
+
+
+def client_flops(
+  costs: Sequence[LayerCost], shares: Mapping[str, LayerShares], num_examples: float
+) -> float:
+  """Counts the FLOPs of local training, forward and backward.
+
+  Args:
+    costs: of the model.
+    shares: of each of its layers; `DENSE` is for those that are computed whole.
+    num_examples: processed in the round: the client's examples times its epochs. Those of several
+      clients together where all have the same shares.
+
+  Raises:
+    ValueError: a layer without shares, or a negative number of examples.
+  """
+  return sum(row["total"] for row in flops_table(costs, shares, num_examples))
+
+
+def flops_table(
+  costs: Sequence[LayerCost], shares: Mapping[str, LayerShares], num_examples: float
+) -> list[dict[str, Any]]:
+  """Counts the FLOPs of local training, layer by layer.
+
+  Arguments and errors are those of `client_flops`.
+
+  Returns:
+    A row for each layer, in the order of `costs`: its name (`layer`), FLOPs `forward`, of its
+    `input_gradient`, of its `weight_gradient`, of all three (`total`), of all three if dense
+    (`dense_total`), and the `share` of the two.
+  """
+  missing = [cost.name for cost in costs if cost.name not in shares]
+  if missing:
+    raise ValueError(f"shares must hold every layer, found none of {', '.join(missing)}")
+  if not num_examples >= 0:
+    raise ValueError(f"num_examples must not be negative, found {num_examples}")
+  rows = []
+  for name, *dense in costs:
+    parts = [flops * part for flops, part in zip(dense, shares[name], strict=True)]
+    forward, input_gradient, weight_gradient = (num_examples * float(part) for part in parts)
+    rows.append(
+      {
+        "layer": name,
+        "forward": forward,
+        "input_gradient": input_gradient,
+        "weight_gradient": weight_gradient,
+        "total": forward + input_gradient + weight_gradient,
+        "dense_total": num_examples * float(sum(dense)),
+        "share": sum(parts) / sum(dense) if sum(dense) else 0.0,
+      }
+    )
+  return rows
+
+
+def _require_share(name: str, value: float) -> None:
+  if not 0 <= value <= 1:
+    raise ValueError(f"{name} must be in [0, 1], found {value}")
+
+
+def _dot_products(
+  lhs: tuple[int, ...], rhs: tuple[int, ...], dimension_numbers: Any, *args: Any, **kwargs: Any
+) -> int:
+  """Counts the multiply-adds of `lax.dot_general` by shapes."""
+  (_, contracted), (_, batched) = dimension_numbers
+  free = [n for axis, n in enumerate(rhs) if axis not in (*contracted, *batched)]
+  return prod(lhs) * prod(free)
+
+
+def _conv_products(
+  lhs: tuple[int, ...],
+  rhs: tuple[int, ...],
+  window_strides: Sequence[int],
+  padding: str | Sequence[tuple[int, int]],
+  lhs_dilation: Sequence[int] | None = None,
+  rhs_dilation: Sequence[int] | None = None,
+  dimension_numbers: Any = None,
+  *args: Any,
+  **kwargs: Any,
+) -> int:
+  """Counts the multiply-adds of `lax.conv_general_dilated` by shapes, without padding."""
+  numbers = lax.conv_dimension_numbers(lhs, rhs, dimension_numbers)
+  batch, _, *sizes = (lhs[axis] for axis in numbers.lhs_spec)
+  out_features, in_features, *windows = (rhs[axis] for axis in numbers.rhs_spec)
+  sources = lhs_dilation or [1] * len(sizes)
+  steps = rhs_dilation or [1] * len(sizes)
+  if isinstance(padding, str):
+    spread = [(n - 1) * source + 1 for n, source in zip(sizes, sources, strict=True)]
+    reach = [(n - 1) * step + 1 for n, step in zip(windows, steps, strict=True)]
+    padding = lax.padtype_to_pads(spread, reach, window_strides, padding)
+  axes = zip(sizes, windows, window_strides, padding, sources, steps, strict=True)
+  pairs = prod(_pairs(*axis) for axis in axes)
+  # Kernels have the features of one group only; a single example cannot be grouped.
+  return batch * in_features * out_features * pairs
+
+
+def _pairs(
+  size: int, window: int, stride: int, padding: tuple[int, int], source: int, step: int
+) -> int:
+  """Counts the pairs of an output and an entry of the kernel that meet input, along one axis."""
+  low, high = padding
+  end = (size - 1) * source  # where the last entry of the input is
+  num_out = max((end + low + high - (window - 1) * step) // stride + 1, 0)
+  places = stride * np.arange(num_out)[:, None] + step * np.arange(window) - low
+  return int(np.sum((places >= 0) & (places <= end) & (places % source == 0)))
