@@ -35,6 +35,7 @@ class Dataset(NamedTuple):
   num_classes: int
   mean: float  # a model sees (x - mean) / std
   std: float
+  client_test: np.ndarray = np.zeros(0, np.int32)  # (m,) int32, as client_train; (0,) if unknown
 
 
 def split_80_20(num_examples: int, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:

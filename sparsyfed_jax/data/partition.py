@@ -224,6 +224,29 @@ def natural(clients: np.ndarray, num_clients: int) -> list[np.ndarray]:
   return _sorted(np.split(order, np.cumsum(np.bincount(clients, minlength=num_clients))[:-1]))
 
 
+def like_training(key: jax.Array, labels: np.ndarray, training: Sequence[np.ndarray]) -> np.ndarray:
+  """Deals a test set by the class frequencies of the clients' training examples.
+
+  Each example goes to one client, and clients get equal numbers, by `by_distribution`.
+
+  Args:
+    key: a JAX PRNG key.
+    labels: (m,) integer classes of the test set, from 0.
+    training: the labels of each client's training examples; a client without any gets all classes
+      alike.
+
+  Returns:
+    (m,) int32, whose each test example is.
+  """
+  num_classes = 1 + max(int(part.max(initial=0)) for part in (labels, *training))
+  counts = np.stack([np.bincount(part, minlength=num_classes) for part in training])
+  weights = np.where(counts.sum(1, keepdims=True) > 0, counts, 1)
+  owners = np.zeros(len(labels), np.int32)
+  for client, part in enumerate(by_distribution(key, labels, weights)):
+    owners[part] = client
+  return owners
+
+
 def stack_clients(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
   """Pads the index arrays of a split to one rectangle, the form a compiled round gathers from.
 

@@ -71,21 +71,36 @@ def load(name: str, key: jax.Array) -> Dataset:
   train, test = _splits(where, list(builder.info.splits))
   x, y, clients = _read(where, builder, train, reader)
   client_train, num_clients = np.zeros(0, np.int32), 0
+  client_test = client_train
   if reader.client:
     names, numbers = np.unique(np.array(clients), return_inverse=True)
     client_train, num_clients = numbers.astype(np.int32), len(names)
   if test:
-    x_test, y_test, _ = _read(where, builder, test, reader, x.shape[1:])
+    x_test, y_test, testers = _read(where, builder, test, reader, x.shape[1:])
+    # Clients of whom there is no training example are nobody's: the test set is then the center's.
+    if reader.client and set(testers) <= set(names):
+      client_test = np.searchsorted(names, np.array(testers)).astype(np.int32)
   else:
     if len(y) < 2:
       raise DataError(f"{where}: holds {len(y)} example, must be 2 or more to be split 80/20")
     kept, tested = split_80_20(len(y), key)
     x_test, y_test = x[tested], y[tested]
     x, y = x[kept], y[kept]
-    client_train = client_train[kept] if num_clients else client_train
+    if num_clients:
+      client_train, client_test = client_train[kept], client_train[tested]
   _, mean, std = PIXELS[x.dtype.str[1:]]
   return Dataset(
-    name, x, y, x_test, y_test, client_train, num_clients, reader.num_classes, mean, std
+    name,
+    x,
+    y,
+    x_test,
+    y_test,
+    client_train,
+    num_clients,
+    reader.num_classes,
+    mean,
+    std,
+    client_test,
   )
 
 

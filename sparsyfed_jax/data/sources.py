@@ -15,7 +15,7 @@ from sparsyfed_jax.data.dataset import PIXELS, DataError, Dataset, split_80_20
 
 _SPLIT = ("x_train", "y_train", "x_test", "y_test")
 _WHOLE = ("x", "y")
-_LAYOUTS = "x_train, y_train, x_test, y_test[, client_train] or x, y[, client]"
+_LAYOUTS = "x_train, y_train, x_test, y_test[, client_train[, client_test]] or x, y[, client]"
 
 
 def load(name: str, key: jax.Array) -> Dataset:
@@ -59,10 +59,10 @@ def npz(path: str, key: jax.Array) -> Dataset:
   """Loads an .npz file, as `numpy.savez` writes it, and checks it.
 
   The file holds x_train, y_train, x_test, y_test and optionally client_train, the natural client
-  of each training example; or x, y and optionally client, which the key splits 80/20 (a client may
-  then be left without training examples). Other arrays are ignored. Examples are of any rank,
-  images NHWC; rank-3 arrays are taken for grey images (n, h, w) and get a channel axis. Pixels are
-  uint8, int16 or float (kept as float32), labels and clients integers from 0.
+  of each training example, and client_test; or x, y and optionally client, which the key splits
+  80/20 (a client may then be left without training examples). Other arrays are ignored. Examples
+  are of any rank, images NHWC; rank-3 arrays are taken for grey images (n, h, w) and get a channel
+  axis. Pixels are uint8, int16 or float (kept as float32), labels and clients integers from 0.
 
   Args:
     path: the file; `~` stands for the home directory.
@@ -83,11 +83,13 @@ def npz(path: str, key: jax.Array) -> Dataset:
     clients, num_clients = _clients(path, arrays, "client", len(y))
     train, test = split_80_20(len(y), key)
     x_train, y_train, x_test, y_test = x[train], y[train], x[test], y[test]
+    of_test = clients[test] if num_clients else clients
     clients = clients[train] if num_clients else clients
   else:
     x_train, y_train = _examples(path, arrays, "_train")
     x_test, y_test = _examples(path, arrays, "_test")
     clients, num_clients = _clients(path, arrays, "client_train", len(y_train))
+    of_test = _test_clients(path, arrays, len(y_test), num_clients)
     if (x_train.shape[1:], x_train.dtype) != (x_test.shape[1:], x_test.dtype):
       raise DataError(
         f"{path}: x_test: examples are {x_test.dtype} of shape {x_test.shape[1:]}, must be like"
@@ -99,7 +101,7 @@ def npz(path: str, key: jax.Array) -> Dataset:
   name = os.path.splitext(os.path.basename(path))[0]
   _, mean, std = PIXELS[x_train.dtype.str[1:]]
   return Dataset(
-    name, x_train, y_train, x_test, y_test, clients, num_clients, num_classes, mean, std
+    name, x_train, y_train, x_test, y_test, clients, num_clients, num_classes, mean, std, of_test
   )
 
 
@@ -129,7 +131,7 @@ def _read(path: str) -> dict[str, np.ndarray]:
 
 def _layout(path: str, found: list[str]) -> list[str]:
   """Returns the names of the arrays to read."""
-  split = [name for name in (*_SPLIT, "client_train") if name in found]
+  split = [name for name in (*_SPLIT, "client_train", "client_test") if name in found]
   whole = [name for name in (*_WHOLE, "client") if name in found]
   if split and whole:
     raise DataError(
@@ -201,6 +203,25 @@ def _clients(
       f" that; {_renumber(name)}"
     )
   return clients, int(clients.max()) + 1
+
+
+def _test_clients(
+  path: str, arrays: dict[str, np.ndarray], num_examples: int, num_clients: int
+) -> np.ndarray:
+  """Returns the checked natural clients (m,) int32 of a test set; (0,) without any."""
+  if "client_test" not in arrays:
+    return np.zeros(0, np.int32)
+  if not num_clients:
+    raise DataError(f"{path}: client_test: must come with client_train")
+  clients = _ids(path, "client_test", arrays, "client ids")
+  if len(clients) != num_examples:
+    raise DataError(f"{path}: client_test: holds {len(clients)} client ids, must be {num_examples}")
+  if clients.max() >= num_clients:
+    raise DataError(
+      f"{path}: client_test: holds client id {clients.max()}, must be below {num_clients}, the"
+      " number of clients in client_train"
+    )
+  return clients
 
 
 def _ids(path: str, name: str, arrays: dict[str, np.ndarray], noun: str) -> np.ndarray:
