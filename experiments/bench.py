@@ -43,6 +43,7 @@ from experiments.workloads import WORKLOADS, Workload
 from sparsyfed_jax import trees
 from sparsyfed_jax.algorithms import ALGORITHMS
 from sparsyfed_jax.fed.cohort import Federation
+from sparsyfed_jax.fed.measures import NO_MEASURES
 from sparsyfed_jax.fed.task import Task, plain_layers
 from sparsyfed_jax.io.writers import create_run_dir
 from sparsyfed_jax.ops import kth_magnitude
@@ -54,6 +55,7 @@ SELECTION = "kth_magnitude"
 SELECTION_SIZE = 11_000_000
 SELECTED = 550_000
 BASELINE = "fedavg"
+ON, OFF = METRICS = ("on", "off")  # what every round reports of models and masks
 PLAIN_WIDTH = 150  # of the table where stderr is not a terminal
 
 Row = dict[str, Any]
@@ -69,6 +71,7 @@ class Settings(NamedTuple):
   clients_per_round: int | None = None
   clients_per_chunk: str = flags.AUTO
   compute_dtype: str = "float32"
+  metrics: tuple[str, ...] = (ON,)  # of METRICS
 
 
 class MeasurementError(RuntimeError):
@@ -135,6 +138,12 @@ def define(flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
     flag_values=flag_values,
   )
   define_settings(Settings(), flag_values)
+  absl_flags.DEFINE_list(
+    "metrics",
+    [ON],
+    "on, off, or both: with what every round reports of models and masks, and without",
+    flag_values=flag_values,
+  )
   absl_flags.DEFINE_multi_string(
     "peer_command",
     [],
@@ -156,7 +165,7 @@ def define(flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
 def define_settings(
   defaults: Settings, flag_values: absl_flags.FlagValues = absl_flags.FLAGS
 ) -> None:
-  """Defines --algorithm and the flags of `Settings`, but --clients_per_round."""
+  """Defines --algorithm and the flags of `Settings` that `scaling` has too."""
   absl_flags.DEFINE_list(
     "algorithm", [BASELINE, "sparsyfed"], "comma list of methods", flag_values=flag_values
   )
@@ -199,8 +208,12 @@ def read(
   known = [*WORKLOADS, SELECTION]
   names = _value(flag_values, "workload")
   check_names("workload", names, known)
+  metrics = tuple(dict.fromkeys(_value(flag_values, "metrics")))
+  check_names("metrics", metrics, METRICS)
+  if not metrics:
+    raise flags.ConfigError("--metrics: must be on, off, or both")
   settings = read_settings(flag_values)._replace(
-    clients_per_round=_value(flag_values, "clients_per_round")
+    clients_per_round=_value(flag_values, "clients_per_round"), metrics=metrics
   )
   peers: dict[str, list[str]] = {}
   for pair in _value(flag_values, "peer_command"):
@@ -220,12 +233,12 @@ def read(
 
 
 def read_settings(flag_values: absl_flags.FlagValues) -> Settings:
-  """Reads the flags of `define_settings`; `clients_per_round` is left to the caller.
+  """Reads the flags of `define_settings`; the caller may replace the other fields.
 
   Raises:
     ConfigError: a value is out of range.
   """
-  fields = [name for name in Settings._fields if name != "clients_per_round"]
+  fields = [name for name in Settings._fields if name not in ("clients_per_round", "metrics")]
   settings = Settings(**{name: _value(flag_values, name) for name in fields})
   if settings.repeats < 1:
     raise flags.ConfigError(f"--repeats={settings.repeats}: must be at least 1")
@@ -307,6 +320,7 @@ def measure_apart(names: Sequence[str], algorithms: Sequence[str], settings: Set
     MeasurementError: the process failed; it has said why on stderr.
   """
   given = {name: value for name, value in settings._asdict().items() if value is not None}
+  given["metrics"] = ",".join(settings.metrics)
   arguments = [f"--{name}={value}" for name, value in given.items()]
   output = _run_python(
     *("-m", "experiments.bench", "--in_process"),
@@ -335,7 +349,11 @@ def measure(names: Sequence[str], algorithms: Sequence[str], settings: Settings)
       sizes = settings.num_clients, settings.clients_per_round
       workload = workloads.choose(name, jax.default_backend(), *sizes)
       federation = workloads.random_federation(workload)
-      cases += [_prepare(name, workload, federation, item, settings) for item in algorithms]
+      cases += [
+        _prepare(name, workload, federation, algorithm, settings, metrics)
+        for algorithm in algorithms
+        for metrics in settings.metrics
+      ]
   measured = _take_turns([case.run for case in cases], settings.repeats)
   rows = []
   if cases:
@@ -362,9 +380,16 @@ class _Case(NamedTuple):
 
 
 def _prepare(
-  name: str, workload: Workload, federation: Federation, algorithm: str, settings: Settings
+  name: str,
+  workload: Workload,
+  federation: Federation,
+  algorithm: str,
+  settings: Settings,
+  metrics: str,
 ) -> _Case:
   setup = workloads.make_setup(workload, settings.compute_dtype)
+  if metrics == OFF:
+    setup = setup._replace(measures=NO_MEASURES)
   example = jax.ShapeDtypeStruct(workload.shape, workload.dtype)
   chunk = choose_chunk(
     settings.clients_per_chunk, workload.model, setup, example, workload.clients_per_round
@@ -385,6 +410,7 @@ def _prepare(
     jax.block_until_ready((state, rows))
 
   facts = {
+    "metrics": metrics,
     "compile_seconds": compile_seconds,
     "clients_per_chunk": chunk,
     "num_params": num_params,
@@ -451,19 +477,24 @@ def compare(rows: Sequence[Row]) -> list[Row]:
     rows: of workloads that were measured in turn.
 
   Returns:
-    The rows, with `overhead_over_fedavg` (0.25 for a quarter more time) and `ratio_to_even` where
-    the other one was measured too.
+    The rows, with `overhead_over_fedavg` (0.25 for a quarter more time), `ratio_to_even` and
+    `cost_of_metrics` where the other one was measured too.
   """
-  seconds = {(row["workload"], row["algorithm"]): row["seconds_per_round"] for row in rows}
+  seconds = {
+    (row["workload"], row["algorithm"], row["metrics"]): row["seconds_per_round"] for row in rows
+  }
   compared = []
   for row in rows:
-    name, algorithm = row["workload"], row["algorithm"]
+    name, algorithm, metrics = row["workload"], row["algorithm"], row["metrics"]
+    own = row["seconds_per_round"]
     more = {}
-    if algorithm != BASELINE and (name, BASELINE) in seconds:
-      more["overhead_over_fedavg"] = seconds[name, algorithm] / seconds[name, BASELINE] - 1
+    if algorithm != BASELINE and (name, BASELINE, metrics) in seconds:
+      more["overhead_over_fedavg"] = own / seconds[name, BASELINE, metrics] - 1
     even = WORKLOADS[name].even
-    if even and (even, algorithm) in seconds:
-      more["ratio_to_even"] = seconds[name, algorithm] / seconds[even, algorithm]
+    if even and (even, algorithm, metrics) in seconds:
+      more["ratio_to_even"] = own / seconds[even, algorithm, metrics]
+    if metrics == ON and (name, algorithm, OFF) in seconds:
+      more["cost_of_metrics"] = own / seconds[name, algorithm, OFF] - 1
     compared.append(row | more)
   return compared
 
@@ -584,6 +615,8 @@ _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
   ("s a round", lambda row: _format(row, "{:.3g}", "seconds_per_round", "seconds")),
   ("of the peer", lambda row: _format(row, "{:.2f}", "ratio_to_peer")),
   ("over fedavg", lambda row: _format(row, "{:+.0%}", "overhead_over_fedavg")),
+  ("metrics", lambda row: OFF if row.get("metrics") == OFF else ""),
+  ("of metrics", lambda row: _format(row, "{:+.1%}", "cost_of_metrics")),
   ("of even", lambda row: _format(row, "{:.2f}", "ratio_to_even")),
   ("over top_k", lambda row: _format(row, "x {:.3g}", "speedup")),
   ("clients/s", lambda row: _format_rate(row, "clients_per_second")),

@@ -17,11 +17,14 @@ from experiments.flags import AUTO, Config, ConfigError, ignored, options
 from sparsyfed_jax import trees
 from sparsyfed_jax.algorithms import ALGORITHMS, OPTIONS
 from sparsyfed_jax.data import partition, sources
+from sparsyfed_jax.data.shift import SHIFTS
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
 from sparsyfed_jax.fed.devices import AXIS, place, put, sum_over_devices
 from sparsyfed_jax.fed.hyper import Hyper
+from sparsyfed_jax.fed.measures import NO_MEASURES
+from sparsyfed_jax.fed.measures import measures as make_measures
 from sparsyfed_jax.fed.memory import client_bytes
 from sparsyfed_jax.fed.optimizers import SERVER_OPTIMIZERS, ClientOptimizer, adamw, clipped, sgd
 from sparsyfed_jax.fed.ragged import are_uneven
@@ -30,6 +33,7 @@ from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES
 from sparsyfed_jax.fed.server import CLIENT_WEIGHTS
 from sparsyfed_jax.fed.simulation import Keys, Simulation, make_keys, simulate
 from sparsyfed_jax.fed.task import classification
+from sparsyfed_jax.metrics.flops import LayerCost, layer_costs
 from sparsyfed_jax.models import CNN, MLP, ResNet18, SpeechResNet18, ViT
 
 EVAL_BATCH_SIZE = 500
@@ -38,17 +42,28 @@ MAX_CHUNK = 128  # clients side by side, where nothing better was measured
 MEMORY_SHARE = 0.5  # of what is free, for the clients of a chunk
 
 
+class TestOwners(NamedTuple):
+  """Whose each test example is, (num_test,) int32; (0,) without --client_eval."""
+
+  before: np.ndarray
+  after: np.ndarray  # --shift_round
+
+
 class Experiment(NamedTuple):
   """All that a run needs."""
 
   algorithm: Algorithm
   simulation: Simulation
   federation: Federation  # on the devices, or where it is streamed, on the host
+  shifted: Federation  # after --shift_round; `federation` itself where nothing changes
   x_test: jax.Array
   y_test: jax.Array
+  test_owners: TestOwners
   hyper: Hyper
   keys: Keys
   mesh: Mesh  # of the devices that take part
+  layers: tuple[str, ...]  # names of the prunable leaves' layers
+  costs: tuple[LayerCost, ...]  # of the model's layers; () without --metrics
   facts: dict[str, Any]  # what the data made of the flags, for config.json
 
 
@@ -66,13 +81,14 @@ def build(config: Config) -> Experiment:
   dataset = sources.load(config.dataset, keys.split)
   input_shape = dataset.x_train.shape[1:]
   model = _make_model(config, input_shape, dataset.num_classes)
-  parts = _deal(config, dataset, keys.partition)
+  parts, parts_after = _deal_phases(config, dataset, keys.partition)
   if config.clients_per_round > len(parts):
     raise ConfigError(
       f"--clients_per_round={config.clients_per_round}: must be at most the"
       f" {len(parts)} clients of the data"
     )
-  indices, sizes = partition.stack_clients(parts)
+  # Together, so that the lists of both phases have one length.
+  indices, sizes = partition.stack_clients([*parts, *parts_after])
   dtype = jnp.bfloat16 if config.compute_dtype == "bfloat16" else jnp.float32
   task = classification(model, input_shape, dataset.mean, dataset.std, dtype)
   setup = Setup(
@@ -89,6 +105,8 @@ def build(config: Config) -> Experiment:
     rate_schedule=RATE_SCHEDULES[config.client_lr_schedule],
     client_weight=CLIENT_WEIGHTS[config.client_weighting],
     is_heterogeneous=bool(config.client_sparsities),
+    measures=make_measures(jnp.dtype(config.wire_dtype)) if config.metrics else NO_MEASURES,
+    wire_dtype=jnp.dtype(config.wire_dtype),
   )
   algorithm = _make_algorithm(config, setup)
   mesh = _make_mesh(config)
@@ -96,12 +114,16 @@ def build(config: Config) -> Experiment:
   federation = Federation(
     x=dataset.x_train,
     y=dataset.y_train,
-    indices=indices,
-    sizes=sizes,
+    indices=indices[: len(parts)],
+    sizes=sizes[: len(parts)],
     density_scales=_density_scales(config, len(parts), keys.partition),
   )
-  if config.data_placement != "streamed":
-    federation = place(federation, mesh, "replicated" if is_alone else config.data_placement)
+  after = federation
+  if parts_after:
+    after = federation._replace(indices=indices[len(parts) :], sizes=sizes[len(parts) :])
+  federation, after = _place_phases(
+    federation, after, mesh, "replicated" if is_alone else config.data_placement
+  )
   example = jax.ShapeDtypeStruct(input_shape, dataset.x_train.dtype)
   chunk = choose_chunk(
     config.clients_per_chunk, model, setup, example, -(-config.clients_per_round // mesh.size)
@@ -118,6 +140,8 @@ def build(config: Config) -> Experiment:
       sum_over_clients if is_alone else partial(sum_over_devices, mesh, config.data_placement)
     ),
     matmul_precision="tensorfloat32" if config.compute_dtype == "tf32" else "float32",
+    measures=setup.measures,
+    compared_clients=config.mask_metrics_clients,
   )
   facts = dict(
     num_clients=len(parts),
@@ -138,10 +162,15 @@ def build(config: Config) -> Experiment:
   )
   others = (dataset.x_test, dataset.y_test, make_hyper(config), keys)
   x_test, y_test, hyper, keys = put(others, everywhere(mesh))
+  layers = tuple(trees.layer_names(jax.eval_shape(task.init, keys.init)["params"]))
   return Experiment(
     algorithm=algorithm,
     simulation=simulation,
     federation=federation,
+    shifted=after,
+    test_owners=_deal_tests(config, dataset, parts, parts_after, keys.partition),
+    layers=layers,
+    costs=layer_costs(model, input_shape) if config.metrics else (),
     x_test=x_test,
     y_test=y_test,
     hyper=hyper,
@@ -190,6 +219,14 @@ _VALUES = (
   "dirichlet_alpha",
   "shards_per_client",
   "power_law_exponent",
+  "shift_round",
+  "shift_kind",
+  "shift_dirichlet_alpha",
+  "shift_seed",
+  "client_eval",
+  "target_accuracy",
+  "mask_metrics_every",
+  "trackers",
   "seed",
   "output_dir",
   "checkpoint_every",
@@ -298,6 +335,68 @@ def _make_model(config: Config, input_shape: tuple[int, ...], num_classes: int) 
   if not is_image or min(input_shape[:2]) < least:
     refuse(f"images of at least {least}x{least} pixels")
   return cnn
+
+
+def _place_phases(
+  before: Federation, after: Federation, mesh: Mesh, placement: str
+) -> tuple[Federation, Federation]:
+  """Lays the data of both phases out; where each device holds all examples, they are held once."""
+  if placement == "streamed":
+    return before, after
+  placed = place(before, mesh, placement)
+  if after is before:
+    return placed, placed
+  if placement == "sharded":
+    return placed, place(after, mesh, placement)
+  indices, sizes = put((after.indices, after.sizes), everywhere(mesh))
+  return placed, placed._replace(indices=indices, sizes=sizes)
+
+
+def _deal_phases(
+  config: Config, dataset: sources.Dataset, key: jax.Array
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+  """Deals the training examples to the clients, before and after --shift_round, if there is one."""
+  if config.shift_round is None:
+    return _deal(config, dataset, key), []
+  alpha, seed = config.shift_dirichlet_alpha, config.shift_seed
+  assert alpha is not None and seed is not None  # resolved
+  later_key = make_keys(jax.random.key(seed)).partition
+  later = config._replace(dirichlet_alpha=alpha)
+  subsets = SHIFTS[config.shift_kind](jax.random.fold_in(later_key, 2), dataset.y_train)
+  phases = zip((config, later), (key, later_key), subsets, strict=True)
+
+  def deal(phase_config: Config, phase_key: jax.Array, subset: np.ndarray) -> list[np.ndarray]:
+    part = dataset._replace(y_train=dataset.y_train[subset])
+    return [subset[own].astype(np.int32) for own in _deal(phase_config, part, phase_key)]
+
+  before, after = (deal(*phase) for phase in phases)
+  return before, after
+
+
+def _deal_tests(
+  config: Config,
+  dataset: sources.Dataset,
+  parts: list[np.ndarray],
+  parts_after: list[np.ndarray],
+  key: jax.Array,
+) -> TestOwners:
+  nobody = np.zeros(0, np.int32)
+  if not config.client_eval:
+    return TestOwners(nobody, nobody)
+  if config.partition == "natural" and len(dataset.client_test):
+    return TestOwners(dataset.client_test, dataset.client_test)
+  if len(dataset.y_test) < len(parts):
+    raise ConfigError(
+      f"--client_eval: needs a test example for each of the {len(parts)} clients, but"
+      f" --dataset={config.dataset} has {len(dataset.y_test)}"
+    )
+  before, after = (
+    partition.like_training(
+      jax.random.fold_in(key, 3), dataset.y_test, [dataset.y_train[own] for own in phase]
+    )
+    for phase in (parts, parts_after or parts)
+  )
+  return TestOwners(before, after)
 
 
 def _deal(config: Config, dataset: sources.Dataset, key: jax.Array) -> list[np.ndarray]:

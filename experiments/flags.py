@@ -15,11 +15,13 @@ from sparsyfed_jax.algorithms.sparsyfed import ACTIVATION_THRESHOLDS, REPARAMETE
 from sparsyfed_jax.algorithms.static import MASKS
 from sparsyfed_jax.algorithms.zerofl import FORMS as ZEROFL_FORMS
 from sparsyfed_jax.algorithms.zerofl import UPLINKS
+from sparsyfed_jax.data.shift import SHIFTS
 from sparsyfed_jax.fed.devices import PLACEMENTS
 from sparsyfed_jax.fed.optimizers import SERVER_OPTIMIZERS
 from sparsyfed_jax.fed.sampling import AVAILABILITIES
 from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES
 from sparsyfed_jax.fed.server import CLIENT_WEIGHTS
+from sparsyfed_jax.io.trackers import TrackerError, check_installed
 from sparsyfed_jax.models.norm import Norm
 
 MODELS = ("mlp", "cnn", "resnet18", "speech_resnet18", "vit")
@@ -27,6 +29,7 @@ NORMS = ("batch", "group")
 PARTITIONS = ("dirichlet", "dirichlet_per_class", "iid", "shards", "power_law", "natural")
 CLIENT_OPTIMIZERS = ("sgd", "nesterov", "adamw")
 COMPUTE_DTYPES = ("float32", "tf32", "bfloat16")
+WIRE_DTYPES = ("float32", "bfloat16", "float16")
 
 _FLAGS = flags.FLAGS
 # Flags of numbers that not every method reads, and where they go.
@@ -120,18 +123,29 @@ class Config(NamedTuple):
   dirichlet_alpha: float
   shards_per_client: int
   power_law_exponent: float
+  shift_round: int | None
+  shift_kind: str
+  shift_dirichlet_alpha: float | None
+  shift_seed: int | None
   eval_every: int
+  client_eval: bool
+  target_accuracy: float
+  metrics: bool
+  mask_metrics_every: int
+  mask_metrics_clients: int
   checkpoint_every: int
   clients_per_chunk: str
   num_devices: int | None
   data_placement: str
   compute_dtype: str
+  wire_dtype: str
   coordinator: str | None
   num_processes: int | None
   process_id: int | None
   compilation_cache_dir: str
   seed: int
   output_dir: str | None
+  trackers: tuple[str, ...]
   resume: bool
 
 
@@ -188,18 +202,29 @@ DEFAULTS = Config(
   dirichlet_alpha=1.0,
   shards_per_client=2,
   power_law_exponent=1.0,
+  shift_round=None,
+  shift_kind="resplit",
+  shift_dirichlet_alpha=None,
+  shift_seed=None,
   eval_every=5,
+  client_eval=False,
+  target_accuracy=0.9,
+  metrics=True,
+  mask_metrics_every=0,
+  mask_metrics_clients=10,
   checkpoint_every=50,
   clients_per_chunk=AUTO,
   num_devices=None,
   data_placement="replicated",
   compute_dtype="float32",
+  wire_dtype="float32",
   coordinator=None,
   num_processes=None,
   process_id=None,
   compilation_cache_dir=AUTO,
   seed=0,
   output_dir=None,
+  trackers=(),
   resume=False,
 )
 
@@ -272,8 +297,24 @@ _HELP = dict(
   dirichlet_alpha="concentration of the Dirichlet splits: 1000 is uniform, 0.1 very skewed",
   shards_per_client="of --partition=shards",
   power_law_exponent="of --partition=power_law",
+  shift_round="round after which the clients' data changes, to see how a method adapts; default:"
+  " never",
+  shift_kind="what changes then: resplit (all examples are dealt anew), clients (other clients with"
+  " the other half of the examples come in the place of those before), or labels (classes that were"
+  " frequent become rare, and rare ones frequent)",
+  shift_dirichlet_alpha="--dirichlet_alpha of the data after --shift_round; default: unchanged",
+  shift_seed="of the data after --shift_round; default: --seed + 1",
   eval_every="rounds between two evaluations on the test set, which are also the rounds of one"
   " compiled call",
+  client_eval="whether evaluations also take each client's own test examples: those that the data"
+  " names (client_test), or else a part of the test set with the class frequencies of the client's"
+  " training examples",
+  target_accuracy="test accuracy to which summary.json counts bytes and rounds, in (0, 1]",
+  metrics="whether bytes, sparsity, regrowth and FLOPs are measured each round",
+  mask_metrics_every="rounds between two measurements of masks that cost more: the agreement of the"
+  " clients of a round, who are trained once more for it, and the global mask, which is kept in"
+  " masks/; 0 for none",
+  mask_metrics_clients="how many clients of a round are compared at most, each with each other",
   checkpoint_every="rounds between two checkpoints, from which --resume goes on; 0 writes none",
   clients_per_chunk="clients trained side by side (vmap), the rest one chunk after the other;"
   " auto: what measured best for the model and the backend, as far as memory allows",
@@ -283,6 +324,8 @@ _HELP = dict(
   " ahead)",
   compute_dtype="of layers: float32, tf32 (float32 with shorter products, on GPUs), or bfloat16;"
   " parameters, norms and updates are float32 always",
+  wire_dtype="of values on the wire, to which models are rounded in both directions: float32,"
+  " bfloat16 or float16",
   coordinator="HOST:PORT of the first of several processes, each of which is started with the same"
   " flags, --num_processes and its own --process_id; auto: as SLURM, MPI, Kubernetes or a TPU pod"
   " says",
@@ -292,6 +335,8 @@ _HELP = dict(
   " configured, or else in the user's cache directory; empty: nowhere",
   seed="of everything random: split, partition, initialisation, sampling, shuffling",
   output_dir="a new or empty directory; default: runs/<time>-<algorithm>-<dataset>",
+  trackers="comma list of tensorboard and wandb, which get the rows of metrics besides the files;"
+  " each needs the extra of its name",
   resume="goes on with the run in --output_dir from its last checkpoint; the other flags must be"
   " those it was started with",
 )
@@ -309,6 +354,7 @@ def define(flag_values: flags.FlagValues = _FLAGS) -> None:
     int: flags.DEFINE_integer,
     int | None: flags.DEFINE_integer,
     tuple[float, ...]: flags.DEFINE_list,
+    tuple[str, ...]: flags.DEFINE_list,
     bool: flags.DEFINE_boolean,
   }
   for name, default in DEFAULTS._asdict().items():
@@ -341,6 +387,7 @@ def read(flag_values: flags.FlagValues = _FLAGS) -> Config:
   values: dict[str, Any] = {name: flag_values[name].value for name in Config._fields}
   for name in ("client_sparsities", "client_sparsity_shares"):
     values[name] = _numbers(name, values[name])
+  values["trackers"] = tuple(values["trackers"])
   config = Config(**values)
   check(config)
   return config
@@ -380,6 +427,8 @@ def check(config: Config) -> None:
   require_one_of("client_sampling", tuple(AVAILABILITIES))
   require_one_of("data_placement", PLACEMENTS)
   require_one_of("compute_dtype", COMPUTE_DTYPES)
+  require_one_of("wire_dtype", WIRE_DTYPES)
+  require_one_of("shift_kind", tuple(SHIFTS))
   for name, (_, _, known) in _OPTION_OF_FLAG.items():
     if known:
       require_one_of(name, known)
@@ -451,6 +500,8 @@ def check(config: Config) -> None:
   if config.feddst_update_until is not None:
     require(config.feddst_update_until >= 0, "feddst_update_until", "at least 0")
   _check_client_sparsities(config, require)
+  _check_shift(config, require)
+  _check_measures(config, require)
   chunk = config.clients_per_chunk
   require(
     chunk == AUTO or (chunk.isascii() and chunk.isdigit() and int(chunk) >= 1),
@@ -474,6 +525,49 @@ def _check_processes(config: Config, require: Callable[[bool, str, str], None]) 
   require(config.num_processes >= 1, "num_processes", "at least 1")
   last = config.num_processes - 1
   require(0 <= config.process_id <= last, "process_id", f"between 0 and {last}")
+
+
+def _check_shift(config: Config, require: Callable[[bool, str, str], None]) -> None:
+  if config.shift_round is None:
+    for name in ("shift_dirichlet_alpha", "shift_seed"):
+      require(getattr(config, name) is None, name, "left out without --shift_round")
+    return
+  require(
+    1 <= config.shift_round < config.rounds,
+    "shift_round",
+    f"at least 1 and below --rounds={config.rounds}",
+  )
+  require(
+    config.partition != "natural",
+    "shift_round",
+    "left out with --partition=natural, whose clients are as they are",
+  )
+  if config.shift_dirichlet_alpha is not None:
+    is_finite = 0 < config.shift_dirichlet_alpha < math.inf
+    require(is_finite, "shift_dirichlet_alpha", "positive and finite")
+    require(
+      config.partition.startswith("dirichlet"),
+      "shift_dirichlet_alpha",
+      f"left out with --partition={config.partition}",
+    )
+  if config.shift_seed is not None:
+    require(0 <= config.shift_seed < 2**32, "shift_seed", "between 0 and 2^32 - 1")
+
+
+def _check_measures(config: Config, require: Callable[[bool, str, str], None]) -> None:
+  require(0 < config.target_accuracy <= 1, "target_accuracy", "above 0 and at most 1")
+  require(config.mask_metrics_every >= 0, "mask_metrics_every", "at least 0")
+  require(config.mask_metrics_clients >= 2, "mask_metrics_clients", "at least 2")
+  if config.mask_metrics_every:
+    require(
+      config.data_placement == "replicated",
+      "mask_metrics_every",
+      f"0 with --data_placement={config.data_placement}: one device trains all that are compared",
+    )
+  try:
+    check_installed(config.trackers)
+  except TrackerError as error:
+    raise ConfigError(str(error)) from error
 
 
 def _is_pattern(text: str) -> bool:
@@ -541,12 +635,24 @@ def notes(config: Config, flag_values: flags.FlagValues = _FLAGS) -> list[str]:
 
 
 # Flags whose defaults follow from others, in `resolve`.
-DERIVED = ("client_lr_final", "sparsity_ramp_rounds", "feddst_update_until")
+DERIVED = (
+  "client_lr_final",
+  "sparsity_ramp_rounds",
+  "feddst_update_until",
+  "shift_dirichlet_alpha",
+  "shift_seed",
+)
 
 
 def resolve(config: Config) -> Config:
   """Fills in the defaults that follow from other flags."""
   ramp = 0 if config.sparsity_schedule == "constant" else config.rounds // 2
+  if config.shift_round is not None:
+    alpha, seed = config.shift_dirichlet_alpha, config.shift_seed
+    config = config._replace(
+      shift_dirichlet_alpha=config.dirichlet_alpha if alpha is None else alpha,
+      shift_seed=(config.seed + 1) % 2**32 if seed is None else seed,
+    )
   return config._replace(
     client_lr_final=(
       config.client_lr / 10 if config.client_lr_final is None else config.client_lr_final

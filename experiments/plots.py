@@ -16,7 +16,7 @@ from experiments.terminal import BYTE_UNITS, format_bytes
 BLUE, VERMILLION = "#0072B2", "#D55E00"
 INK, GREY, GRID = "#1F1F1F", "#6B6B6B", "#E6E6E6"
 
-_NAMES = {
+NAMES = {
   "fedavg": "FedAvg",
   "feddst": "FedDST",
   "flash": "FLASH",
@@ -37,7 +37,7 @@ class Line(NamedTuple):
 
   x: np.ndarray  # f64[n], n > 0
   y: np.ndarray  # f64[n]
-  label: str
+  label: str  # "" for none
   color: str
   style: str
   width: float
@@ -45,7 +45,7 @@ class Line(NamedTuple):
 
 
 class Panel(NamedTuple):
-  """One of the four axes."""
+  """What one pair of axes shows."""
 
   title: str
   unit: str
@@ -72,13 +72,13 @@ def plot_curves(rows: Rows, summary: Mapping[str, Any], path: str | os.PathLike[
   panels = (_accuracy(rows), _loss(rows), _sparsity(rows), _communication(rows, summary))
   ends = [line.x[-1] for panel in panels for line in panel.lines]
   for axes, panel in zip(figure.subplots(2, 2, gridspec_kw=_BOX).flat, panels, strict=True):
-    _draw(axes, panel, max(ends, default=1.0))
+    draw_over_rounds(axes, panel, max(ends, default=1.0))
   figure.savefig(path, format="png")
 
 
 def _heading(rows: Rows, summary: Mapping[str, Any]) -> tuple[str, str]:
   algorithm = summary.get("algorithm", "Federated training")
-  names = [_NAMES.get(algorithm, algorithm), summary.get("dataset"), summary.get("model")]
+  names = [NAMES.get(algorithm, algorithm), summary.get("dataset"), summary.get("model")]
   title = "  ·  ".join(str(name) for name in names if name)
   facts = []
   for key, text in (
@@ -172,17 +172,31 @@ def _line(
   return [Line(x, y * scale, label.format(y[-1] * scale), color, style, width)] if x.size else []
 
 
-def _draw(axes: Axes, panel: Panel, last_round: float) -> None:
+def frame(axes: Axes, panel: Panel, x_label: str) -> None:
+  """Dresses axes before anything is drawn into them."""
   axes.set_title(panel.title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=11)
   axes.spines[["top", "right"]].set_visible(False)
   axes.spines[["left", "bottom"]].set_color(GREY)
   axes.tick_params(colors=GREY, labelsize=9.5, length=3)
+  axes.grid(color=GRID, linewidth=0.8)
+  axes.set_axisbelow(True)
+  axes.set_xlabel(x_label, fontsize=9.5, color=GREY)
+  axes.set_ylabel(panel.unit, fontsize=9.5, color=GREY, rotation=0, ha="right")
+  axes.yaxis.set_label_coords(-0.02, 1.03)
+
+
+def draw(axes: Axes, panel: Panel, x_label: str) -> None:
+  """Draws all of a panel but the limits and ticks of its x axis."""
+  frame(axes, panel, x_label)
   if not panel.lines:
     axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, color=GREY, ha="center")
     axes.set_axis_off()
     return
 
   for line in panel.lines:
+    if np.any(line.spread):
+      band = (line.y - line.spread, line.y + line.spread)
+      axes.fill_between(line.x, *band, color=line.color, alpha=0.15, linewidth=0)
     axes.plot(
       line.x,
       line.y,
@@ -194,16 +208,18 @@ def _draw(axes: Axes, panel: Panel, last_round: float) -> None:
       solid_capstyle="round",
       clip_on=False,
     )
-  _set_limits(axes, panel, last_round)
-  axes.grid(color=GRID, linewidth=0.8)
-  axes.set_axisbelow(True)
-  axes.set_xlabel("round", fontsize=9.5, color=GREY)
-  axes.set_ylabel(panel.unit, fontsize=9.5, color=GREY, rotation=0, ha="right")
-  axes.yaxis.set_label_coords(-0.02, 1.03)
+  _set_limits(axes, panel)
   _label_ends(axes, panel.lines)
 
 
-def _set_limits(axes: Axes, panel: Panel, last_round: float) -> None:
+def draw_over_rounds(axes: Axes, panel: Panel, last_round: float) -> None:
+  """Draws a panel whose x are rounds."""
+  draw(axes, panel, "round")
+  axes.set_xlim(0, max(last_round, 1))
+  axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7, steps=_STEPS))
+
+
+def _set_limits(axes: Axes, panel: Panel) -> None:
   ends = [(line.y - line.spread, line.y + line.spread) for line in panel.lines]
   values = np.concatenate([end for pair in ends for end in pair])
   low, high = float(values.min()), float(values.max())
@@ -216,14 +232,14 @@ def _set_limits(axes: Axes, panel: Panel, last_round: float) -> None:
     margin = max(0.05 * (high - low), 0.02 * abs(high)) or 1.0
     axes.set_ylim(max(low - margin, panel.bounds[0]), min(high + margin, panel.bounds[1]))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=_STEPS))
-  axes.set_xlim(0, max(last_round, 1))
-  axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7, steps=_STEPS))
 
 
 def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
   """Writes the labels to the right of the panel, at their line's end or as near as they fit."""
   to_axes = axes.transData + axes.transAxes.inverted()
-  wanted = [(float(to_axes.transform((line.x[-1], line.y[-1]))[1]), line) for line in lines]
+  wanted = [
+    (float(to_axes.transform((line.x[-1], line.y[-1]))[1]), line) for line in lines if line.label
+  ]
   wanted.sort(key=lambda pair: pair[0])
   places = [place for place, _ in wanted]
   for i in range(1, len(places)):
@@ -245,7 +261,7 @@ class Curve(NamedTuple):
   runs: Sequence[Rows]  # the rows of metrics.jsonl of each seed
 
 
-_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#1F1F1F", "#6B6B6B")
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#1F1F1F", "#6B6B6B")
 
 
 def plot_sweep(curves: Sequence[Curve], path: str | os.PathLike[str]) -> None:
@@ -266,23 +282,20 @@ def plot_sweep(curves: Sequence[Curve], path: str | os.PathLike[str]) -> None:
     lines = []
     for i, curve in enumerate(curves):
       # A method has the same colour in every picture.
-      place = list(_NAMES).index(curve.label) if curve.label in _NAMES else i
-      color = _PALETTE[place % len(_PALETTE)]
-      style = "-" if place < len(_PALETTE) else "--"
-      x, mean, deviation = _mean_curve(curve.runs, key)
+      place = list(NAMES).index(curve.label) if curve.label in NAMES else i
+      color = PALETTE[place % len(PALETTE)]
+      style = "-" if place < len(PALETTE) else "--"
+      x, mean, deviation = mean_curve(curve.runs, key)
       if not x.size:
         continue
-      name = f"{_NAMES.get(curve.label, curve.label)} {100 * mean[-1]:.1f}%"
+      name = f"{NAMES.get(curve.label, curve.label)} {100 * mean[-1]:.1f}%"
       lines.append(Line(x, 100 * mean, name, color, style, 1.8, 100 * deviation))
-      band = (100 * (mean - deviation), 100 * (mean + deviation))
-      axes.fill_between(x, *band, color=color, alpha=0.15, linewidth=0)
-    _draw(
-      axes, Panel(title, "%", lines, (0, 100), math.inf), max((z.x[-1] for z in lines), default=1)
-    )
+    panel = Panel(title, "%", lines, (0, 100), math.inf)
+    draw_over_rounds(axes, panel, max((line.x[-1] for line in lines), default=1))
   figure.savefig(path, format="png")
 
 
-def _mean_curve(runs: Sequence[Rows], key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def mean_curve(runs: Sequence[Rows], key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Mean and deviation over the runs, in the rounds that all of them have."""
   columns = [dict(zip(*_column(rows, key), strict=True)) for rows in runs]
   rounds = np.array(sorted(set.intersection(*map(set, columns)))) if columns else np.zeros(0)
@@ -312,9 +325,9 @@ def plot_scaling(rows: Rows, path: str | os.PathLike[str]) -> None:
       own = [row for row in rows if row["algorithm"] == algorithm]
       points = sorted((row["clients_per_round"], row[key]) for row in own)
       x, y = np.array(points, float).T
-      place = list(_NAMES).index(algorithm) if algorithm in _NAMES else i
-      color = _PALETTE[place % len(_PALETTE)]
-      lines.append(Line(x, scale * y, _NAMES.get(algorithm, algorithm), color, "-", 1.8))
+      place = list(NAMES).index(algorithm) if algorithm in NAMES else i
+      color = PALETTE[place % len(PALETTE)]
+      lines.append(Line(x, scale * y, NAMES.get(algorithm, algorithm), color, "-", 1.8))
     if key == "seconds_per_round":
       # Through the last point of the first method, where fixed costs weigh least.
       x, y = lines[0].x, lines[0].y
@@ -324,10 +337,7 @@ def plot_scaling(rows: Rows, path: str | os.PathLike[str]) -> None:
 
 
 def _draw_log_log(axes: Axes, panel: Panel) -> None:
-  axes.set_title(panel.title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=11)
-  axes.spines[["top", "right"]].set_visible(False)
-  axes.spines[["left", "bottom"]].set_color(GREY)
-  axes.tick_params(colors=GREY, labelsize=9.5, length=3)
+  frame(axes, panel, "clients a round")
   axes.set_xscale("log")
   axes.set_yscale("log")
   for line in panel.lines:
@@ -343,9 +353,4 @@ def _draw_log_log(axes: Axes, panel: Panel) -> None:
     axis.set_major_locator(LogLocator(subs=subs, numticks=12))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_locator(NullLocator())
-  axes.grid(color=GRID, linewidth=0.8)
-  axes.set_axisbelow(True)
-  axes.set_xlabel("clients a round", fontsize=9.5, color=GREY)
-  axes.set_ylabel(panel.unit, fontsize=9.5, color=GREY, rotation=0, ha="right")
-  axes.yaxis.set_label_coords(-0.02, 1.03)
   _label_ends(axes, panel.lines)

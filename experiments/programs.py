@@ -19,6 +19,7 @@ class Inputs(NamedTuple):
   """What programs are run on; of several runs, what differs has a leading axis."""
 
   federation: Federation  # where it is streamed, of NumPy arrays
+  shifted: Federation  # what it becomes after --shift_round
   x_test: jax.Array
   y_test: jax.Array
   hyper: Any
@@ -34,6 +35,10 @@ class Programs(NamedTuple):
   # entries (along the last axis) count; the state given is donated
   run: Callable[[Any, Inputs, int], tuple[Any, dict[str, np.ndarray]]]
   evaluate: Callable[[Any, Inputs], dict[str, np.ndarray]]
+  # The others are compiled when first called.
+  classify: Callable[[Any, Inputs], np.ndarray]  # which test examples are right, as `Simulation`
+  agree: Callable[[Any, Inputs], np.ndarray]  # agreement of the coming round's masks
+  pack: Callable[[Any], np.ndarray]  # the global mask
   shapes: Any  # of the state
   seconds: float  # that compiling took
 
@@ -43,6 +48,7 @@ def inputs_of(experiment: Experiment) -> Inputs:
   keys = experiment.keys
   return Inputs(
     experiment.federation,
+    experiment.shifted,
     experiment.x_test,
     experiment.y_test,
     experiment.hyper,
@@ -63,17 +69,27 @@ def stack_inputs(experiments: Sequence[Experiment]) -> tuple[Inputs, Inputs]:
   """
   each = [inputs_of(experiment) for experiment in experiments]
 
-  def combine(*leaves: jax.Array) -> tuple[jax.Array, int | None]:
-    is_shared = all(jnp.array_equal(leaves[0], leaf) for leaf in leaves[1:])
-    return (leaves[0], None) if is_shared else (jnp.stack(leaves), 0)
+  def is_shared(leaves: Sequence[jax.Array]) -> bool:
+    return all(jnp.array_equal(leaves[0], leaf) for leaf in leaves[1:])
+
+  def combine(*phases: Sequence[jax.Array]) -> list[tuple[jax.Array, int | None]]:
+    # One program runs both phases, so what differs in one of them has the axis in both.
+    if all(map(is_shared, phases)):
+      return [(leaves[0], None) for leaves in phases]
+    return [(jnp.stack(leaves), 0) for leaves in phases]
 
   def stack(*leaves: jax.Array) -> tuple[jax.Array, int]:
     return jnp.stack(leaves), 0
 
+  before = zip(*(inputs.federation for inputs in each), strict=True)
+  after = zip(*(inputs.shifted for inputs in each), strict=True)
+  phases = zip(*map(combine, before, after), strict=True)
+  federation, shifted = (Federation(*fields) for fields in phases)
   pairs: dict[str, Any] = dict(
-    federation=Federation(*map(combine, *(inputs.federation for inputs in each))),
-    x_test=combine(*(inputs.x_test for inputs in each)),
-    y_test=combine(*(inputs.y_test for inputs in each)),
+    federation=federation,
+    shifted=shifted,
+    x_test=combine([inputs.x_test for inputs in each])[0],
+    y_test=combine([inputs.y_test for inputs in each])[0],
     hyper=jax.tree.map(stack, *(inputs.hyper for inputs in each)),
     init_key=stack(*(inputs.init_key for inputs in each)),
     rounds_key=stack(*(inputs.rounds_key for inputs in each)),
@@ -101,6 +117,13 @@ def compile_programs(experiment: Experiment) -> Programs:
     init=lambda inputs: init(inputs.hyper, inputs.init_key),
     run=run,
     evaluate=lambda state, inputs: jax.device_get(evaluate(state, inputs.x_test, inputs.y_test)),
+    classify=lambda state, inputs: jax.device_get(
+      simulation.classify(state, inputs.x_test, inputs.y_test)
+    ),
+    agree=lambda state, inputs: jax.device_get(
+      simulation.agree(state, inputs.federation, inputs.rounds_key)
+    ),
+    pack=lambda state: jax.device_get(simulation.pack(state)),
     shapes=shapes,
     seconds=time.perf_counter() - started,
   )
@@ -128,6 +151,18 @@ def compile_side_by_side(experiment: Experiment, inputs: Inputs, axes: Inputs) -
     mapped = jax.vmap(simulation.evaluate, (0, axes.x_test, axes.y_test))
     return mapped(state, inputs.x_test, inputs.y_test)
 
+  @jax.jit
+  def classify(state: Any, inputs: Inputs) -> Any:
+    mapped = jax.vmap(simulation.classify, (0, axes.x_test, axes.y_test))
+    return mapped(state, inputs.x_test, inputs.y_test)
+
+  @jax.jit
+  def agree(state: Any, inputs: Inputs) -> Any:
+    mapped = jax.vmap(simulation.agree, (0, axes.federation, 0))
+    return mapped(state, inputs.federation, inputs.rounds_key)
+
+  pack = jax.jit(jax.vmap(simulation.pack))
+
   shapes = jax.eval_shape(init, inputs)
   state = _on(shapes, everywhere(experiment.mesh))
   compiled_init = jax.jit(init).lower(inputs).compile()
@@ -142,6 +177,9 @@ def compile_side_by_side(experiment: Experiment, inputs: Inputs, axes: Inputs) -
     init=compiled_init,
     run=run_and_fetch,
     evaluate=lambda state, inputs: jax.device_get(compiled_evaluate(state, inputs)),
+    classify=lambda state, inputs: jax.device_get(classify(state, inputs)),
+    agree=lambda state, inputs: jax.device_get(agree(state, inputs)),
+    pack=lambda state: jax.device_get(pack(state)),
     shapes=shapes,
     seconds=time.perf_counter() - started,
   )

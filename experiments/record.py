@@ -15,18 +15,41 @@ import numpy as np
 
 from experiments import flags, processes
 from experiments.build import Experiment, everywhere
+from experiments.clients import client_accuracies, client_spread, owners_at
 from experiments.environment import describe_environment
+from experiments.mask_files import save_mask, write_similarity
+from experiments.measures import bytes_to_accuracy, recovery, rounds_to_accuracy
 from experiments.plots import plot_curves
 from experiments.programs import Inputs, Programs
 from experiments.signals import catch_signals
 from experiments.terminal import Update
+from experiments.work import dense_flops, round_flops, round_table
 from sparsyfed_jax.fed.devices import put
 from sparsyfed_jax.io import checkpoint
+from sparsyfed_jax.io.trackers import Write, open_trackers
 from sparsyfed_jax.io.writers import JSONL_NAME, MetricsWriter, read_metrics, write_json
 from sparsyfed_jax.metrics.cost import dense_bytes
-from sparsyfed_jax.metrics.sparsity import layer_densities
 
 SUMMARY_NAME = "summary.json"
+# Columns that are null without --metrics.
+_MEASURED = (
+  "global_sparsity",
+  "prunable_sparsity",
+  "client_regrowth",
+  "server_regrowth",
+  "uplink_bytes",
+  "downlink_bytes",
+)
+# Columns that are null in rounds in which they are not measured.
+_NOW_AND_THEN = (
+  "test_accuracy",
+  "test_loss",
+  "client_mask_iou",
+  "client_accuracy_mean",
+  "client_accuracy_std",
+  "client_accuracy_min",
+  "client_accuracy_p10",
+)
 
 
 class Member(NamedTuple):
@@ -130,31 +153,47 @@ def record(
   rows = [_earlier_rows(member, done) for member in writers]
   # Beside others a run may have ended before the checkpoint that all go on from.
   failures = {i: failure for i, kept in enumerate(rows) if (failure := _failure(kept))}
+
+  def of_run(number: int, values: Any) -> Any:
+    return values if is_alone else jax.tree.map(lambda leaf: leaf[number], values)
+
   with contextlib.ExitStack() as stack:
     files = [stack.enter_context(MetricsWriter(member.directory, done)) for member in writers]
+    trackers = [stack.enter_context(_open_trackers(member, done)) for member in writers]
     caught = stack.enter_context(catch_signals())
     while done < config.rounds:
-      ends = [_next(done, every) for every in (config.eval_every, config.checkpoint_every) if every]
-      count = min(*ends, config.rounds) - done
+      is_shifted = config.shift_round is not None and done >= config.shift_round
+      current = inputs._replace(federation=inputs.shifted) if is_shifted else inputs
+      is_compared = _is_due(done + 1, config.mask_metrics_every)
+      agreement = programs.agree(state, current) if is_compared else None
+      count = _next_stop(config, done) - done
       started = time.perf_counter()
-      state, columns = programs.run(state, inputs, count)
+      state, columns = programs.run(state, current, count)
       run_seconds += time.perf_counter() - started
       done += count
       is_last = done == config.rounds
-      is_evaluated = done % config.eval_every == 0 or is_last
+      is_evaluated = _is_due(done, config.eval_every) or is_last
       scores = programs.evaluate(state, inputs) if is_evaluated else {}
-      for number in range(len(members)):
-        mine, my_scores = (
-          values if is_alone else {name: leaf[number] for name, leaf in values.items()}
-          for values in (columns, scores)
-        )
-        new = _new_rows(mine, my_scores, count)
+      is_by_client = is_evaluated and config.client_eval
+      hits = programs.classify(state, inputs) if is_by_client else None
+      packed = programs.pack(state) if _is_due(done, config.mask_metrics_every) else None
+      for number, member in enumerate(members):
         if number in failures:
           continue
+        new = _new_rows(of_run(number, columns), of_run(number, scores), count)
+        if hits is not None:
+          owners = owners_at(member.experiment.test_owners, config.shift_round, done)
+          new[-1] |= client_spread(client_accuracies(of_run(number, hits), owners))
+        if agreement is not None:
+          new[0]["client_mask_iou"] = of_run(number, agreement).item()
         if writers:
+          _complete(member, rows[number], new)
+          rows[number] += new
           for row in new:
             files[number].write(row)
-          rows[number] += new
+            trackers[number](row)
+          if packed is not None:
+            save_mask(member.directory, done, of_run(number, packed))
         if number == 0:
           update(done, new[-1])
         failure = _failure(new)
@@ -163,7 +202,7 @@ def record(
       if len(failures) == len(members):
         raise failures[0]
       signal = processes.largest(caught.signal)
-      is_due = done % config.checkpoint_every == 0 if config.checkpoint_every else False
+      is_due = _is_due(done, config.checkpoint_every)
       if writers and config.checkpoint_every and (is_due or is_last or signal):
         checkpoint.save(checkpoints, done, state)
       if signal and not is_last:
@@ -174,15 +213,18 @@ def record(
     "seconds_per_round": run_seconds / rounds_here if rounds_here else None,
     "compile_seconds": programs.seconds,
   }
+  final_hits = programs.classify(state, inputs) if config.client_eval else None
   results: list[dict[str, Any] | DivergedError] = []
   for number, member in enumerate(writers):
     if number in failures:
       results.append(failures[number])
       continue
-    own = state if is_alone else jax.tree.map(lambda leaf, i=number: leaf[i], state)
-    summary = _summarise(member, rows[number], own) | cost | describe_environment()
+    hits = None if final_hits is None else of_run(number, final_hits)
+    summary = _summarise(member, rows[number], of_run(number, state), hits)
+    summary |= cost | describe_environment()
     write_json(member.directory / SUMMARY_NAME, summary)
     plot_curves(rows[number], summary, member.directory / "curves.png")
+    write_similarity(member.directory)
     results.append(summary)
   return results
 
@@ -191,8 +233,30 @@ def _earlier_rows(member: Member, done: int) -> list[dict[str, Any]]:
   return read_metrics(member.directory / JSONL_NAME)[:done] if done else []
 
 
-def _next(done: int, every: int) -> int:
-  return (done // every + 1) * every
+def _open_trackers(member: Member, done: int) -> contextlib.AbstractContextManager[Write]:
+  def warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
+
+  config = member.config
+  return open_trackers(config.trackers, member.directory, config._asdict(), done, warn)
+
+
+def _is_due(done: int, every: int) -> bool:
+  return every > 0 and done % every == 0
+
+
+def _next_stop(config: flags.Config, done: int) -> int:
+  """Finds the round after which something is due that is not done between two rounds."""
+  stops = [config.rounds]
+  for every in (config.eval_every, config.checkpoint_every, config.mask_metrics_every):
+    if every:
+      stops.append((done // every + 1) * every)
+  every = config.mask_metrics_every
+  if every and not _is_due(done + 1, every):
+    stops.append((done // every + 1) * every - 1)  # the round that is compared starts a call
+  if config.shift_round is not None and done < config.shift_round:
+    stops.append(config.shift_round)
+  return min(stops)
 
 
 def _new_rows(
@@ -200,9 +264,9 @@ def _new_rows(
 ) -> list[dict[str, Any]]:
   first = ("round", "train_loss", "train_accuracy")
   names = [*first, *(name for name in columns if name not in first)]
+  empty = [*(name for name in _MEASURED if name not in columns), *_NOW_AND_THEN]
   rows: list[dict[str, Any]] = [
-    {name: columns[name][i].item() for name in names} | {"test_accuracy": None, "test_loss": None}
-    for i in range(count)
+    {name: columns[name][i].tolist() for name in names} | dict.fromkeys(empty) for i in range(count)
   ]
   rows[-1] |= {name: score.item() for name, score in scores.items()}
   return rows
@@ -226,29 +290,103 @@ def _failure(rows: Sequence[Mapping[str, Any]]) -> DivergedError | None:
   return None
 
 
-def _summarise(member: Member, rows: Sequence[Mapping[str, Any]], state: Any) -> dict[str, Any]:
-  config, last = member.config, rows[-1]
-  model = member.experiment.algorithm.broadcast(state).variables
-  # Over all rounds: what is sent on the way to the target sparsity counts too. A round whose
-  # clients are all empty sends nothing.
-  sent = [row for row in rows if row["clients"] > 0]
+def _complete(
+  member: Member, earlier: Sequence[Mapping[str, Any]], new: Sequence[dict[str, Any]]
+) -> None:
+  """Adds to new rows what follows from them and from earlier ones."""
+  if not member.config.metrics:
+    return
+  total = earlier[-1]["cumulative_bytes"] if earlier else 0
+  for row in new:
+    received = row.pop("received_density")
+    # Whoever vanished, or sent what is not finite, has received the model too.
+    num_receivers = row["clients"] + row["dropped_clients"] + row["excluded_clients"]
+    up = round(row["clients"] * row["uplink_bytes"]) if row["clients"] else 0
+    down = round(num_receivers * row["downlink_bytes"])
+    total += up + down
+    row |= {
+      "round_uplink_bytes": up,
+      "round_downlink_bytes": down,
+      "cumulative_bytes": total,
+      "client_flops": _client_work(member, row, received),
+    }
 
-  def mean_bytes(way: str) -> float | None:
-    clients = [row["clients"] for row in sent]
-    return float(np.average([row[way] for row in sent], weights=clients)) if sent else None
 
-  return {
+def _client_work(member: Member, row: Mapping[str, Any], received: Sequence[float]) -> float:
+  experiment = member.experiment
+  per_client = row["examples"] / row["clients"] if row["clients"] else 0.0
+  sparsity = row["target_sparsity"]
+  return round_flops(
+    member.config, experiment.costs, experiment.layers, received, sparsity, per_client
+  )
+
+
+def _summarise(
+  member: Member, rows: Sequence[Mapping[str, Any]], state: Any, hits: np.ndarray | None
+) -> dict[str, Any]:
+  config, experiment, last = member.config, member.experiment, rows[-1]
+  summary = {
     "algorithm": config.algorithm,
     "dataset": config.dataset,
     "model": config.model,
     "rounds": config.rounds,
     "seed": config.seed,
     **{name: last[name] for name in ("test_accuracy", "test_loss")},
-    **{name: last[name] for name in ("global_sparsity", "prunable_sparsity")},
-    "uplink_bytes_per_client_round": mean_bytes("uplink_bytes"),
-    "downlink_bytes_per_client_round": mean_bytes("downlink_bytes"),
     "output_dir": str(member.directory),
+    "empty_clients": experiment.facts["empty_clients"],
+    **dict.fromkeys(("global_sparsity", "prunable_sparsity")),
+    **dict.fromkeys(("uplink_bytes_per_client_round", "downlink_bytes_per_client_round")),
+  }
+  if config.metrics:
+    summary |= _summarise_measures(member, rows, state)
+  if hits is not None:
+    owners = owners_at(experiment.test_owners, config.shift_round, config.rounds)
+    summary["client_accuracies"] = client_accuracies(hits, owners)
+  if config.shift_round is not None:
+    found = recovery(rows, config.shift_round)
+    summary |= {
+      "shift_round": config.shift_round,
+      "accuracy_before_shift": found.accuracy_before,
+      "lowest_accuracy_after_shift": found.lowest_after,
+      "rounds_to_regain": found.rounds_to_regain,
+    }
+  return summary
+
+
+def _summarise_measures(
+  member: Member, rows: Sequence[Mapping[str, Any]], state: Any
+) -> dict[str, Any]:
+  config, experiment, last = member.config, member.experiment, rows[-1]
+  model = experiment.algorithm.broadcast(state).variables
+  # Over all rounds: what is sent on the way to the target sparsity counts too. A round whose
+  # clients are all empty sends nothing.
+  sent = [row for row in rows if row["clients"] > 0]
+
+  def mean_over_clients(column: str) -> float | None:
+    clients = [row["clients"] for row in sent]
+    return float(np.average([row[column] for row in sent], weights=clients)) if sent else None
+
+  examples = sum(row["examples"] for row in sent) / max(sum(row["clients"] for row in sent), 1)
+  return {
+    **{name: last[name] for name in ("global_sparsity", "prunable_sparsity")},
+    "uplink_bytes_per_client_round": mean_over_clients("uplink_bytes"),
+    "downlink_bytes_per_client_round": mean_over_clients("downlink_bytes"),
+    "total_bytes": last["cumulative_bytes"],
     "dense_bytes": dense_bytes(model),
-    "empty_clients": member.experiment.facts["empty_clients"],
-    "layer_densities": layer_densities(model["params"]),
+    "target_accuracy": config.target_accuracy,
+    "bytes_to_target": bytes_to_accuracy(rows, config.target_accuracy),
+    "rounds_to_target": rounds_to_accuracy(rows, config.target_accuracy),
+    "client_flops_per_round": mean_over_clients("client_flops"),
+    "dense_client_flops_per_round": dense_flops(experiment.costs, examples),
+    # Of a client that receives the final model.
+    "flops_by_layer": round_table(
+      config,
+      experiment.costs,
+      experiment.layers,
+      last["layer_density"],
+      last["target_sparsity"],
+      examples,
+    ),
+    "layers": experiment.layers,
+    "layer_densities": dict(zip(experiment.layers, last["layer_density"], strict=True)),
   }

@@ -184,7 +184,7 @@ def _open_directory(path: str | None, workload: str, settings: Settings) -> path
   directory = pathlib.Path(path)
   listed = directory / _SETTINGS_NAME
   values = {"workload": workload, **settings._asdict()}
-  del values["clients_per_round"]
+  del values["clients_per_round"], values["metrics"]  # which every point has on
   if listed.exists():
     if json.loads(listed.read_text()) != values:
       raise FileExistsError(

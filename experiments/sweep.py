@@ -15,7 +15,7 @@ import math
 import pathlib
 import statistics
 import sys
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import app, logging
@@ -43,16 +43,23 @@ from sparsyfed_jax.io.writers import JSONL_NAME, create_run_dir, read_metrics, w
 _GRID_NAME = "grid.json"
 _GROUPS_NAME = "side_by_side"  # directory of the checkpoints of runs side by side
 MODES = ("sequential", "vmap")
-# Columns of the table: of summary.json, heading, factor, decimals.
-_MEASURES = (
-  ("test_accuracy", "test accuracy, %", 100, 2),
-  ("prunable_sparsity", "sparsity of the model, %", 100, 2),
-  ("uplink_bytes_per_client_round", "uplink, kB a client and round", 1e-3, 1),
-  ("downlink_bytes_per_client_round", "downlink, kB", 1e-3, 1),
-)
 # Of the sweep, which always resumes, or of a run of several processes, which a sweep is not.
 _OWN = ("output_dir", "resume", "coordinator", "num_processes", "process_id")
-_LISTS = ("client_sparsities", "client_sparsity_shares")  # lists already; not swept
+_LISTS = ("client_sparsities", "client_sparsity_shares", "trackers")  # lists already; not swept
+
+
+def decimals(factor: float, digits: int) -> Callable[[float], str]:
+  """Makes what writes a number times `factor` with `digits` behind the point."""
+  return lambda value: f"{factor * value:.{digits}f}"
+
+
+# Columns of the table: of summary.json, heading, how a value is written.
+_MEASURES = (
+  ("test_accuracy", "test accuracy, %", decimals(100, 2)),
+  ("prunable_sparsity", "sparsity of the model, %", decimals(100, 2)),
+  ("uplink_bytes_per_client_round", "uplink, kB a client and round", decimals(1e-3, 1)),
+  ("downlink_bytes_per_client_round", "downlink, kB", decimals(1e-3, 1)),
+)
 
 
 class Run(NamedTuple):
@@ -68,21 +75,27 @@ def main(argv: Sequence[str]) -> None:
   mode = str(absl_flags.FLAGS["sweep_mode"].value)
   try:
     grid, runs = read_grid(absl_flags.FLAGS)
-    _check_mode(mode, runs)
-    directory = _open_directory(absl_flags.FLAGS["output_dir"].value, grid)
+    check_mode(mode, runs)
+    directory = open_directory(absl_flags.FLAGS["output_dir"].value, grid)
   except (flags.ConfigError, absl_flags.Error, FileExistsError, OSError) as error:
     flags.fail(error)
   keep_compiled(runs[0].config.compilation_cache_dir)
   finish(runs, directory, mode)
 
 
-def finish(runs: Sequence[Run], directory: pathlib.Path, mode: str) -> None:
+def finish(
+  runs: Sequence[Run],
+  directory: pathlib.Path,
+  mode: str,
+  write: Callable[[Sequence[Run], pathlib.Path], str] | None = None,
+) -> None:
   """Runs what is left of a grid, writes its results, and prints the table.
 
   Args:
     runs: of the grid.
     directory: of the sweep.
     mode: one of MODES.
+    write: writes results and returns what is printed; default: `write_results`.
 
   Raises:
     SystemExit: data or disk failed, or a signal came, after one line that says so. Runs that have
@@ -90,7 +103,7 @@ def finish(runs: Sequence[Run], directory: pathlib.Path, mode: str) -> None:
   """
   try:
     run_all(runs, directory, mode)
-    table = write_results(runs, directory)
+    table = (write or write_results)(runs, directory)
   except (flags.ConfigError, DataError) as error:
     flags.fail(error)
   except OSError as error:  # a full disk, say
@@ -125,27 +138,54 @@ def read_grid(flag_values: absl_flags.FlagValues) -> tuple[dict[str, list[str]],
   Raises:
     ConfigError: a combination contradicts itself; nothing has run then.
   """
+  grid = read_lists(flag_values)
+  runs = [
+    Run({name: value for name, value in run.point.items() if len(grid[name]) > 1}, run.config)
+    for run in expand(grid)
+  ]
+  return grid, runs
+
+
+def read_lists(flag_values: absl_flags.FlagValues) -> dict[str, list[str]]:
+  """Reads the values of the flags that were given."""
   given = {
     name: str(flag_values[name].value)
     for name in flags.Config._fields
     if name not in _OWN and flag_values[name].value is not None
   }
-  grid = {
+  return {
     name: [text] if name in _LISTS else [part.strip() for part in text.split(",")]
     for name, text in given.items()
   }
+
+
+def expand(grid: Mapping[str, list[str]]) -> list[Run]:
+  """Makes all combinations of a grid, checked; their points name all its flags.
+
+  Raises:
+    ConfigError: a combination contradicts itself.
+  """
   runs = []
   for values in itertools.product(*grid.values()):
     combination = dict(zip(grid, values, strict=True))
     table = absl_flags.FlagValues()
     flags.define(table)
     table(["sweep", *(f"--{name}={value}" for name, value in combination.items())])
-    point = {name: value for name, value in combination.items() if len(grid[name]) > 1}
-    runs.append(Run(point, flags.resolve(flags.read(table))))
-  return grid, runs
+    runs.append(Run(combination, flags.resolve(flags.read(table))))
+  return runs
 
 
-def _open_directory(path: str | None, grid: Mapping[str, list[str]]) -> pathlib.Path:
+def open_directory(path: str | None, grid: Any) -> pathlib.Path:
+  """Creates the directory of a sweep, or opens that of the same grid.
+
+  Args:
+    path: the flag --output_dir.
+    grid: what the sweep runs, of lists, dicts and strings.
+
+  Raises:
+    ConfigError: no path is given.
+    FileExistsError: the directory holds something else.
+  """
   if not path:
     raise flags.ConfigError("--output_dir: must be given, so that the sweep can be gone on with")
   directory = pathlib.Path(path)
@@ -161,7 +201,8 @@ def _open_directory(path: str | None, grid: Mapping[str, list[str]]) -> pathlib.
   return directory
 
 
-def _check_mode(mode: str, runs: Sequence[Run]) -> None:
+def check_mode(mode: str, runs: Sequence[Run]) -> None:
+  """Checks the flag --sweep_mode; raises ConfigError."""
   if mode not in MODES:
     raise flags.ConfigError(f"--sweep_mode={mode}: must be one of {', '.join(MODES)}")
   if mode == "vmap" and any(run.config.data_placement == "streamed" for run in runs):
@@ -203,7 +244,8 @@ def run_all(runs: Sequence[Run], directory: pathlib.Path, mode: str) -> None:
 
 def _group_key(config: flags.Config) -> Hashable:
   """Makes what runs side by side have in common before their data is known."""
-  return fixed_flags(config), config.rounds, config.checkpoint_every
+  stops = config.checkpoint_every, config.shift_round, config.mask_metrics_every
+  return fixed_flags(config), config.rounds, stops, config.client_eval
 
 
 def _by_program(members: Sequence[Member]) -> list[list[Member]]:
@@ -271,8 +313,8 @@ def _note_failures(members: Sequence[Member], results: Sequence[Any]) -> None:
 
 
 def place_of(run: Run, directory: pathlib.Path) -> pathlib.Path:
-  """Names the directory of a run."""
-  name = ",".join(f"{flag}={value}" for flag, value in run.point.items()) or "run"
+  """Names the directory of a run, by what is not empty in its point."""
+  name = ",".join(f"{flag}={value}" for flag, value in run.point.items() if value) or "run"
   return directory / "".join(c if c.isalnum() or c in "=.,-_" else "-" for c in name)
 
 
@@ -294,13 +336,13 @@ def write_results(runs: Sequence[Run], directory: pathlib.Path) -> str:
     groups.setdefault(label, []).append(i)
   heads = [flag for flag in varied if flag != "seed"]
   lines = [
-    "| " + " | ".join([*heads, *(title for _, title, *_ in _MEASURES), "seeds"]) + " |",
+    "| " + " | ".join([*heads, *(title for _, title, _ in _MEASURES), "seeds"]) + " |",
     "|" + "---|" * len(heads) + "---:|" * (len(_MEASURES) + 1),
   ]
   for label, members in groups.items():
     cells = [
-      _mean_and_deviation([summaries[i].get(name) for i in members], factor, decimals)
-      for name, _, factor, decimals in _MEASURES
+      mean_and_deviation([summaries[i].get(name) for i in members], text)
+      for name, _, text in _MEASURES
     ]
     lines.append("| " + " | ".join([*label, *cells, str(len(members))]) + " |")
   table = "\n".join(lines) + "\n"
@@ -309,17 +351,26 @@ def write_results(runs: Sequence[Run], directory: pathlib.Path) -> str:
   curves = []
   for label, members in groups.items():
     rows = [read_metrics(place_of(runs[i], directory) / JSONL_NAME) for i in members]
-    curves.append(Curve(", ".join(label) or "run", rows))
+    curves.append(Curve(", ".join(filter(None, label)) or "run", rows))
   plot_sweep(curves, directory / "sweep.png")
   return table
 
 
-def _mean_and_deviation(values: Sequence[Any], factor: float, decimals: int) -> str:
-  known = [factor * value for value in values if value is not None and math.isfinite(value)]
+def mean_and_deviation(
+  values: Sequence[float | None], text: Callable[[float], str], lacking: str = "diverged"
+) -> str:
+  """Writes the mean and the standard deviation of the runs of a setting.
+
+  Args:
+    values: of each run; None or not finite where it has none.
+    text: writes a value.
+    lacking: what is said of runs without a value.
+  """
+  known = [value for value in values if value is not None and math.isfinite(value)]
   if len(known) < len(values):
-    return f"{len(values) - len(known)} of {len(values)} diverged"
-  mean = f"{statistics.mean(known):.{decimals}f}"
-  return f"{mean} ± {statistics.stdev(known):.{decimals}f}" if len(known) > 1 else mean
+    return f"{len(values) - len(known)} of {len(values)} {lacking}"
+  mean = text(statistics.mean(known))
+  return f"{mean} ± {text(statistics.stdev(known))}" if len(known) > 1 else mean
 
 
 if __name__ == "__main__":

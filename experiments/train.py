@@ -40,6 +40,8 @@ _MAY_CHANGE = (
   "num_processes",
   "process_id",
   "compilation_cache_dir",
+  "trackers",
+  "target_accuracy",
 )
 
 

@@ -186,6 +186,7 @@ def make_simulation(
     rounds_per_call=rounds_per_call,
     eval_batch_size=1,
     matmul_precision=_dtype_and_precision(compute_dtype)[1],
+    measures=setup.measures,
   )
 
 

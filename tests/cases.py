@@ -159,8 +159,9 @@ def make_setup(
   proximal=False,
   heterogeneous=False,
   ragged=False,
+  **others,
 ) -> Setup:
-  """Makes a setup whose clients train with plain SGD."""
+  """Makes a setup whose clients train with plain SGD; others are fields of `Setup`."""
   local = LocalTraining(batch_size, epochs, sgd(), proximal, ragged)
   return Setup(
     task,
@@ -168,6 +169,7 @@ def make_setup(
     SERVER_OPTIMIZERS[server],
     SPARSITY_SCHEDULES[schedule],
     is_heterogeneous=heterogeneous,
+    **others,
   )
 
 

@@ -28,7 +28,7 @@ from sparsyfed_jax.fed.pruning import (
   random_masks,
 )
 from sparsyfed_jax.fed.rule import Memory, Rule, train_by
-from sparsyfed_jax.metrics.cost import mask_bytes
+from sparsyfed_jax.io.wire import payload_bytes
 from sparsyfed_jax.ops import count_one, largest_mask, topk_mask
 from sparsyfed_jax.types import ClientData, Key, Mean, Metrics, Params, Variables, weighted
 
@@ -128,8 +128,9 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
       share = scaled(hyper.density, data)
       masks = lax.cond(number == 1, lambda: topk_mask(kernels, share), lambda: masks)
     upload, sent = masked.send(setup, download, trained, masks, data)
-    if warms_up:
-      masks_alone = weighted(mask_bytes(masks), data.size > 0)
+    if warms_up and "uplink_bytes" in sent:
+      alone = payload_bytes(masks, download.masks).astype(jnp.float32)
+      masks_alone = weighted(alone, data.size > 0)
       is_alone = is_warmup(hyper, number)
       pairs = zip(masks_alone, sent["uplink_bytes"], strict=True)
       sent["uplink_bytes"] = Mean(*(jnp.where(is_alone, a, b) for a, b in pairs))

@@ -16,9 +16,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.hyper import Hyper
+from sparsyfed_jax.fed.measures import MEASURES, Measures
 from sparsyfed_jax.fed.optimizers import ServerOptimizer
 from sparsyfed_jax.fed.schedules import RateSchedule, SparsitySchedule, exponential_rate
 from sparsyfed_jax.fed.server import by_size
@@ -36,6 +38,8 @@ class Setup(NamedTuple):
   rate_schedule: RateSchedule = exponential_rate
   client_weight: Callable[[jax.Array], jax.Array] = by_size  # of a client's size, () float32
   is_heterogeneous: bool = False  # whether clients differ in `density_scale`
+  measures: Measures = MEASURES
+  wire_dtype: Any = jnp.float32  # to which models are rounded before they are sent
 
 
 class Algorithm(NamedTuple):

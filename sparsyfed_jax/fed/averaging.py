@@ -10,8 +10,8 @@ import optax
 from sparsyfed_jax import trees
 from sparsyfed_jax.fed import server as server_step
 from sparsyfed_jax.fed.algorithm import Setup
-from sparsyfed_jax.fed.client import exchange_metrics
 from sparsyfed_jax.fed.hyper import Hyper
+from sparsyfed_jax.fed.precision import as_sent
 from sparsyfed_jax.fed.pruning import prune_globally
 from sparsyfed_jax.fed.rule import Memory, Rates, Rule, train_by
 from sparsyfed_jax.fed.schedules import client_lr_at, density_at
@@ -58,7 +58,7 @@ def broadcast(setup: Setup, state: State) -> Download:
   hyper = state.hyper
   number = state.round + 1
   return Download(
-    variables=state.variables,
+    variables=as_sent(state.variables, setup.wire_dtype),
     rates=rates_at(setup, hyper, number),
     density=density_at(setup.sparsity_schedule, hyper, number),
     # The first model is sent dense, whatever the schedule.
@@ -109,8 +109,8 @@ def client(
     rule, setup.task, setup.local, download.rates, received, memory, data, key
   )
   sent = select(received["params"], trained["params"], scaled(download.density, data))
-  upload = {**trained, "params": sent}
-  metrics |= exchange_metrics(download.variables, upload, data.size)
+  upload = as_sent({**trained, "params": sent}, setup.wire_dtype)
+  metrics |= setup.measures.exchange(download.variables, upload, data.size)
   return weigh(upload, setup.client_weight(data.size)), metrics
 
 

@@ -11,9 +11,7 @@ from jax import lax
 from sparsyfed_jax.data.batches import num_batches, shuffle, take_batch
 from sparsyfed_jax.fed.optimizers import ClientOptimizer
 from sparsyfed_jax.fed.ragged import ragged_loop
-from sparsyfed_jax.metrics.cost import payload_bytes
-from sparsyfed_jax.metrics.masks import regrowth
-from sparsyfed_jax.types import Batch, ClientData, Key, Mean, Metrics, Params, Variables, weighted
+from sparsyfed_jax.types import Batch, ClientData, Key, Mean, Metrics, Params, Variables
 
 # Gradients with respect to "params", then the new state of the model and metrics.
 GradFn = Callable[[Variables, Batch, Key], tuple[Params, tuple[Variables, Metrics]]]
@@ -105,23 +103,6 @@ def last_batch(local: LocalTraining, data: ClientData, key: Key) -> Batch:
   shuffled = shuffle(jax.random.fold_in(key, local.epochs - 1), data)
   last = jnp.maximum(_num_steps(local, data) - 1, 0)
   return take_batch(shuffled, last, local.batch_size)
-
-
-def exchange_metrics(download: Variables, upload: Variables, size: jax.Array) -> Metrics:
-  """Measures what one client sent: `uplink_bytes` and `client_regrowth`.
-
-  Args:
-    download: the model as the client received it.
-    upload: the model as the client sends it, not yet weighted.
-    size: () int32, the client's number of examples; a client without any does not count.
-
-  Returns:
-    Means: bytes over clients, regrowth over clients weighted by their size.
-  """
-  return {
-    "uplink_bytes": weighted(payload_bytes(upload), size > 0),
-    "client_regrowth": weighted(regrowth(download["params"], upload["params"]), size),
-  }
 
 
 def train_metrics(scores: Metrics) -> Metrics:

@@ -10,7 +10,9 @@ from jax import lax
 from sparsyfed_jax.fed.sampling import Cohort
 from sparsyfed_jax.types import ClientData, Key, Mean, Metrics
 
+# Counts, as totals of metrics: of clients whose upload is not finite, and of those summed up.
 EXCLUDED = "excluded_clients"
+CLIENTS = "clients"
 
 
 class Federation(NamedTuple):
@@ -49,7 +51,8 @@ def sum_over_clients(
     clients_per_chunk: how many clients are vmapped; 1 runs them one after the other.
 
   Returns:
-    The summed upload, and the summed metrics with `excluded_clients`, whose total is a count.
+    The summed upload, and the summed metrics with `excluded_clients` and `clients`, whose totals
+    are counts.
   """
   everybody = cohort.numbers.shape[0]
   return sum_over_first(
@@ -79,17 +82,9 @@ def sum_over_first(
   """
 
   def run(member: Cohort) -> tuple[Any, Metrics]:
-    number = member.numbers
-    data = ClientData(
-      federation.x,
-      federation.y,
-      federation.indices[member.rows],
-      jnp.where(member.is_present, federation.sizes[number], 0),
-      federation.density_scales[number],
-      member.work,
-    )
-    results = client(download, data, jax.random.fold_in(key, number))
-    return _unless_broken(*results)
+    data = data_of(federation, member)
+    results = client(download, data, jax.random.fold_in(key, member.numbers))
+    return _unless_broken(*results, data.size)
 
   def run_chunk(i: jax.Array, sums: Any) -> Any:
     chunk = jax.tree.map(lambda leaf: leaf[i], chunks)
@@ -106,6 +101,23 @@ def sum_over_first(
   return lax.fori_loop(0, num_chunks, run_chunk, zeros)
 
 
+def data_of(federation: Federation, member: Cohort) -> ClientData:
+  """Picks what a member of a cohort trains on: nothing if it vanished.
+
+  Args:
+    federation: all clients' data.
+    member: () entries of a `Cohort`.
+  """
+  return ClientData(
+    federation.x,
+    federation.y,
+    federation.indices[member.rows],
+    jnp.where(member.is_present, federation.sizes[member.numbers], 0),
+    federation.density_scales[member.numbers],
+    member.work,
+  )
+
+
 def _cut(cohort: Cohort, clients_per_chunk: int) -> Cohort:
   """Reshapes to (num_chunks, clients_per_chunk); who fills the last chunk up is not present."""
   num_clients = cohort.numbers.shape[0]
@@ -118,11 +130,14 @@ def _cut(cohort: Cohort, clients_per_chunk: int) -> Cohort:
   return jax.tree.map(reshape, cohort)
 
 
-def _unless_broken(upload: Any, metrics: Metrics) -> tuple[Any, Metrics]:
+def _unless_broken(upload: Any, metrics: Metrics, size: jax.Array) -> tuple[Any, Metrics]:
   """Takes a client out whose upload is not finite; it would take the whole model with it."""
   is_fine = jnp.bool_(True)
   for leaf in jax.tree.leaves(upload):
     is_fine &= jnp.all(jnp.isfinite(leaf))
   kept = jax.tree.map(lambda leaf: jnp.where(is_fine, leaf, 0), (upload, metrics))
-  excluded = Mean((~is_fine).astype(jnp.float32), jnp.float32(0))
-  return kept[0], {**kept[1], EXCLUDED: excluded}
+
+  def count(is_counted: jax.Array) -> Mean:
+    return Mean(is_counted.astype(jnp.float32), jnp.float32(0))
+
+  return kept[0], {**kept[1], EXCLUDED: count(~is_fine), CLIENTS: count(is_fine & (size > 0))}

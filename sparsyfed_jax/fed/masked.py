@@ -15,11 +15,10 @@ from sparsyfed_jax.fed import server as server_step
 from sparsyfed_jax.fed.algorithm import Setup
 from sparsyfed_jax.fed.averaging import rates_at
 from sparsyfed_jax.fed.hyper import Hyper
+from sparsyfed_jax.fed.precision import as_sent
 from sparsyfed_jax.fed.pruning import Masks, apply_masks
 from sparsyfed_jax.fed.rule import Memory, Rates, Rule
-from sparsyfed_jax.metrics.cost import payload_bytes
-from sparsyfed_jax.metrics.masks import regrowth
-from sparsyfed_jax.types import ClientData, Key, Metrics, Params, Variables, weighted
+from sparsyfed_jax.types import ClientData, Key, Metrics, Params, Variables
 
 
 class State(NamedTuple):
@@ -63,7 +62,8 @@ def broadcast(setup: Setup, state: State) -> Download:
   """Makes what the clients of the coming round receive."""
   number = state.round + 1
   rates = rates_at(setup, state.hyper, number)
-  return Download(number, state.variables, state.masks, rates, state.hyper)
+  variables = as_sent(state.variables, setup.wire_dtype)
+  return Download(number, variables, state.masks, rates, state.hyper)
 
 
 def training(masks: Masks) -> Rule:
@@ -80,15 +80,13 @@ def send(
 ) -> tuple[Upload, Metrics]:
   """Weighs what a client has inside its masks, and measures it."""
   weight = setup.client_weight(data.size)
-  inside = {**variables, "params": apply_masks(variables["params"], masks)}
+  pruned = {**variables, "params": apply_masks(variables["params"], masks)}
+  inside = as_sent(pruned, setup.wire_dtype)
   kept = [weight * mask.astype(jnp.float32) for mask in masks]
   upload = Upload(jax.tree.map(lambda leaf: weight * leaf, inside), kept, weight)
   before = marked(download.variables, download.masks)
   after = marked(inside, masks)
-  return upload, {
-    "uplink_bytes": weighted(payload_bytes(after), data.size > 0),
-    "client_regrowth": weighted(regrowth(before["params"], after["params"]), data.size),
-  }
+  return upload, setup.measures.exchange(before, after, data.size)
 
 
 def marked(variables: Variables, masks: Masks) -> Variables:
@@ -148,6 +146,5 @@ def finish(setup: Setup, old: State, new: State) -> tuple[State, dict[str, jax.A
   return new, {
     "client_lr": sent.rates.client_lr,
     "target_sparsity": 1 - old.hyper.density,
-    "downlink_bytes": payload_bytes(before),
-    "server_regrowth": regrowth(before["params"], after["params"]),
+    **setup.measures.step(before, after),
   }

@@ -10,15 +10,14 @@ from jax import lax
 from jax.stages import Wrapped
 
 from sparsyfed_jax.data.batches import take_batch
+from sparsyfed_jax.fed.agreement import mask_agreement, pack_masks
 from sparsyfed_jax.fed.algorithm import Algorithm
-from sparsyfed_jax.fed.cohort import EXCLUDED, Federation, sum_over_clients
+from sparsyfed_jax.fed.cohort import CLIENTS, EXCLUDED, Federation, sum_over_clients
 from sparsyfed_jax.fed.hyper import Hyper
+from sparsyfed_jax.fed.measures import MEASURES, Measures
 from sparsyfed_jax.fed.sampling import Availability, Cohort, sample, uniformly
 from sparsyfed_jax.fed.streaming import Staged
 from sparsyfed_jax.fed.task import Task
-from sparsyfed_jax.metrics.cost import payload_bytes
-from sparsyfed_jax.metrics.masks import regrowth
-from sparsyfed_jax.metrics.sparsity import global_sparsity, prunable_sparsity
 from sparsyfed_jax.types import ClientData, Key, Metrics
 
 # What each use of a run's one key is folded in with.
@@ -58,6 +57,13 @@ class Simulation(NamedTuple):
   draw: Wrapped
   # (state, x, y) -> test_loss and test_accuracy, () float32
   evaluate: Wrapped
+  # (state, x, y) -> (num_examples,) bool, which examples the model gets right
+  classify: Wrapped
+  # (state, federation, key) -> mean pairwise IoU of the masks of the coming round's clients, or of
+  # as many of them as are compared; () float32
+  agree: Wrapped
+  # state -> the global model's mask, eight entries a byte; uint8
+  pack: Wrapped
 
 
 def simulate(
@@ -70,6 +76,8 @@ def simulate(
   availability: Availability = uniformly,
   sum_cohort: SumCohort = sum_over_clients,
   matmul_precision: str = "float32",
+  measures: Measures = MEASURES,
+  compared_clients: int = 10,
 ) -> Simulation:
   """Makes a simulation.
 
@@ -84,9 +92,11 @@ def simulate(
     sum_cohort: `sum_over_clients`, or `sum_over_devices` with its mesh and placement given.
     matmul_precision: of float32 products on accelerators, as `jax.default_matmul_precision` has it:
       "float32" or "tensorfloat32". The CPU knows only one.
+    measures: what every round reports of the global model; a method may know better.
+    compared_clients: of a round at most, by `agree`.
   """
   sampled = partial(sample_cohort, clients_per_round, availability)
-  one_round = partial(run_round, algorithm, clients_per_chunk, sum_cohort)
+  one_round = partial(run_round, algorithm, clients_per_chunk, sum_cohort, measures)
 
   def init(hyper: Hyper, key: Key) -> Any:
     model_key, state_key = jax.random.split(key)
@@ -119,17 +129,32 @@ def simulate(
     numbers = state.round + 1 + jnp.arange(rounds_per_call)
     return lax.map(partial(sampled, sizes, state.hyper, key), numbers)
 
-  def evaluate(state: Any, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+  def over_batches(score: Callable[..., Any], state: Any, x: jax.Array, y: jax.Array) -> Any:
     variables = algorithm.model(state)
     size = y.shape[0]
     data = ClientData(x, y, jnp.arange(size), jnp.int32(size), jnp.float32(1), jnp.float32(1))
 
-    def body(_: None, step: jax.Array) -> Any:
-      return None, task.evaluate(variables, take_batch(data, step, eval_batch_size))
+    def of_batch(step: jax.Array) -> Any:
+      return score(variables, take_batch(data, step, eval_batch_size))
 
-    _, scores = lax.scan(body, None, jnp.arange(-(-size // eval_batch_size)))
+    return lax.map(of_batch, jnp.arange(-(-size // eval_batch_size)))
+
+  def evaluate(state: Any, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+    scores = over_batches(task.evaluate, state, x, y)
     sums = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), scores)
     return {f"test_{name}": mean.value for name, mean in sums.items()}
+
+  def classify(state: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    return over_batches(task.is_right, state, x, y).reshape(-1)[: y.shape[0]]
+
+  def agree(state: Any, federation: Federation, key: Key) -> jax.Array:
+    number = state.round + 1
+    cohort = sampled(federation.sizes, state.hyper, key, number)
+    training = _training_key(key, number)
+    return mask_agreement(algorithm, compared_clients, state, federation, cohort, training)
+
+  def pack(state: Any) -> jax.Array:
+    return pack_masks(algorithm.broadcast(state))
 
   precise = jax.default_matmul_precision(matmul_precision)
   return Simulation(
@@ -138,6 +163,9 @@ def simulate(
     run_staged=jax.jit(precise(run_staged), donate_argnums=0),
     draw=jax.jit(draw),
     evaluate=jax.jit(precise(evaluate)),
+    classify=jax.jit(precise(classify)),
+    agree=jax.jit(precise(agree)),
+    pack=jax.jit(pack),
   )
 
 
@@ -168,6 +196,7 @@ def run_round(
   algorithm: Algorithm,
   clients_per_chunk: int,
   sum_cohort: SumCohort,
+  measures: Measures,
   state: Any,
   federation: Federation,
   cohort: Cohort,
@@ -179,6 +208,7 @@ def run_round(
     algorithm: the method.
     clients_per_chunk: as in `simulate`.
     sum_cohort: as in `simulate`.
+    measures: as in `simulate`.
     state: of the server; `state.round` rounds are done, and with the key it decides everything
       that happens in this one.
     federation: all clients' data, or that of the cohort.
@@ -186,32 +216,32 @@ def run_round(
     key: of all rounds.
 
   Returns:
-    The new state, and the round's metrics: () arrays by name.
+    The new state, and the round's metrics by name: () arrays, or (num_layers,).
   """
   number = state.round + 1
-  round_key = jax.random.fold_in(key, number)
   download = algorithm.broadcast(state)
   upload, sums = sum_cohort(
     algorithm.client,
     download,
     federation,
     cohort,
-    jax.random.fold_in(round_key, _TRAINING),
+    _training_key(key, number),
     clients_per_chunk,
   )
-  excluded = sums.pop(EXCLUDED).total
+  counts = {name: sums.pop(name).total for name in (CLIENTS, EXCLUDED)}
   new_state, server_metrics = algorithm.server(state, upload)
   before, after = download.variables, algorithm.broadcast(new_state).variables
   return new_state, {
     "round": number,
     **{name: mean.value for name, mean in sums.items()},
-    "global_sparsity": global_sparsity(after["params"]),
-    "prunable_sparsity": prunable_sparsity(after["params"]),
-    "server_regrowth": regrowth(before["params"], after["params"]),
-    "downlink_bytes": payload_bytes(before),
+    **measures.model(after),
+    **measures.step(before, after),
     "examples": sums["train_loss"].weight,
-    "clients": sums["uplink_bytes"].weight,
     "dropped_clients": jnp.sum(~cohort.is_present, dtype=jnp.float32),
-    EXCLUDED: excluded,
+    **counts,
     **server_metrics,  # a method may know better what it sends
   }
+
+
+def _training_key(key: Key, number: jax.Array) -> Key:
+  return jax.random.fold_in(jax.random.fold_in(key, number), _TRAINING)

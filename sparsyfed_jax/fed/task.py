@@ -29,6 +29,7 @@ class Task(NamedTuple):
   init: Callable[[Key], Variables]
   loss: LossFn
   evaluate: Callable[[Variables, Batch], Metrics]
+  is_right: Callable[[Variables, Batch], jax.Array]  # of each row of a batch; (batch,) bool
   layer_names: tuple[str, ...]  # of the layers with injected operations, in the order of computing
 
 
@@ -82,12 +83,17 @@ def classification(
     # A batch without a valid example has loss 0, not 0 / 0.
     return metrics["loss"].total / jnp.maximum(metrics["loss"].weight, 1.0), (state, metrics)
 
-  def evaluate(variables: Variables, batch: Batch) -> Metrics:
+  def predict(variables: Variables, batch: Batch) -> jax.Array:
     plain: Any = model.clone(ops=in_dtype(plain_layers)(""))
-    logits = plain.apply(variables, prepare(batch.x), train=False, valid=batch.valid)
-    return _score(logits, batch)
+    return plain.apply(variables, prepare(batch.x), train=False, valid=batch.valid)
 
-  return Task(init, loss, evaluate, _layer_names(model, input_shape))
+  def evaluate(variables: Variables, batch: Batch) -> Metrics:
+    return _score(predict(variables, batch), batch)
+
+  def is_right(variables: Variables, batch: Batch) -> jax.Array:
+    return _is_right(predict(variables, batch), batch)
+
+  return Task(init, loss, evaluate, is_right, _layer_names(model, input_shape))
 
 
 def _named(layers: Layers) -> tuple[LayerOps, Callable[..., Any]]:
@@ -129,9 +135,13 @@ def _layer_names(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[str, .
 
 def _score(logits: jax.Array, batch: Batch) -> Metrics:
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.y)
-  hits = (jnp.argmax(logits, -1) == batch.y).astype(jnp.float32)
+  hits = _is_right(logits, batch).astype(jnp.float32)
   count = jnp.sum(batch.valid, dtype=jnp.float32)
   return {
     "loss": Mean(jnp.sum(jnp.where(batch.valid, losses, 0)), count),
     "accuracy": Mean(jnp.sum(jnp.where(batch.valid, hits, 0)), count),
   }
+
+
+def _is_right(logits: jax.Array, batch: Batch) -> jax.Array:
+  return jnp.argmax(logits, -1) == batch.y

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from sparsyfed_jax import trees
-from sparsyfed_jax.ops import count_one
+from sparsyfed_jax.ops import count_one, count_true
 from sparsyfed_jax.types import Params
 
 
@@ -28,3 +28,23 @@ def regrowth(before: Params, after: Params) -> jax.Array:
   pairs = zip(old, new, strict=True)
   counts = [count_one((a == 0) & (b != 0)) for a, b in pairs]
   return sum(counts, jnp.int32(0)).astype(jnp.float32) / max(trees.size(old), 1)
+
+
+def mask_iou(before: Params, after: Params) -> jax.Array:
+  """Computes the intersection over union of the masks of two models: 1 where they are the same.
+
+  Args:
+    before: pytree of parameters, whose prunable entries that are not 0 are its mask.
+    after: pytree like `before`.
+
+  Returns:
+    () float32 in [0, 1]; 1 for two empty masks.
+  """
+  old, _ = trees.split_prunable(before)
+  new, _ = trees.split_prunable(after)
+  both = either = jnp.int32(0)
+  for a, b in zip(old, new, strict=True):
+    in_both, in_either = count_true((a != 0) & (b != 0), (a != 0) | (b != 0))
+    both, either = both + in_both, either + in_either
+  ratio = both.astype(jnp.float32) / jnp.maximum(either, 1).astype(jnp.float32)
+  return jnp.where(either == 0, 1.0, ratio)

@@ -7,7 +7,7 @@ import pytest
 
 from sparsyfed_jax import trees
 from sparsyfed_jax.algorithms import ALGORITHMS
-from sparsyfed_jax.fed.cohort import EXCLUDED
+from sparsyfed_jax.fed.cohort import CLIENTS, EXCLUDED
 from tests import cases
 
 # Forms that differ from others only in arithmetic which the reference tests compare.
@@ -35,6 +35,7 @@ class TestUploadsAreSummable:
     state = cases.trained(method, name)
     upload, metrics = cases.run_cohort(method, name, state, COHORT)
     assert float(metrics.pop(EXCLUDED).total) == 0
+    assert float(metrics.pop(CLIENTS).total) == len(COHORT)
     together = upload, metrics
     alone = [cases.run_client(method, name, state, number) for number in COHORT]
     cases.assert_close(together, cases.add(*alone), 1e-5)

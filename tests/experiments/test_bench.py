@@ -21,6 +21,7 @@ from sparsyfed_jax.models import MLP
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 KEYS = {
+  "metrics",
   "workload",
   "algorithm",
   "compute_dtype",
@@ -97,13 +98,15 @@ def test_overhead_is_of_the_time_of_fedavg_and_a_ratio_of_the_even_workload():
     ("mlp64-skewed", "sparsyfed"): 4.5,
   }
   rows = [
-    {"workload": name, "algorithm": algorithm, "seconds_per_round": seconds}
+    {"workload": name, "algorithm": algorithm, "metrics": "on", "seconds_per_round": seconds}
     for (name, algorithm), seconds in times.items()
   ]
-  even, fedavg, sparsyfed = bench.compare(rows)
+  rows.append(rows[2] | {"metrics": "off", "seconds_per_round": 4.0})
+  even, fedavg, sparsyfed, without = bench.compare(rows)
   assert even == rows[0]
   assert fedavg["ratio_to_even"] == 1.5 and "overhead_over_fedavg" not in fedavg
   assert sparsyfed["overhead_over_fedavg"] == 0.5 and "ratio_to_even" not in sparsyfed
+  assert sparsyfed["cost_of_metrics"] == 0.125 and without == rows[3]
 
 
 def test_methods_take_turns_after_a_warm_up():

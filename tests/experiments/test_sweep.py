@@ -32,7 +32,7 @@ def parse(*arguments):
 
 def run(directory, *arguments, mode="sequential"):
   grid, runs = sweep.read_grid(parse(*arguments))
-  opened = sweep._open_directory(str(directory), grid)
+  opened = sweep.open_directory(str(directory), grid)
   sweep.run_all(runs, opened, mode)
   return sweep.write_results(runs, opened)
 
@@ -106,6 +106,7 @@ def test_a_shared_program_gives_what_its_own_would(tmp_path):
 
 def test_runs_side_by_side_are_the_runs_alone(tmp_path, capsys):
   arguments = ["--sparsity=0.5,0.9", "--checkpoint_every=1"]
+  arguments += ["--shift_round=1", "--client_eval=true", "--mask_metrics_every=1"]
   tables = [run(tmp_path / mode, *arguments, mode=mode) for mode in sweep.MODES]
   output = capsys.readouterr().out
   assert output.count("2 runs by 1 compiled programs") == 2
@@ -117,8 +118,11 @@ def test_runs_side_by_side_are_the_runs_alone(tmp_path, capsys):
     )
     assert len(rows) == len(expected) == 2
     for row, other in zip(rows, expected, strict=True):
-      known = [name for name in row if other[name] is not None]
-      assert [row[n] for n in known] == pytest.approx([other[n] for n in known], rel=1e-4)
+      assert row.keys() == other.keys()
+      for name, value in other.items():
+        assert value is None or row[name] == pytest.approx(value, rel=1e-4), name
+      assert row["client_mask_iou"] is not None
+      assert (row["client_accuracy_min"] is None) == (row["test_loss"] is None)
     assert (tmp_path / "vmap" / place / "curves.png").exists()
   assert tables[0].splitlines()[0] == tables[1].splitlines()[0]
 
@@ -144,7 +148,7 @@ def test_data_that_vanishes_and_a_full_disk_end_a_sweep_that_can_go_on(
   grid, runs = sweep.read_grid(
     parse(f"--dataset=npz:{path}", "--seed=0,1", "--algorithm=fedavg", "--checkpoint_every=1")
   )
-  directory = sweep._open_directory(str(tmp_path / "grid"), grid)
+  directory = sweep.open_directory(str(tmp_path / "grid"), grid)
   record = sweep.record
 
   def then_vanish(members, *args):
@@ -217,7 +221,7 @@ def test_fifteen_runs_trace_the_round_once(tmp_path, monkeypatch):
 )
 def test_a_mode_that_cannot_be_is_refused(mode, arguments, message):
   with pytest.raises(flags.ConfigError, match=message):
-    sweep._check_mode(mode, sweep.read_grid(parse(*arguments))[1])
+    sweep.check_mode(mode, sweep.read_grid(parse(*arguments))[1])
 
 
 def test_what_changes_the_program_changes_its_key():

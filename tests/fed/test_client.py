@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from sparsyfed_jax.fed.client import Hooks, LocalTraining, exchange_metrics, last_batch, train
+from sparsyfed_jax.fed.client import Hooks, LocalTraining, last_batch, train
 from sparsyfed_jax.fed.optimizers import sgd
 from sparsyfed_jax.types import Batch, ClientData, Mean
 
@@ -149,20 +149,6 @@ def test_a_chunk_runs_as_long_as_its_largest_client():
   assert count_steps([1, 5, 0]) == 3 * 3
   assert count_steps([2]) == 1
   assert count_steps([0, 0]) == 0
-
-
-@pytest.mark.parametrize("size", [0, 5])
-def test_exchange_metrics(size):
-  def model(kernel):
-    return {"params": {"Dense_0": {"kernel": jnp.float32([kernel]), "bias": jnp.float32([0])}}}
-
-  # One of 10 weights is new: 1/10 regrown. Three of 10 values with a bitmap of 2 bytes, one bias.
-  before, after = model([0, 1, 2, 3] + [0] * 6), model([5, 1, 2, 0] + [0] * 6)
-  metrics = exchange_metrics(before, after, jnp.int32(size))
-  assert float(metrics["uplink_bytes"].weight) == (size > 0)
-  assert float(metrics["uplink_bytes"].total) == (3 * 4 + 2 + 4) * (size > 0)
-  assert float(metrics["client_regrowth"].weight) == size
-  assert float(metrics["client_regrowth"].total) == pytest.approx(size / 10)
 
 
 @pytest.mark.parametrize(

@@ -89,3 +89,4 @@ def test_who_sends_what_is_not_finite_is_left_out_and_counted(broken, clients_pe
   assert upload["a"].tolist() == [2, 1.125]
   assert (float(metrics["m"].total), float(metrics["m"].weight)) == (1.125, 2)
   assert float(metrics["excluded_clients"].total) == 1
+  assert float(metrics["clients"].total) == 2

@@ -1,4 +1,4 @@
-"""Sparsity, regrowth and bytes by hand-worked numbers."""
+"""Sparsity, movement of masks and bytes by hand-worked numbers."""
 
 import jax
 import numpy as np
@@ -43,6 +43,10 @@ class TestSparsity:
       "Dense_0/kernel": pytest.approx(2 / 6),
     }
 
+  def test_density_by_layer_has_the_order_of_the_leaves(self):
+    assert jax.jit(sparsity.density_by_layer)(A).tolist() == pytest.approx([1 / 4, 2 / 6])
+    assert sparsity.density_by_layer({"bias": np.ones(2)}).shape == (0,)
+
 
 class TestRegrowth:
   def test_counts_zeros_that_became_weights(self):
@@ -58,45 +62,20 @@ class TestRegrowth:
     assert masks.regrowth({"bias": np.zeros(2)}, {"bias": np.ones(2)}) == 0
 
 
-def kernel(size, nonzero):
-  leaf = np.zeros(size, np.float32)
-  leaf[:nonzero] = 1
-  return {"params": {"kernel": leaf.reshape(1, -1)}}
+class TestMaskIou:
+  def test_by_hand(self):
+    # Kept in both: one dense weight. In either: two conv weights, four dense ones.
+    assert jax.jit(masks.mask_iou)(A, B) == np.float32(1 / 6)
+    assert masks.mask_iou(B, A) == np.float32(1 / 6)
+    assert masks.mask_iou(A, A) == 1
+
+  def test_two_empty_masks_are_the_same(self):
+    zeros = params([0] * 4, [0] * 6)
+    assert masks.mask_iou(zeros, zeros) == 1
+    assert masks.mask_iou(zeros, A) == 0
+    assert masks.mask_iou({"bias": np.zeros(2)}, {"bias": np.ones(2)}) == 1
 
 
-payload_bytes = jax.jit(cost.payload_bytes)
-
-
-class TestBytes:
-  @pytest.mark.parametrize(
-    ("size", "nonzero", "expected"),
-    [
-      (100, 0, 0),  # no index, no value
-      (100, 1, 4 + 4),
-      (100, 3, 3 * 8),
-      (100, 4, 4 * 4 + 13),  # 29, where indices take 32
-      (100, 96, 96 * 4 + 13),
-      (100, 97, 400),  # 388 + 13 is more
-      (100, 100, 400),
-      (104, 50, 50 * 4 + 13),
-      (105, 50, 50 * 4 + 14),
-    ],
-  )
-  def test_the_cheapest_form_of_a_kernel(self, size, nonzero, expected):
-    assert payload_bytes(kernel(size, nonzero)) == expected
-
-  def test_each_kernel_has_its_own_form_and_the_rest_is_sent_whole(self):
-    variables = {
-      "params": {
-        "sparse": {"kernel": np.float32([[7] + [0] * 99]), "bias": np.zeros(5, np.float32)},
-        "dense": {"kernel": np.ones((2, 3), np.float32)},
-        "norm": {"scale": np.zeros(4, np.float32)},
-      },
-      "batch_stats": {"norm": {"mean": np.zeros(4, np.float32), "var": np.ones(4, np.float32)}},
-    }
-    assert payload_bytes(variables) == 8 + 4 * 6 + 4 * (5 + 4 + 4 + 4)
-    assert cost.dense_bytes(variables) == 4 * (100 + 5 + 6 + 4 + 4 + 4)
-
-  def test_a_dense_model_is_no_larger_than_dense(self):
-    variables = {"params": params([1] * 4, [1] * 6, [0] * 3)}
-    assert payload_bytes(variables) == cost.dense_bytes(variables) == 4 * 13
+def test_dense_bytes_count_everything():
+  variables = {"params": A, "batch_stats": {"norm": {"mean": np.zeros(4), "var": np.ones(4)}}}
+  assert cost.dense_bytes(variables) == 4 * (4 + 6 + 3 + 8)

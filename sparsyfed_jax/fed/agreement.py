@@ -1,0 +1,108 @@
+"""How far the masks of a round's clients agree.
+
+SparsyFed (arXiv 2504.05153) argues that its clients come to one mask by themselves; methods of this
+kind are judged by the intersection over union of the masks that two clients upload. All masks of a
+cohort are needed at once, so the clients are trained once more for it, eight entries a byte kept.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from sparsyfed_jax import trees
+from sparsyfed_jax.fed import masked
+from sparsyfed_jax.fed.algorithm import Algorithm
+from sparsyfed_jax.fed.cohort import Federation, data_of
+from sparsyfed_jax.fed.pruning import Masks
+from sparsyfed_jax.fed.sampling import Cohort
+from sparsyfed_jax.types import Key
+
+
+def mask_agreement(
+  algorithm: Algorithm,
+  most_clients: int,
+  state: Any,
+  federation: Federation,
+  cohort: Cohort,
+  key: Key,
+) -> jax.Array:
+  """Computes the mean intersection over union of the masks that two clients of a round upload.
+
+  Trains the clients as the round does, one after the other, and changes nothing.
+
+  Args:
+    algorithm: the method.
+    most_clients: how many of the cohort are compared at most, taken evenly from its order by size.
+    state: of the server before the round.
+    federation: all clients' data, on one device or on every one.
+    cohort: of the round.
+    key: of the round's training.
+
+  Returns:
+    () float32 in [0, 1]; NaN with fewer than two clients that have examples.
+  """
+  num_clients = cohort.numbers.shape[0]
+  count = min(most_clients, num_clients)
+  places = jnp.linspace(0, num_clients - 1, count).round().astype(jnp.int32)
+  compared = jax.tree.map(lambda leaf: leaf[places], cohort)
+  download = algorithm.broadcast(state)
+
+  def train(member: Cohort) -> tuple[jax.Array, jax.Array]:
+    data = data_of(federation, member)
+    upload, _ = algorithm.client(download, data, jax.random.fold_in(key, member.numbers))
+    return pack_masks(upload), data.size > 0
+
+  masks, counts = lax.map(train, compared)
+  return mean_pairwise_iou(masks, counts)
+
+
+def mean_pairwise_iou(masks: jax.Array, is_counted: jax.Array) -> jax.Array:
+  """Computes the mean intersection over union of all pairs of masks.
+
+  Args:
+    masks: (num_masks, num_bytes) uint8, eight entries a byte.
+    is_counted: (num_masks,) bool, whose pairs count.
+
+  Returns:
+    () float32; NaN where no pair counts. Two empty masks are the same: 1.
+  """
+  numbers = jnp.arange(masks.shape[0])
+
+  def with_all(i: jax.Array) -> jax.Array:
+    both = _count_bits(masks & masks[i][None])
+    either = _count_bits(masks | masks[i][None])
+    iou = jnp.where(either == 0, 1.0, both / jnp.maximum(either, 1))
+    return jnp.where(is_counted & is_counted[i] & (numbers > i), iou, 0).sum()
+
+  total = jnp.sum(lax.map(with_all, numbers))
+  count = jnp.sum(is_counted, dtype=jnp.int32)
+  num_pairs = (count * (count - 1) // 2).astype(jnp.float32)
+  return jnp.where(num_pairs > 0, total / jnp.maximum(num_pairs, 1), jnp.nan)
+
+
+def _count_bits(packed: jax.Array) -> jax.Array:
+  return jnp.sum(lax.population_count(packed), axis=-1, dtype=jnp.int32).astype(jnp.float32)
+
+
+def pack_masks(sent: Any) -> jax.Array:
+  """Packs the mask of what is sent, either way, into bits.
+
+  Args:
+    sent: a download or an upload of a method, not summed.
+
+  Returns:
+    (ceil(num_prunable / 8),) uint8: the masks where they are sent, otherwise where the prunable
+    parameters are not 0.
+  """
+  flat = [mask.reshape(-1) for mask in _masks_of(sent)]
+  return jnp.packbits(jnp.concatenate([jnp.zeros(0, bool), *flat]))
+
+
+def _masks_of(sent: Any) -> Masks:
+  if isinstance(sent, masked.Download):
+    return sent.masks
+  if isinstance(sent, masked.Upload):
+    return [kept > 0 for kept in sent.kept]
+  return [leaf != 0 for leaf in trees.split_prunable(sent.variables["params"])[0]]

@@ -1,0 +1,144 @@
+"""What a round reports: bytes equal to those of the wire format, for every method."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from sparsyfed_jax import trees
+from sparsyfed_jax.fed import masked
+from sparsyfed_jax.fed.measures import MEASURES, NO_MEASURES, measures
+from sparsyfed_jax.fed.precision import as_sent
+from sparsyfed_jax.io import codec
+from tests import cases
+
+CLIENT = 3
+WIRE_DTYPES = {"bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
+def on_wire(variables, masks):
+  """Marks active weights that are 0 by their sign, as the wire format wants it."""
+  kernels, rebuild = trees.split_prunable(variables["params"])
+  pairs = zip(kernels, masks, strict=True)
+  marked = [np.where(mask, np.where(w == 0, np.float32(-0.0), w), 0) for w, mask in pairs]
+  return jax.device_get({**variables, "params": rebuild(marked)})
+
+
+def received_by(download):
+  if isinstance(download, masked.Download):
+    return on_wire(download.variables, download.masks)
+  return jax.device_get(download.variables)
+
+
+def sent_by(upload):
+  """The upload before it was weighted; a weight moves no zero."""
+  plain = jax.tree.map(lambda leaf: np.asarray(leaf / upload.weight), upload.variables)
+  if isinstance(upload, masked.Upload):
+    return on_wire(plain, [np.asarray(kept) > 0 for kept in upload.kept])
+  return plain
+
+
+def exchange(method, name, state, **setup):
+  made = cases.algorithm(method, name, **setup)
+  download = jax.jit(made.broadcast)(state)
+  data = cases.client_data(cases.problem(name).federation, CLIENT)
+  upload, metrics = cases.client(method, name, **setup)(download, data, jax.random.key(4))
+  return download, upload, metrics
+
+
+def check_bytes(method, name, state, value_dtype=None, **setup):
+  download, upload, metrics = exchange(method, name, state, **setup)
+  received, sent = received_by(download), sent_by(upload)
+  assert metrics["uplink_bytes"].weight == 1
+  assert metrics["uplink_bytes"].total == len(codec.encode(sent, received, value_dtype))
+  new_state, row = cases.server(method, name, **setup)(state, upload)
+  if "downlink_bytes" not in row:  # not of the method's own counting
+    after = cases.algorithm(method, name, **setup).broadcast(new_state).variables
+    row = setup.get("measures", MEASURES).step(download.variables, after)
+  assert row["downlink_bytes"] == len(codec.encode(received, value_dtype=value_dtype))
+  return download, upload
+
+
+@pytest.mark.parametrize(
+  ("method", "name"),
+  [(method, "linear") for method in cases.METHODS]
+  + [(method, "batchnorm") for method in ("sparsyfed", "feddst")],
+)
+def test_bytes_are_those_of_the_wire_format(method, name):
+  check_bytes(method, name, cases.trained(method, name))
+
+
+@pytest.mark.parametrize("dtype", WIRE_DTYPES)
+@pytest.mark.parametrize("method", ["sparsyfed", "feddst"])
+def test_values_of_other_types_are_rounded_as_the_wire_format_rounds(method, dtype):
+  wire_dtype = WIRE_DTYPES[dtype]
+  setup = {"wire_dtype": wire_dtype, "measures": measures(wire_dtype)}
+  state = cases.trained(method, "linear")
+  download, upload = check_bytes(method, "linear", state, wire_dtype, **setup)
+  received = received_by(download)
+  payload = codec.encode(received, value_dtype=wire_dtype)
+  cases.assert_same_bits(codec.decode(payload), received)
+  plain, _, _ = exchange(method, "linear", state)
+  assert not cases.same_bits(received, received_by(plain))
+  # Weighted by a power of 2 sums would be exact; here by 7, so only what is sent can be compared.
+  values = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(sent_by(upload))])
+  rounded = values.astype(np.dtype(wire_dtype)).astype(np.float32)
+  np.testing.assert_allclose(values, rounded, rtol=1e-6, atol=0)
+
+
+def test_warm_up_sends_masks_alone():
+  state = cases.start("flash", "linear")
+  download, upload, metrics = exchange("flash", "linear", state)
+  masks = [np.asarray(kept) > 0 for kept in upload.kept]
+  expected = len(codec.encode(masks, [np.asarray(mask) for mask in download.masks]))
+  assert metrics["uplink_bytes"].total == expected
+  assert expected < len(codec.encode(sent_by(upload), received_by(download)))
+
+
+def test_by_hand():
+  def model(kernel):
+    return {"params": {"Dense_0": {"kernel": jnp.float32([kernel]), "bias": jnp.float32([0])}}}
+
+  # Of 10 weights one is new, one is gone, two are in both, one is in none but the first.
+  before, after = model([0, 1, 2, 3] + [0] * 6), model([5, 1, 2, 0] + [0] * 6)
+  for size in (0, 5):
+    metrics = MEASURES.exchange(before, after, jnp.int32(size))
+    assert float(metrics["uplink_bytes"].weight) == (size > 0)
+    assert float(metrics["client_regrowth"].weight) == size
+    assert float(metrics["client_regrowth"].total) == pytest.approx(size / 10)
+  row = MEASURES.step(before, after)
+  assert row["server_regrowth"] == np.float32(1 / 10)
+  assert row["mask_iou"] == np.float32(2 / 4)
+  assert row["received_density"].tolist() == row["layer_density"].tolist() == [np.float32(0.3)]
+  sparsity = MEASURES.model(after)
+  assert sparsity["global_sparsity"] == np.float32(8 / 11)
+  assert sparsity["prunable_sparsity"] == np.float32(7 / 10)
+
+
+def test_nothing_is_measured_where_nothing_should_be():
+  state = cases.start("sparsyfed", "linear")
+  _, with_measures, metrics = exchange("sparsyfed", "linear", state)
+  _, without, fewer = exchange("sparsyfed", "linear", state, measures=NO_MEASURES)
+  cases.assert_same_bits(without, with_measures)
+  assert set(metrics) - set(fewer) == {"uplink_bytes", "client_regrowth"}
+
+
+@pytest.mark.parametrize("dtype", WIRE_DTYPES)
+def test_rounding(dtype):
+  wire_dtype = np.dtype(getattr(ml_dtypes, dtype, dtype))
+  rng = np.random.default_rng(0)
+  tree = {"a": rng.normal(size=(50, 3)).astype(np.float32), "b": np.float32([0, -0.0, 1, -2.5])}
+  rounded = jax.jit(as_sent, static_argnums=1)(tree, WIRE_DTYPES[dtype])
+  expected = jax.tree.map(lambda leaf: leaf.astype(wire_dtype).astype(np.float32), tree)
+  cases.assert_same_bits(rounded, expected)
+  assert np.any(expected["a"] != tree["a"])
+
+
+def test_rounding_moves_no_mask():
+  tiny = np.float32([1e-30, -1e-30, 0])
+  least = np.finfo(np.float16).smallest_normal
+  rounded = jax.jit(as_sent, static_argnums=1)(tiny, jnp.float16)
+  assert rounded.tolist() == [least, -least, 0]
+  assert np.isinf(as_sent(jnp.float32(1e6), jnp.float16))
+  assert as_sent(tiny, jnp.float32) is tiny
