@@ -93,6 +93,16 @@ def closing_table(summary: Row) -> None:
       dense = summary.get("dense_bytes")
       ratio = f"{sent / dense:.1%} of dense" if dense else ""
       table.add_row(f"{way} per client and round", format_bytes(sent), ratio)
+  if summary.get("total_bytes") is not None:
+    table.add_row("traffic of all clients", format_bytes(summary["total_bytes"]), "")
+  reached = summary.get("bytes_to_target")
+  if reached is not None:
+    name = f"until {summary['target_accuracy']:.0%} test accuracy"
+    table.add_row(name, format_bytes(reached), f"round {summary['rounds_to_target']}")
+  flops = summary.get("client_flops_per_round")
+  if flops is not None:
+    share = flops / summary["dense_client_flops_per_round"]
+    table.add_row("FLOPs per client and round", f"{flops:.3g}", f"{share:.1%} of dense")
   for key, name in (("seconds_per_round", "a round"), ("compile_seconds", "compilation")):
     seconds = summary.get(key)
     if seconds is not None:

@@ -10,6 +10,7 @@ import optax
 from flax import linen as nn
 
 from sparsyfed_jax.ops import PLAIN, LayerOps, cast_layers
+from sparsyfed_jax.ops.naming import layer_tracker
 from sparsyfed_jax.types import Batch, Key, Mean, Metrics, Variables
 
 # What the layer of a name ("BasicBlock_0/Conv_1") computes with.
@@ -98,22 +99,13 @@ def classification(
 
 def _named(layers: Layers) -> tuple[LayerOps, Callable[..., Any]]:
   """Makes operations that know in which layer they are, with flax's word for the layer."""
-  inside: list[str] = []
-
-  def interceptor(
-    method: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
-  ) -> Any:
-    inside.append("/".join(context.module.path))
-    try:
-      return method(*args, **kwargs)
-    finally:
-      inside.pop()
+  layer, interceptor = layer_tracker()
 
   def dot_general(*args: Any, **kwargs: Any) -> jax.Array:
-    return layers(inside[-1]).dot_general(*args, **kwargs)
+    return layers(layer()).dot_general(*args, **kwargs)
 
   def conv_general_dilated(*args: Any, **kwargs: Any) -> jax.Array:
-    return layers(inside[-1]).conv_general_dilated(*args, **kwargs)
+    return layers(layer()).conv_general_dilated(*args, **kwargs)
 
   return LayerOps(dot_general, conv_general_dilated), interceptor
 

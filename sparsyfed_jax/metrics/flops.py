@@ -18,6 +18,7 @@ from flax import linen as nn
 from jax import lax
 
 from sparsyfed_jax.ops import LayerOps
+from sparsyfed_jax.ops.naming import layer_tracker
 
 Densities: TypeAlias = Sequence[float] | np.ndarray | jax.Array
 
@@ -76,21 +77,12 @@ def layer_costs(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[LayerCo
   """
   calls: list[tuple[str, int]] = []  # the layer, and its FLOPs forward
   reached: set[int] = set()  # calls whose input has a gradient
-  inside: list[str] = []
-
-  def interceptor(
-    method: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
-  ) -> Any:
-    inside.append("/".join(context.module.path))
-    try:
-      return method(*args, **kwargs)
-    finally:
-      inside.pop()
+  layer, interceptor = layer_tracker()
 
   def noted(op: Callable[..., jax.Array], count: Callable[..., int]) -> Callable[..., jax.Array]:
     def layer_op(lhs: jax.Array, rhs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
       number = len(calls)
-      calls.append((inside[-1], 2 * count(lhs.shape, rhs.shape, *args, **kwargs)))
+      calls.append((layer(), 2 * count(lhs.shape, rhs.shape, *args, **kwargs)))
 
       @jax.custom_vjp
       def run(x: jax.Array, w: jax.Array) -> jax.Array:
