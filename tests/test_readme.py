@@ -5,6 +5,7 @@ import pytest
 from absl.flags import FlagValues
 
 from experiments import flags
+from tests import cases
 
 
 @pytest.fixture
@@ -16,14 +17,16 @@ def blocks(readme, language):
   return re.findall(rf"```{language}\n(.*?)```", readme, re.DOTALL)
 
 
-def test_the_snippet_trains_a_sparse_layer(readme):
-  (snippet,) = blocks(readme, "python")
+def test_the_snippets_train_and_send_a_sparse_layer(readme):
   names = {}
-  exec(compile(snippet, "README.md", "exec"), names)
+  for snippet in blocks(readme, "python"):
+    exec(compile(snippet, "README.md", "exec"), names)
   kernel = names["theta"]["kernel"]
   assert (kernel == 0).mean() == 0.75
   accuracy = (names["logits"].argmax(axis=1) == names["y"]).mean()
   assert accuracy > 0.95
+  assert len(names["short"]) < len(names["update"]) < len(names["whole"])
+  cases.assert_same_bits(names["again"], names["theta"])
 
 
 def test_commands_name_presets_and_flags_that_exist(readme, request, monkeypatch):
