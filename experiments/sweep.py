@@ -340,8 +340,10 @@ def write_results(runs: Sequence[Run], directory: pathlib.Path) -> str:
     "|" + "---|" * len(heads) + "---:|" * (len(_MEASURES) + 1),
   ]
   for label, members in groups.items():
+    is_diverged = any("diverged" in summaries[i] for i in members)
+    lacking = "diverged" if is_diverged else "not measured"
     cells = [
-      mean_and_deviation([summaries[i].get(name) for i in members], text)
+      mean_and_deviation([summaries[i].get(name) for i in members], text, lacking)
       for name, _, text in _MEASURES
     ]
     lines.append("| " + " | ".join([*label, *cells, str(len(members))]) + " |")
@@ -357,7 +359,7 @@ def write_results(runs: Sequence[Run], directory: pathlib.Path) -> str:
 
 
 def mean_and_deviation(
-  values: Sequence[float | None], text: Callable[[float], str], lacking: str = "diverged"
+  values: Sequence[float | None], text: Callable[[float], str], lacking: str
 ) -> str:
   """Writes the mean and the standard deviation of the runs of a setting.
 

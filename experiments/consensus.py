@@ -1,0 +1,113 @@
+"""How much masks agree: those of the clients of a round, and the global ones of several rounds.
+
+`python -m experiments.consensus --dataset=npz:cifar10.npz --output_dir=runs/consensus`, or --smoke.
+See experiments/studies/study.py for what the studies have in common.
+
+Agreement is the intersection over union (IoU) of the weights that two masks keep.
+"""
+
+import functools
+import json
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from experiments.mask_files import SIMILARITY_NAME
+from experiments.measures import mean_from
+from experiments.plots import Panel
+from experiments.plots import draw as draw_panel
+from experiments.studies import pictures
+from experiments.studies.study import (
+  METHODS,
+  SEEDS,
+  Column,
+  Outcome,
+  Setting,
+  Study,
+  finished,
+  run,
+  table_of,
+)
+from experiments.sweep import decimals
+
+FIRST_ROUND = 2  # the models before round 1 are dense
+_PANEL = Panel("", "IoU", [], (0, 1), math.inf)
+_KEYS = {"client_mask_iou": "Clients of a round", "mask_iou": "Global masks, round to round"}
+
+
+def by_distance(outcome: Outcome) -> dict[int, float]:
+  """Averages the IoU of global masks over the pairs that are as many rounds apart."""
+  path = outcome.directory / SIMILARITY_NAME
+  if not path.exists():
+    return {}
+  table = json.loads(path.read_text())
+  rounds = table["rounds"]
+  found: dict[int, list[float]] = {}
+  for i, later in enumerate(rounds):
+    for j, earlier in enumerate(rounds[:i]):
+      found.setdefault(later - earlier, []).append(table["iou"][i][j])
+  return {distance: float(np.mean(values)) for distance, values in sorted(found.items())}
+
+
+def report(settings: Sequence[Setting]) -> str:
+  columns = [
+    Column(title, functools.partial(_mean, key), decimals(1, 4)) for key, title in _KEYS.items()
+  ]
+  distances = sorted({d for setting in settings for o in finished(setting) for d in by_distance(o)})
+  for i in range(len(distances).bit_length()):
+    distance = distances[0] * 2**i
+    columns.append(Column(f"{distance} rounds apart", _at(distance), decimals(1, 4)))
+  return "Intersection over union of masks\n\n" + table_of(settings, columns)
+
+
+def _mean(key: str, outcome: Outcome) -> float | None:
+  return mean_from(outcome.rows, key, FIRST_ROUND)
+
+
+def _at(distance: int) -> Callable[[Outcome], float | None]:
+  return lambda outcome: by_distance(outcome).get(distance)
+
+
+def _points(setting: Setting) -> pictures.Points:
+  found = [by_distance(outcome) for outcome in finished(setting)]
+  x = sorted(set.intersection(*map(set, found))) if found else []
+  y = np.array([[table[distance] for distance in x] for table in found]).reshape(-1, len(x))
+  spread = y.std(axis=0, ddof=1) if len(found) > 1 else np.zeros(len(x))
+  return np.array(x, float), y.mean(axis=0) if found else np.zeros(0), spread
+
+
+def _draw_by_distance(axes: Axes, panel: Panel) -> None:
+  draw_panel(axes, panel, "rounds apart")
+  axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+
+
+def draw(settings: Sequence[Setting], path: pathlib.Path) -> None:
+  lines = pictures.lines_of([(setting.point, _points(setting)) for setting in settings])
+  views = [
+    pictures.over_rounds(settings, key, _PANEL._replace(title=title), first=FIRST_ROUND)
+    for key, title in _KEYS.items()
+  ]
+  last = _PANEL._replace(title="Global masks further apart", lines=lines)
+  pictures.save([*views, pictures.View(last, _draw_by_distance)], path)
+
+
+STUDY = Study(
+  "consensus",
+  blocks=((METHODS, "--sparsity=0.95", "--mask_metrics_every=10", SEEDS),),
+  smoke=(
+    "--algorithm=topk,flash,sparsyfed",
+    "--sparsity=0.8",
+    "--sparsity_schedule=constant",
+    "--mask_metrics_every=2",
+    "--seed=0,1",
+  ),
+  report=report,
+  draw=draw,
+)
+
+if __name__ == "__main__":
+  run(STUDY)

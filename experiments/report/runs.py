@@ -1,0 +1,352 @@
+"""The runs in a folder, their settings, and statistics over the seeds of a setting."""
+
+import json
+import math
+import os
+import pathlib
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from experiments import flags, plots
+from experiments.mask_files import SIMILARITY_NAME
+from sparsyfed_jax.io.writers import JSONL_NAME, read_metrics
+
+ENDED, DIVERGED, UNFINISHED = STATES = ("ended", "diverged", "unfinished")
+
+_CONFIG, _SUMMARY, _GRID = "config.json", "summary.json", "grid.json"
+_DRAWN_ANEW = ("table.md", "sweep.png")  # of a sweep
+_FACTS = ("data", "device", "versions")  # of config.json, besides the flags
+# Flags that change no training.
+_NO_SETTING = (
+  "seed",
+  "eval_every",
+  "client_eval",
+  "metrics",
+  "mask_metrics_every",
+  "mask_metrics_clients",
+  "trackers",
+  "output_dir",
+  "resume",
+  "checkpoint_every",
+  "clients_per_chunk",
+  "num_devices",
+  "data_placement",
+  "coordinator",
+  "num_processes",
+  "process_id",
+  "compilation_cache_dir",
+)
+_DEFAULTS: Mapping[str, Any] = json.loads(json.dumps(flags.DEFAULTS._asdict()))
+
+
+class Run(NamedTuple):
+  """What a run left in its directory."""
+
+  path: str  # from the folder of the runs
+  config: dict[str, Any]
+  rows: list[dict[str, Any]]
+  summary: dict[str, Any]  # {} unless it ended
+  state: str  # ENDED, UNFINISHED or DIVERGED
+  note: str  # how it diverged
+  similarity: dict[str, Any]  # of masks between rounds, or {}
+
+  @property
+  def flags(self) -> dict[str, Any]:
+    return {name: value for name, value in self.config.items() if name not in _FACTS}
+
+  @property
+  def rounds_done(self) -> int:
+    return int(self.rows[-1].get("round", len(self.rows))) if self.rows else 0
+
+
+class Setting(NamedTuple):
+  """Runs that differ in their seed alone."""
+
+  values: dict[str, Any]  # of the flags that differ between settings, where the method reads them
+  runs: list[Run]  # one a seed
+
+  @property
+  def label(self) -> str:
+    """Names the setting in pictures."""
+    return ", ".join(part for part in (self.method, self.rest) if part)
+
+  @property
+  def method(self) -> str:
+    """Names the method, or nothing where it does not differ."""
+    return method_name(self.values["algorithm"]) if "algorithm" in self.values else ""
+
+  @property
+  def rest(self) -> str:
+    """Names the other flags that differ."""
+    return ", ".join(f"{name}={text(value)}" for name, value in self.others.items())
+
+  @property
+  def others(self) -> dict[str, Any]:
+    """The flags that differ, without the method."""
+    return {name: value for name, value in self.values.items() if name != "algorithm"}
+
+  @property
+  def shown(self) -> list[Run]:
+    """The runs that ended, or else those that have not, of which pictures show what there is."""
+    return [run for run in self.runs if run.state == ENDED] or self.runs
+
+
+class Report(NamedTuple):
+  """What the page is about."""
+
+  root: pathlib.Path
+  runs: list[Run]
+  varied: list[str]  # flags that differ between the settings
+  settings: list[Setting]
+  repeats: list[Run]  # of a setting and a seed that another run has, left out of the statistics
+  incomplete: dict[str, tuple[int, int]]  # path of a sweep -> its runs begun, runs of its grid
+  tables: list[str]  # paths of Markdown
+  pictures: list[str]  # paths of PNGs
+
+
+class Measure(NamedTuple):
+  """A column of the table."""
+
+  title: str
+  unit: str
+  value: Callable[[Run], float | None]
+  factor: float
+  decimals: int
+  asked_by: str = ""  # entry of summary.json; where it is set, to have no value is a result
+
+
+def read(root: pathlib.Path) -> Report:
+  """Reads all runs below a folder, or that it is.
+
+  Raises:
+    ConfigError: there is none.
+    ValueError: a file of a run is not what it should be; the message names it.
+  """
+  runs, tables, pictures, begun = [], [], [], {}
+  for folder, folders, files in os.walk(root):
+    folders.sort()
+    here = pathlib.Path(folder)
+    if _CONFIG in files and JSONL_NAME in files:
+      runs.append(_read_run(here, root))
+      folders.clear()  # its checkpoints
+      continue
+    drawn: tuple[str, ...] = ()
+    if _GRID in files:
+      begun[here.relative_to(root)] = _num_points(_read_json(here / _GRID))
+      drawn = _DRAWN_ANEW
+    own = sorted(set(files) - set(drawn))
+    tables += [_path(here / name, root) for name in own if name.endswith(".md")]
+    pictures += [_path(here / name, root) for name in own if name.endswith(".png")]
+  if not runs:
+    raise flags.ConfigError(
+      f"RUNS={root}: must hold runs, directories with {_CONFIG} and {JSONL_NAME}; there is none"
+    )
+  incomplete = {}
+  for sweep, points in begun.items():
+    count = sum(pathlib.Path(run.path).is_relative_to(sweep) for run in runs)
+    if count < points:
+      incomplete[sweep.as_posix()] = (count, points)
+  varied, settings, repeats = _group(runs)
+  return Report(root, runs, varied, settings, repeats, incomplete, tables, pictures)
+
+
+def _read_run(directory: pathlib.Path, root: pathlib.Path) -> Run:
+  summary = _read_object(directory / _SUMMARY)
+  state = DIVERGED if "diverged" in summary else ENDED if summary else UNFINISHED
+  return Run(
+    path=_path(directory, root),
+    config=_read_object(directory / _CONFIG),
+    rows=read_metrics(directory / JSONL_NAME),
+    summary=summary if state == ENDED else {},
+    state=state,
+    note=str(summary.get("diverged", "")),
+    similarity=_read_object(directory / SIMILARITY_NAME),
+  )
+
+
+def _read_object(path: pathlib.Path) -> dict[str, Any]:
+  """Reads a JSON object; {} where there is no file."""
+  content = _read_json(path) if path.exists() else {}
+  if not isinstance(content, dict):
+    raise ValueError(f"{path}: must be a JSON object, is {type(content).__name__}")
+  return content
+
+
+def _read_json(path: pathlib.Path) -> Any:
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise ValueError(f"{path}: must be JSON ({error})") from error
+
+
+def _num_points(grid: Any) -> int:
+  """Counts the runs of a sweep; 0 of a study, which has several grids that may overlap."""
+  is_plain = isinstance(grid, dict) and all(isinstance(values, list) for values in grid.values())
+  return math.prod(map(len, grid.values())) if is_plain else 0
+
+
+def _path(path: pathlib.Path, root: pathlib.Path) -> str:
+  return path.relative_to(root).as_posix()
+
+
+def method_name(algorithm: str) -> str:
+  """Writes a method as its authors do."""
+  return plots.NAMES.get(algorithm, str(algorithm))
+
+
+def text(value: Any) -> str:
+  """Writes the value of a flag as on a command line."""
+  if isinstance(value, list):
+    return ",".join(map(text, value))
+  return "default" if value is None else str(value).removesuffix(".0")
+
+
+def given_flags(run: Run) -> dict[str, Any]:
+  """Collects the flags that the run's method reads.
+
+  Returns:
+    Values by name; those that follow from other flags, as they do by default, are None.
+  """
+  values = {**_DEFAULTS, **run.flags}
+  algorithm = values["algorithm"]
+  try:
+    ignored = set(flags.ignored(flags.DEFAULTS._replace(algorithm=algorithm)))
+  except KeyError:  # a method of another version
+    ignored = {name for name, value in run.flags.items() if value is None}
+  read_by_method = {name: value for name, value in values.items() if name not in ignored}
+  sources = {
+    name: value
+    for name, value in read_by_method.items()
+    if name in _DEFAULTS and name not in flags.DERIVED and value is not None
+  }
+  derived = flags.resolve(flags.DEFAULTS._replace(**sources))
+  for name in flags.DERIVED:
+    if name in read_by_method and read_by_method[name] == getattr(derived, name):
+      read_by_method[name] = None
+  return read_by_method
+
+
+def changed_flags(run: Run) -> dict[str, Any]:
+  """Collects the flags that are not at their defaults."""
+  return {
+    name: value
+    for name, value in given_flags(run).items()
+    if name != "output_dir" and value != _DEFAULTS.get(name)
+  }
+
+
+def _group(runs: Sequence[Run]) -> tuple[list[str], list[Setting], list[Run]]:
+  given = [given_flags(run) for run in runs]
+  order = ["algorithm", *_DEFAULTS]  # and what other versions have
+  names = sorted(
+    {name for values in given for name in values if name not in _NO_SETTING},
+    key=lambda name: (order.index(name) if name in order else len(order), name),
+  )
+  varied = [
+    name
+    for name in names
+    if len({json.dumps(values[name]) for values in given if name in values}) > 1
+  ]
+  groups: dict[str, Setting] = {}
+  for run, values in zip(runs, given, strict=True):
+    point = {name: values[name] for name in varied if name in values}
+    groups.setdefault(json.dumps(point), Setting(point, [])).runs.append(run)
+  settings, repeats = [], []
+  for setting in groups.values():
+    by_seed: dict[str, Run] = {}
+    # Of runs that repeat each other the one that got furthest counts.
+    for run in sorted(setting.runs, key=lambda run: STATES.index(run.state)):
+      seed = json.dumps(run.config.get("seed"))
+      if seed in by_seed:
+        repeats.append(run)
+      by_seed.setdefault(seed, run)
+    settings.append(setting._replace(runs=list(by_seed.values())))
+  settings.sort(key=lambda setting: [_order(setting.values.get(name)) for name in varied])
+  return varied, settings, repeats
+
+
+def _order(value: Any) -> tuple[bool, float, str]:
+  """Sorts numbers by size before texts by letter."""
+  is_number = isinstance(value, int | float)
+  return not is_number, float(value) if is_number else 0.0, text(value)
+
+
+def _finite(value: Any) -> float | None:
+  is_known = isinstance(value, int | float) and math.isfinite(value)
+  return float(value) if is_known else None
+
+
+def _of_summary(name: str) -> Callable[[Run], float | None]:
+  return lambda run: _finite(run.summary.get(name))
+
+
+def _mean_of_rows(name: str, first_round: int = 1) -> Callable[[Run], float | None]:
+  def mean(run: Run) -> float | None:
+    known = [
+      value
+      for number, row in enumerate(run.rows, start=1)
+      if row.get("round", number) >= first_round and (value := _finite(row.get(name))) is not None
+    ]
+    return statistics.fmean(known) if known else None
+
+  return mean
+
+
+def _relative_flops(run: Run) -> float | None:
+  own, dense = (
+    _finite(run.summary.get(name))
+    for name in ("client_flops_per_round", "dense_client_flops_per_round")
+  )
+  return own / dense if own is not None and dense else None
+
+
+_TARGET, _SHIFT = "target_accuracy", "shift_round"
+MEASURES = (
+  Measure("Test accuracy", "%", _of_summary("test_accuracy"), 100, 2),
+  Measure("Zeros among prunable weights", "%", _of_summary("prunable_sparsity"), 100, 2),
+  Measure("Uplink a client and round", "kB", _of_summary("uplink_bytes_per_client_round"), 1e-3, 1),
+  Measure(
+    "Downlink a client and round", "kB", _of_summary("downlink_bytes_per_client_round"), 1e-3, 1
+  ),
+  Measure("Traffic to the target accuracy", "MB", _of_summary("bytes_to_target"), 1e-6, 1, _TARGET),
+  Measure("Rounds to the target accuracy", "", _of_summary("rounds_to_target"), 1, 1, _TARGET),
+  Measure("Client regrowth", "%", _mean_of_rows("client_regrowth", 2), 100, 3),
+  Measure("Server regrowth", "%", _mean_of_rows("server_regrowth", 2), 100, 3),
+  Measure("IoU of clients’ masks", "", _mean_of_rows("client_mask_iou"), 1, 3),
+  Measure("Training FLOPs of dense", "%", _relative_flops, 100, 1),
+  Measure("Accuracy before the shift", "%", _of_summary("accuracy_before_shift"), 100, 2),
+  Measure("Lowest after it", "%", _of_summary("lowest_accuracy_after_shift"), 100, 2),
+  Measure("Rounds to regain it", "", _of_summary("rounds_to_regain"), 1, 1, _SHIFT),
+)
+
+
+def known_measures(runs: Sequence[Run]) -> list[Measure]:
+  """Selects the columns of which any run that ended has something to say."""
+  ended = [run for run in runs if run.state == ENDED]
+  return [
+    measure
+    for measure in MEASURES
+    if any(measure.value(run) is not None or _is_asked(run, measure) for run in ended)
+  ]
+
+
+def _is_asked(run: Run, measure: Measure) -> bool:
+  return run.summary.get(measure.asked_by) is not None
+
+
+def mean_and_deviation(setting: Setting, measure: Measure) -> str:
+  """Writes the mean and standard deviation (n - 1) over the seeds that ended.
+
+  Returns:
+    `85.65 ± 2.95`, without deviation of one value, and with `(1 of 2)` where not all have one.
+  """
+  ended = [run for run in setting.runs if run.state == ENDED]
+  found = [measure.value(run) for run in ended]
+  known = [measure.factor * value for value in found if value is not None]
+  if not known:
+    return "never" if any(_is_asked(run, measure) for run in ended) else "–"
+  cell = f"{statistics.fmean(known):.{measure.decimals}f}"
+  if len(known) > 1:
+    cell += f" ± {statistics.stdev(known):.{measure.decimals}f}"
+  return cell if len(known) == len(found) else f"{cell} ({len(known)} of {len(found)})"

@@ -1,0 +1,268 @@
+"""Studies: unions of grids of runs, and the table and the picture that are made of them.
+
+A study takes the flags of `experiments.sweep`, which replace its own, and goes on like a sweep when
+it is started again. What it does not name comes from --flagfile=FILE, or else from the preset
+cifar10-lda1000. With --smoke it is a small version of itself on the embedded digits.
+
+Besides the files of a sweep it writes its own table and picture, NAME.md and NAME.png.
+"""
+
+import datetime
+import functools
+import json
+import pathlib
+import statistics
+import sys
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from absl import app, logging
+from absl import flags as absl_flags
+
+from experiments import flags, measures, sweep
+from experiments.environment import keep_compiled
+from experiments.record import SUMMARY_NAME
+from sparsyfed_jax.io.writers import JSONL_NAME, read_metrics
+
+PRESET = pathlib.Path(__file__).parents[1] / "presets" / "cifar10-lda1000.flags"
+METHODS = "--algorithm=fedavg,topk,zerofl,flash,feddst,sparsyfed,static"
+SPARSITIES = "--sparsity=0.9,0.95,0.99,0.995,0.999"
+SEEDS = "--seed=0,1,2"
+_SMOKE = (
+  "--dataset=digits",
+  "--model=mlp",
+  "--num_clients=20",
+  "--clients_per_round=5",
+  "--rounds=12",
+  "--local_epochs=2",
+  "--eval_every=2",
+  "--checkpoint_every=0",
+)
+
+Grid: TypeAlias = dict[str, list[str]]
+
+
+class Outcome(NamedTuple):
+  """A run that has ended."""
+
+  config: flags.Config
+  summary: Mapping[str, Any]  # summary.json; `diverged` where it diverged
+  rows: Sequence[Mapping[str, Any]]  # metrics.jsonl
+  directory: pathlib.Path
+
+
+class Setting(NamedTuple):
+  """The runs that differ in the seed alone."""
+
+  point: Mapping[str, str]  # the flags that vary in the study; "" where one is of no effect
+  outcomes: Sequence[Outcome]
+
+
+class Column(NamedTuple):
+  """What a table says of a setting."""
+
+  title: str
+  value: Callable[[Outcome], float | None]
+  text: Callable[[float], str]
+  lacking: str = "not measured"  # said of runs without a value
+
+
+class Study(NamedTuple):
+  """Runs, and what is made of them."""
+
+  name: str
+  blocks: tuple[tuple[str, ...], ...]  # flags of each grid
+  smoke: tuple[str, ...]  # flags that replace those of the blocks with --smoke
+  report: Callable[[Sequence[Setting]], str]  # makes NAME.md
+  draw: Callable[[Sequence[Setting], pathlib.Path], None]  # makes NAME.png
+  complete: Callable[[Grid], Grid] = lambda grid: grid  # adds flags that follow from others
+
+
+ACCURACY = Column(
+  "Test accuracy, %",
+  lambda outcome: measures.final_accuracy(outcome.rows),
+  sweep.decimals(100, 2),
+)
+
+
+def run(study: Study) -> None:
+  """Runs a study as a program."""
+  table = absl_flags.FLAGS
+  others = set(table)
+  _define(table)
+  for name in set(table) - others:  # for --help of the script
+    table.register_key_flag_for_module(sys.argv[0], table[name])
+  logging.set_verbosity(logging.WARNING)
+  app.run(functools.partial(_main, study), flags_parser=flags.parse)
+
+
+def _define(table: absl_flags.FlagValues) -> None:
+  sweep.define(table)
+  absl_flags.DEFINE_bool(
+    "smoke", False, "a small version on the digits, to see that all works", flag_values=table
+  )
+
+
+def _main(study: Study, argv: Sequence[str]) -> None:
+  del argv  # flags.parse refuses what is not a flag
+  table = absl_flags.FLAGS
+  mode, path = str(table["sweep_mode"].value), table["output_dir"].value
+  if table["smoke"].value and not path:
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    path = f"runs/{now}-{study.name}-smoke"
+  try:
+    grids, runs = read(study, sys.argv[1:])
+    sweep.check_mode(mode, runs)
+    directory = sweep.open_directory(path, grids)
+  except (flags.ConfigError, absl_flags.Error, FileExistsError, OSError) as error:
+    flags.fail(error)
+  keep_compiled(runs[0].config.compilation_cache_dir)
+  sweep.finish(runs, directory, mode, functools.partial(write, study))
+  print(f"picture: {directory / study.name}.png")
+
+
+def read(study: Study, arguments: Sequence[str]) -> tuple[list[Grid], list[sweep.Run]]:
+  """Makes the runs of a study.
+
+  Args:
+    study: of them.
+    arguments: the flags given. Those in a --flagfile=FILE give way to the study's, the others
+      replace them.
+
+  Returns:
+    The grids, and their runs, none of them twice: values that a method does not read make no run.
+
+  Raises:
+    ConfigError: a combination contradicts itself.
+  """
+  files = [argument for argument in arguments if argument.startswith("--flagfile=")]
+  own = [argument for argument in arguments if argument not in files]
+  is_smoke = _parse(own)["smoke"].value
+  base = [*files, *_SMOKE] if is_smoke else files or [f"--flagfile={PRESET}"]
+  grids = []
+  runs: dict[Hashable, sweep.Run] = {}
+  for block in study.blocks:
+    over = [*block, *(study.smoke if is_smoke else ()), *own]
+    named = sweep.read_lists(_parse(over))
+    grid = study.complete(sweep.read_lists(_parse([*base, *over])))
+    grids.append(grid)
+    for run in sweep.expand(grid):
+      point = {name: run.point[name] for name in grid if name in named or len(grid[name]) > 1}
+      effective = {**run.config._asdict(), **dict.fromkeys(flags.ignored(run.config))}
+      runs.setdefault(tuple(effective.values()), sweep.Run(point, run.config))
+  varied = [name for name in flags.Config._fields if _is_varied(name, list(runs.values()))]
+  return grids, [
+    run._replace(point={name: _value_of(name, run) or "" for name in varied})
+    for run in runs.values()
+  ]
+
+
+def _is_varied(name: str, runs: Sequence[sweep.Run]) -> bool:
+  return len({_value_of(name, run) for run in runs} - {None}) > 1
+
+
+def _value_of(name: str, run: sweep.Run) -> str | None:
+  """Returns a flag as written, "" where a block does not name it, None where nothing reads it."""
+  return None if name in flags.ignored(run.config) else run.point.get(name, "")
+
+
+def _parse(arguments: Sequence[str]) -> absl_flags.FlagValues:
+  table = absl_flags.FlagValues()
+  _define(table)
+  table(["study", *arguments])
+  return table
+
+
+def write(study: Study, runs: Sequence[sweep.Run], directory: pathlib.Path) -> str:
+  """Writes the files of a study whose runs have ended; returns its table."""
+  sweep.write_results(runs, directory)
+  settings = read_settings(runs, directory)
+  text = study.report(settings)
+  (directory / f"{study.name}.md").write_text(text)
+  study.draw(settings, directory / f"{study.name}.png")
+  return text
+
+
+def read_settings(runs: Sequence[sweep.Run], directory: pathlib.Path) -> list[Setting]:
+  """Reads the runs of a study, those that differ in the seed alone together."""
+  groups: dict[Hashable, Setting] = {}
+  for run in runs:
+    place = sweep.place_of(run, directory)
+    summary = json.loads((place / SUMMARY_NAME).read_text())
+    outcome = Outcome(run.config, summary, read_metrics(place / JSONL_NAME), place)
+    point = {name: value for name, value in run.point.items() if name != "seed"}
+    group = groups.setdefault(tuple(point.items()), Setting(point, []))
+    groups[tuple(point.items())] = group._replace(outcomes=[*group.outcomes, outcome])
+  return list(groups.values())
+
+
+def finished(setting: Setting) -> list[Outcome]:
+  """Lists the runs that did not diverge."""
+  return [outcome for outcome in setting.outcomes if "diverged" not in outcome.summary]
+
+
+def mean(setting: Setting, value: Callable[[Outcome], float | None]) -> float | None:
+  """Averages over the runs that have a value; None where none has."""
+  known = [found for outcome in finished(setting) if (found := value(outcome)) is not None]
+  return statistics.fmean(known) if known else None
+
+
+def cell(setting: Setting, column: Column) -> str:
+  """Writes the mean and the standard deviation over the seeds."""
+  num_runs = len(setting.outcomes)
+  num_diverged = num_runs - len(finished(setting))
+  if num_diverged:
+    return f"{num_diverged} of {num_runs} diverged"
+  values = [column.value(outcome) for outcome in setting.outcomes]
+  return sweep.mean_and_deviation(values, column.text, column.lacking)
+
+
+def table_of(settings: Sequence[Setting], columns: Sequence[Column]) -> str:
+  """Makes a table of a row a setting."""
+  rows = [
+    [*setting.point.values(), *(cell(setting, column) for column in columns)]
+    for setting in settings
+  ]
+  return markdown([*settings[0].point], [column.title for column in columns], rows)
+
+
+def pivot(settings: Sequence[Setting], flag: str, text: Callable[[Setting], str]) -> str:
+  """Makes a table with a column for each value of a flag.
+
+  Args:
+    settings: of the study; the flag may be missing or of no effect in some.
+    flag: that varies.
+    text: writes a cell.
+  """
+  heads = [name for name in settings[0].point if name != flag]
+  values = list(dict.fromkeys(setting.point.get(flag, "") for setting in settings))
+  rows: dict[tuple[str, ...], dict[str, str]] = {}
+  for setting in settings:
+    row = rows.setdefault(tuple(setting.point[name] for name in heads), {})
+    row[setting.point.get(flag, "")] = text(setting)
+  blank = f"any {flag}" if len(values) > 1 else ""
+  titles = [f"{flag} {value}" if value else blank for value in values]
+  return markdown(
+    heads,
+    titles,
+    [[*row, *(cells.get(value, "") for value in values)] for row, cells in rows.items()],
+  )
+
+
+def accuracy_table(settings: Sequence[Setting]) -> str:
+  """Makes NAME.md of a study that compares accuracies by sparsity."""
+  return f"{ACCURACY.title}\n\n" + pivot(settings, "sparsity", lambda s: cell(s, ACCURACY))
+
+
+def markdown(heads: Sequence[str], titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """Makes a table of the columns `heads`, to the left, and `titles`, to the right."""
+  lines = [[*heads, *titles], ["---"] * len(heads) + ["---:"] * len(titles), *rows]
+  return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def by_value(settings: Sequence[Setting], flag: str) -> dict[str, list[Setting]]:
+  """Groups settings by a flag; all are in the group "" where it does not vary."""
+  groups: dict[str, list[Setting]] = {}
+  for setting in settings:
+    groups.setdefault(setting.point.get(flag, ""), []).append(setting)
+  return groups
