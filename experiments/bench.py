@@ -361,7 +361,7 @@ def measure(names: Sequence[str], algorithms: Sequence[str], settings: Settings)
     fastest = _matmul_flops_per_second(settings.compute_dtype)
     for case, (times, peak) in zip(cases, measured, strict=True):
       rows.append(_describe(case, times, peak, settings.compute_dtype, fastest))
-  rows = compare(rows)
+  rows = compare(rows, [times for times, _ in measured])
   if SELECTION in names:
     rows.append(measure_selection(settings.repeats))
   environment = describe_environment()
@@ -470,31 +470,37 @@ def _describe(
   }
 
 
-def compare(rows: Sequence[Row]) -> list[Row]:
-  """Adds what a method costs over FedAvg, and a skewed federation beside an even one.
+def compare(rows: Sequence[Row], times: Sequence[Sequence[float]]) -> list[Row]:
+  """Adds what a method costs over FedAvg, a skewed federation beside an even one, and metrics.
 
   Args:
     rows: of workloads that were measured in turn.
+    times: of each row, seconds a round in each turn. Ratios are medians of those within a turn,
+      which a machine whose speed drifts leaves alone.
 
   Returns:
     The rows, with `overhead_over_fedavg` (0.25 for a quarter more time), `ratio_to_even` and
     `cost_of_metrics` where the other one was measured too.
   """
-  seconds = {
-    (row["workload"], row["algorithm"], row["metrics"]): row["seconds_per_round"] for row in rows
+  turns = {
+    (row["workload"], row["algorithm"], row["metrics"]): own
+    for row, own in zip(rows, times, strict=True)
   }
+
+  def ratio(own: tuple[str, str, str], other: tuple[str, str, str]) -> float:
+    return statistics.median(a / b for a, b in zip(turns[own], turns[other], strict=True))
+
   compared = []
   for row in rows:
-    name, algorithm, metrics = row["workload"], row["algorithm"], row["metrics"]
-    own = row["seconds_per_round"]
+    own = name, algorithm, metrics = row["workload"], row["algorithm"], row["metrics"]
     more = {}
-    if algorithm != BASELINE and (name, BASELINE, metrics) in seconds:
-      more["overhead_over_fedavg"] = own / seconds[name, BASELINE, metrics] - 1
+    if algorithm != BASELINE and (name, BASELINE, metrics) in turns:
+      more["overhead_over_fedavg"] = ratio(own, (name, BASELINE, metrics)) - 1
     even = WORKLOADS[name].even
-    if even and (even, algorithm, metrics) in seconds:
-      more["ratio_to_even"] = own / seconds[even, algorithm, metrics]
-    if metrics == ON and (name, algorithm, OFF) in seconds:
-      more["cost_of_metrics"] = own / seconds[name, algorithm, OFF] - 1
+    if even and (even, algorithm, metrics) in turns:
+      more["ratio_to_even"] = ratio(own, (even, algorithm, metrics))
+    if metrics == ON and (name, algorithm, OFF) in turns:
+      more["cost_of_metrics"] = ratio(own, (name, algorithm, OFF)) - 1
     compared.append(row | more)
   return compared
 

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from sparsyfed_jax.io.wire import payload_bytes
-from sparsyfed_jax.metrics.masks import mask_iou, regrowth
-from sparsyfed_jax.metrics.sparsity import density_by_layer, global_sparsity, prunable_sparsity
+from sparsyfed_jax import trees
+from sparsyfed_jax.io.wire import count_changes, update_bytes, whole_bytes
+from sparsyfed_jax.metrics.sparsity import global_sparsity, prunable_sparsity
 from sparsyfed_jax.types import Metrics, Variables, weighted
 
 
@@ -50,19 +51,26 @@ def measures(wire_dtype: Any = jnp.float32) -> Measures:
   """
 
   def exchange(download: Variables, upload: Variables, size: jax.Array) -> Metrics:
-    sent = payload_bytes(upload, download, wire_dtype)
+    changes = count_changes(upload, download)
+    sent = update_bytes(changes, upload, download, wire_dtype)
+    regrown = _share(changes.grown, upload)
     return {
       "uplink_bytes": weighted(sent.astype(jnp.float32), size > 0),
-      "client_regrowth": weighted(regrowth(download["params"], upload["params"]), size),
+      "client_regrowth": weighted(regrown, size),
     }
 
   def step(before: Variables, after: Variables) -> dict[str, jax.Array]:
+    changes = count_changes(after, before)
+    sizes, kernels = _kernels(after)
+    either = jnp.sum((changes.before + changes.grown)[kernels]).astype(jnp.float32)
+    both = jnp.sum((changes.now - changes.grown)[kernels]).astype(jnp.float32)
+    sent = whole_bytes(changes.before, before, wire_dtype)
     return {
-      "server_regrowth": regrowth(before["params"], after["params"]),
-      "mask_iou": mask_iou(before["params"], after["params"]),
-      "downlink_bytes": payload_bytes(before, value_dtype=wire_dtype).astype(jnp.float32),
-      "received_density": density_by_layer(before["params"]),
-      "layer_density": density_by_layer(after["params"]),
+      "server_regrowth": _share(changes.grown, after),
+      "mask_iou": jnp.where(either == 0, 1.0, both / jnp.maximum(either, 1)),
+      "downlink_bytes": sent.astype(jnp.float32),
+      "received_density": changes.before[kernels].astype(jnp.float32) / sizes,
+      "layer_density": changes.now[kernels].astype(jnp.float32) / sizes,
     }
 
   def model(after: Variables) -> dict[str, jax.Array]:
@@ -76,3 +84,16 @@ def measures(wire_dtype: Any = jnp.float32) -> Measures:
 
 
 MEASURES = measures()
+
+
+def _kernels(variables: Variables) -> tuple[np.ndarray, np.ndarray]:
+  """Finds the prunable leaves: their sizes as float32, and their places among all leaves."""
+  flat, _ = jax.tree_util.tree_flatten_with_path(variables)
+  places = [i for i, (path, leaf) in enumerate(flat) if trees.is_prunable(path, leaf)]
+  return np.array([flat[i][1].size for i in places], np.float32), np.array(places, int)
+
+
+def _share(counts: jax.Array, variables: Variables) -> jax.Array:
+  """Divides counts by leaf, summed over the prunable ones, by the number of their entries."""
+  sizes, kernels = _kernels(variables)
+  return jnp.sum(counts[kernels]).astype(jnp.float32) / max(float(sizes.sum()), 1.0)

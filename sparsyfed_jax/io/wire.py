@@ -1,8 +1,7 @@
 """The size of a model on the wire, counted on the device, where nothing is encoded."""
 
 import functools
-from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,14 @@ from sparsyfed_jax.io import codec
 from sparsyfed_jax.ops.count import count_one, count_true
 
 _UINT32 = codec.Arithmetic(lambda x: 31 - lax.clz(x), jnp.minimum, jnp.where)
+
+
+class Changes(NamedTuple):
+  """How many entries of each leaf are not zero, bit by bit; (num_leaves,) uint32."""
+
+  before: jax.Array  # in a reference
+  now: jax.Array
+  grown: jax.Array  # zero in the reference, and not any more
 
 
 def payload_bytes(tree: Any, reference: Any = None, value_dtype: Any = None) -> jax.Array:
@@ -34,8 +41,56 @@ def payload_bytes(tree: Any, reference: Any = None, value_dtype: Any = None) -> 
     TypeError: as `encode`; or a leaf of 64 bits where JAX has none.
     ValueError: as `encode`; or a tree that is larger.
   """
-  value_dtype = codec.checked_value_dtype(value_dtype)
+  if reference is not None:
+    return update_bytes(count_changes(tree, reference), tree, reference, value_dtype)
+  layout = codec.make_layout(tree)
+  counts = [count_one(_is_nonzero(*pair)) for pair in zip(layout.specs, layout.leaves, strict=True)]
+  return whole_bytes(_stack(counts), tree, value_dtype)
+
+
+def count_changes(tree: Any, reference: Any) -> Changes:
+  """Counts what the size of a tree depends on, in one reading of it and of its reference.
+
+  Args:
+    tree: what `codec.encode` takes.
+    reference: what `codec.encode` takes.
+
+  Raises:
+    TypeError: as `payload_bytes`.
+    ValueError: as `codec.encode`.
+  """
   layout = codec.make_layout(tree, reference)
+  counts = []
+  for spec, leaf, old in zip(layout.specs, layout.leaves, layout.references or [], strict=True):
+    now, before = _is_nonzero(spec, leaf), _is_nonzero(spec, old)
+    counts.append(count_true(before, now, now & ~before))
+  return Changes(*map(_stack, zip(*counts, strict=True))) if counts else Changes(*[_stack([])] * 3)
+
+
+def update_bytes(changes: Changes, tree: Any, reference: Any, value_dtype: Any = None) -> jax.Array:
+  """Counts as `payload_bytes` does, where the changes are known."""
+  layout = codec.make_layout(tree, reference)
+  return _count(layout, changes.now, (changes.before, changes.grown), value_dtype)
+
+
+def whole_bytes(nonzero: jax.Array, tree: Any, value_dtype: Any = None) -> jax.Array:
+  """Counts as `payload_bytes` does without a reference, where the counts are known.
+
+  Args:
+    nonzero: (num_leaves,) uint32, entries whose bits are not all zero.
+    tree: as in `payload_bytes`, whose shapes alone are read.
+    value_dtype: as in `payload_bytes`.
+  """
+  return _count(codec.make_layout(tree), nonzero, None, value_dtype)
+
+
+def _count(
+  layout: codec.Layout,
+  nonzero: jax.Array,
+  change: tuple[jax.Array, jax.Array] | None,
+  value_dtype: Any,
+) -> jax.Array:
+  value_dtype = codec.checked_value_dtype(value_dtype)
   fixed = codec.fixed_bytes(layout)
   if not layout.specs:
     return jnp.uint32(fixed)
@@ -46,23 +101,13 @@ def payload_bytes(tree: Any, reference: Any = None, value_dtype: Any = None) -> 
   most = fixed + sum(max(d, 2 * s) + s // 4 + 16 for d, s in zip(dense, sizes, strict=True))
   if most >= 2**32:
     raise ValueError(f"tree must stay below 2^32 bytes on the wire, found up to {most}")
-
-  masks = [_is_nonzero(*pair) for pair in zip(layout.specs, layout.leaves, strict=True)]
-  change = None
-  if layout.references is None:
-    n = _stacked(map(count_one, masks))
-  else:
-    old = [_is_nonzero(*pair) for pair in zip(layout.specs, layout.references, strict=True)]
-    counts = [count_true(a, b, a & ~b) for a, b in zip(masks, old, strict=True)]
-    n, r, grown = map(_stacked, zip(*counts, strict=True))
-    change = r, grown
-  size, one, dense_size = (jnp.asarray(np.array(x, np.uint32)) for x in (sizes, ones, dense))
-  forms = codec.form_bytes(n, size, one, dense_size, change, _UINT32)
+  size, one, whole = (jnp.asarray(np.array(each, np.uint32)) for each in (sizes, ones, dense))
+  forms = codec.form_bytes(nonzero, size, one, whole, change, _UINT32)
   return jnp.uint32(fixed) + jnp.sum(functools.reduce(jnp.minimum, forms), dtype=jnp.uint32)
 
 
-def _stacked(counts: Iterable[jax.Array]) -> jax.Array:
-  return jnp.stack(list(counts)).astype(jnp.uint32)
+def _stack(counts: Any) -> jax.Array:
+  return jnp.stack(counts).astype(jnp.uint32) if len(counts) else jnp.zeros(0, jnp.uint32)
 
 
 def _is_nonzero(spec: codec.Spec, leaf: Any) -> jax.Array:

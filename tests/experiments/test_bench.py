@@ -102,7 +102,8 @@ def test_overhead_is_of_the_time_of_fedavg_and_a_ratio_of_the_even_workload():
     for (name, algorithm), seconds in times.items()
   ]
   rows.append(rows[2] | {"metrics": "off", "seconds_per_round": 4.0})
-  even, fedavg, sparsyfed, without = bench.compare(rows)
+  turns = [[1.0, 1.0], [1.5, 1.5], [2.25, 2.25], [2.0, 2.0]]
+  even, fedavg, sparsyfed, without = bench.compare(rows, turns)
   assert even == rows[0]
   assert fedavg["ratio_to_even"] == 1.5 and "overhead_over_fedavg" not in fedavg
   assert sparsyfed["overhead_over_fedavg"] == 0.5 and "ratio_to_even" not in sparsyfed

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from sparsyfed_jax import trees
 from sparsyfed_jax.io import codec
 from sparsyfed_jax.models import ResNet18
-from tests.io import fuzz_codec
 from tests.cases import same_bits
+from tests.io import fuzz_codec
 from tests.io.fuzz_codec import draw_change, draw_leaf, with_crc
 
 quick = settings(deadline=None, max_examples=40)

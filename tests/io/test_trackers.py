@@ -251,7 +251,7 @@ with open_trackers([], ".", {}) as write:
   write({"round": 1})
 assert not {"tensorboard", "wandb"} & set(sys.modules)
 """
-  root = pathlib.Path(__file__).parents[1]
+  root = pathlib.Path(__file__).parents[2]
   subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
 
 
