@@ -62,6 +62,21 @@ _OPTION_OF_FLAG: dict[str, tuple[str, str, tuple[str, ...]]] = {
   "static_mask": ("static", "mask", MASKS),
 }
 AUTO = "auto"
+# Flags that change no result, so that a resumed run may change them.
+WITHOUT_EFFECT = (
+  "output_dir",
+  "resume",
+  "checkpoint_every",
+  "clients_per_chunk",
+  "num_devices",
+  "data_placement",
+  "coordinator",
+  "num_processes",
+  "process_id",
+  "compilation_cache_dir",
+  "trackers",
+  "target_accuracy",
+)
 
 
 class ConfigError(ValueError):

@@ -26,7 +26,11 @@ def final_accuracy(rows: Rows) -> float | None:
 
 def mean_from(rows: Rows, key: str, first_round: int) -> float | None:
   """Averages a column over the rows from a round on that have it; None where none has."""
-  values = [row[key] for row in rows if row["round"] >= first_round and row.get(key) is not None]
+  values = [
+    row[key]
+    for number, row in enumerate(rows, start=1)
+    if row.get("round", number) >= first_round and row.get(key) is not None
+  ]
   return statistics.fmean(values) if values else None
 
 

@@ -23,12 +23,13 @@ from experiments.plots import plot_curves
 from experiments.programs import Inputs, Programs
 from experiments.signals import catch_signals
 from experiments.terminal import Update
-from experiments.work import dense_flops, round_flops, round_table
+from experiments.work import dense_flops, shares_of
 from sparsyfed_jax.fed.devices import put
 from sparsyfed_jax.io import checkpoint
 from sparsyfed_jax.io.trackers import Write, open_trackers
 from sparsyfed_jax.io.writers import JSONL_NAME, MetricsWriter, read_metrics, write_json
 from sparsyfed_jax.metrics.cost import dense_bytes
+from sparsyfed_jax.metrics.flops import client_flops, flops_table
 
 SUMMARY_NAME = "summary.json"
 # Columns that are null without --metrics.
@@ -313,12 +314,10 @@ def _complete(
 
 
 def _client_work(member: Member, row: Mapping[str, Any], received: Sequence[float]) -> float:
-  experiment = member.experiment
+  config, experiment = member.config, member.experiment
   per_client = row["examples"] / row["clients"] if row["clients"] else 0.0
-  sparsity = row["target_sparsity"]
-  return round_flops(
-    member.config, experiment.costs, experiment.layers, received, sparsity, per_client
-  )
+  shares = shares_of(config, experiment.costs, experiment.layers, received, row["target_sparsity"])
+  return client_flops(experiment.costs, shares, per_client)
 
 
 def _summarise(
@@ -367,6 +366,8 @@ def _summarise_measures(
     return float(np.average([row[column] for row in sent], weights=clients)) if sent else None
 
   examples = sum(row["examples"] for row in sent) / max(sum(row["clients"] for row in sent), 1)
+  densities, sparsity = last["layer_density"], last["target_sparsity"]
+  shares = shares_of(config, experiment.costs, experiment.layers, densities, sparsity)
   return {
     **{name: last[name] for name in ("global_sparsity", "prunable_sparsity")},
     "uplink_bytes_per_client_round": mean_over_clients("uplink_bytes"),
@@ -379,14 +380,7 @@ def _summarise_measures(
     "client_flops_per_round": mean_over_clients("client_flops"),
     "dense_client_flops_per_round": dense_flops(experiment.costs, examples),
     # Of a client that receives the final model.
-    "flops_by_layer": round_table(
-      config,
-      experiment.costs,
-      experiment.layers,
-      last["layer_density"],
-      last["target_sparsity"],
-      examples,
-    ),
+    "flops_by_layer": flops_table(experiment.costs, shares, examples),
     "layers": experiment.layers,
-    "layer_densities": dict(zip(experiment.layers, last["layer_density"], strict=True)),
+    "layer_densities": dict(zip(experiment.layers, densities, strict=True)),
   }

@@ -1,6 +1,7 @@
-"""SIGINT and SIGTERM as a wish to stop, not as an exception in the middle of a round."""
+"""SIGINT and SIGTERM as a wish to stop, not as an exception in the middle of a round; a reader gone."""
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -46,3 +47,10 @@ def catch_signals() -> Iterator[SimpleNamespace]:
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
+
+
+def leave_unread() -> NoReturn:
+  """Ends the process where whoever read its output is gone."""
+  # Nothing more can be said, not even by the interpreter when it closes stdout.
+  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  sys.exit(1)

@@ -35,6 +35,7 @@ from experiments.programs import (
   stack_inputs,
 )
 from experiments.record import SUMMARY_NAME, DivergedError, Member, StoppedError, begin, record
+from experiments.signals import leave_unread
 from experiments.terminal import Update, progress
 from experiments.train import CONFIG_NAME, describe
 from sparsyfed_jax.data.sources import DataError
@@ -80,14 +81,14 @@ def main(argv: Sequence[str]) -> None:
   except (flags.ConfigError, absl_flags.Error, FileExistsError, OSError) as error:
     flags.fail(error)
   keep_compiled(runs[0].config.compilation_cache_dir)
-  finish(runs, directory, mode)
+  finish(runs, directory, mode, write_results)
 
 
 def finish(
   runs: Sequence[Run],
   directory: pathlib.Path,
   mode: str,
-  write: Callable[[Sequence[Run], pathlib.Path], str] | None = None,
+  write: Callable[[Sequence[Run], pathlib.Path], str],
 ) -> None:
   """Runs what is left of a grid, writes its results, and prints the table.
 
@@ -95,7 +96,7 @@ def finish(
     runs: of the grid.
     directory: of the sweep.
     mode: one of MODES.
-    write: writes results and returns what is printed; default: `write_results`.
+    write: writes results and returns what is printed, as `write_results`.
 
   Raises:
     SystemExit: data or disk failed, or a signal came, after one line that says so. Runs that have
@@ -103,16 +104,21 @@ def finish(
   """
   try:
     run_all(runs, directory, mode)
-    table = (write or write_results)(runs, directory)
+    table = write(runs, directory)
   except (flags.ConfigError, DataError) as error:
     flags.fail(error)
+  except BrokenPipeError:
+    leave_unread()
   except OSError as error:  # a full disk, say
     flags.fail(OSError(f"--output_dir={directory}: {error}"), code=1)
   except (KeyboardInterrupt, StoppedError) as error:
     print(f"\ninterrupted; the same command goes on in {directory}", file=sys.stderr)
     sys.exit(error.code if isinstance(error, StoppedError) else 130)
-  Console().print(Markdown(table))
-  print(f"files in {directory}")
+  try:
+    Console().print(Markdown(table))
+    print(f"files in {directory}", flush=True)
+  except BrokenPipeError:
+    leave_unread()
 
 
 def define(flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:

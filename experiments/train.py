@@ -22,27 +22,12 @@ from experiments.build import Experiment, build
 from experiments.environment import describe_environment, keep_compiled
 from experiments.programs import compile_programs, inputs_of
 from experiments.record import DivergedError, Member, StoppedError, begin, record
-from experiments.signals import leave_on_signal
+from experiments.signals import leave_on_signal, leave_unread
 from experiments.terminal import Update, closing_table, progress
 from sparsyfed_jax.data.sources import DataError
 from sparsyfed_jax.io.writers import JSONL_NAME, create_run_dir, read_metrics, write_json
 
 CONFIG_NAME = "config.json"
-# Flags that a resumed run may change: they change no result.
-_MAY_CHANGE = (
-  "output_dir",
-  "resume",
-  "checkpoint_every",
-  "clients_per_chunk",
-  "num_devices",
-  "data_placement",
-  "coordinator",
-  "num_processes",
-  "process_id",
-  "compilation_cache_dir",
-  "trackers",
-  "target_accuracy",
-)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -78,9 +63,7 @@ def main(argv: Sequence[str]) -> None:
   except DivergedError as error:
     flags.fail(error, code=1)
   except BrokenPipeError:
-    # Whoever read the output is gone; nothing more can be said, not even by the interpreter.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(1)
+    leave_unread()
   except OSError as error:
     flags.fail(OSError(f"--output_dir={directory}: {error}"), code=1)
 
@@ -133,7 +116,7 @@ def check_resumable(config: flags.Config, directory: pathlib.Path) -> None:
   now = json.loads(json.dumps(_flags_of(config)))
   # What follows from other flags comes last: those are to be named.
   for name, value in sorted(now.items(), key=lambda item: item[0] in flags.DERIVED):
-    if name not in _MAY_CHANGE and before.get(name, value) != value:
+    if name not in flags.WITHOUT_EFFECT and before.get(name, value) != value:
       raise flags.ConfigError(
         f"--{name}={value}: must be {before[name]} to go on with the run in {directory}"
       )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from experiments import flags, plots
 from experiments.mask_files import SIMILARITY_NAME
+from experiments.measures import mean_from
 from sparsyfed_jax.io.writers import JSONL_NAME, read_metrics
 
 ENDED, DIVERGED, UNFINISHED = STATES = ("ended", "diverged", "unfinished")
@@ -19,23 +20,8 @@ _DRAWN_ANEW = ("table.md", "sweep.png")  # of a sweep
 _FACTS = ("data", "device", "versions")  # of config.json, besides the flags
 # Flags that change no training.
 _NO_SETTING = (
-  "seed",
-  "eval_every",
-  "client_eval",
-  "metrics",
-  "mask_metrics_every",
-  "mask_metrics_clients",
-  "trackers",
-  "output_dir",
-  "resume",
-  "checkpoint_every",
-  "clients_per_chunk",
-  "num_devices",
-  "data_placement",
-  "coordinator",
-  "num_processes",
-  "process_id",
-  "compilation_cache_dir",
+  *("seed", "eval_every", "client_eval", "metrics", "mask_metrics_every", "mask_metrics_clients"),
+  *flags.WITHOUT_EFFECT,
 )
 _DEFAULTS: Mapping[str, Any] = json.loads(json.dumps(flags.DEFAULTS._asdict()))
 
@@ -282,15 +268,7 @@ def _of_summary(name: str) -> Callable[[Run], float | None]:
 
 
 def _mean_of_rows(name: str, first_round: int = 1) -> Callable[[Run], float | None]:
-  def mean(run: Run) -> float | None:
-    known = [
-      value
-      for number, row in enumerate(run.rows, start=1)
-      if row.get("round", number) >= first_round and (value := _finite(row.get(name))) is not None
-    ]
-    return statistics.fmean(known) if known else None
-
-  return mean
+  return lambda run: mean_from(run.rows, name, first_round)
 
 
 def _relative_flops(run: Run) -> float | None:

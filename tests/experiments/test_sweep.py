@@ -158,7 +158,7 @@ def test_data_that_vanishes_and_a_full_disk_end_a_sweep_that_can_go_on(
   with monkeypatch.context() as patch:
     patch.setattr(sweep, "record", then_vanish)
     with pytest.raises(SystemExit) as ended:
-      sweep.finish(runs, directory, "sequential")
+      sweep.finish(runs, directory, "sequential", sweep.write_results)
   assert ended.value.code == 2
   assert f"error: {path}: no such file" in capsys.readouterr().err
   first = directory / "seed=0" / "summary.json"
@@ -170,10 +170,10 @@ def test_data_that_vanishes_and_a_full_disk_end_a_sweep_that_can_go_on(
   with monkeypatch.context() as patch:
     patch.setattr(MetricsWriter, "write", lambda *_: (_ for _ in ()).throw(full))
     with pytest.raises(SystemExit) as ended:
-      sweep.finish(runs, directory, "sequential")
+      sweep.finish(runs, directory, "sequential", sweep.write_results)
   assert ended.value.code == 1
   assert "No space left on device" in capsys.readouterr().err
-  sweep.finish(runs, directory, "sequential")
+  sweep.finish(runs, directory, "sequential", sweep.write_results)
   assert first.read_bytes() == kept
   assert (directory / "seed=1" / "summary.json").exists()
 
