@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a wish to stop, not as an exception in the middle of a round; a reader gone."""
+"""SIGINT and SIGTERM as a wish to stop, not as an exception in the middle of a round."""
 
 import contextlib
 import os
