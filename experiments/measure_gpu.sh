@@ -73,7 +73,7 @@ bench resnet18-c10 240 --workload=resnet18-c10 --repeats=10 "${peer[@]}"
 peer cnn28-1k 3
 bench cnn28-1k 120 --workload=cnn28-1k --repeats=10 "${peer[@]}"
 peer cnn32 14
-bench cnn32 90 --workload=cnn32 "${peer[@]}"
+bench cnn32 120 --workload=cnn32 --metrics=on,off "${peer[@]}"
 peer mlp64 10
 bench mlp64 90 --workload=mlp64 "${peer[@]}"
 step lowerings 60 "$python" -m experiments.lowerings

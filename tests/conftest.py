@@ -22,6 +22,15 @@ jax.config.update(
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Gives the tests of a method to one worker, which compiles it once for all of them."""
+  for item in items:
+    callspec = getattr(item, "callspec", None)
+    if callspec and "method" in callspec.params:
+      item.add_marker(pytest.mark.xdist_group(str(callspec.params["method"])))
+
+
 @pytest.fixture
 def key() -> jax.Array:
   """A PRNG key."""

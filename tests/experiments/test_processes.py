@@ -87,7 +87,8 @@ def assert_same_run(directory, alone):
   for row, expected in zip(*rows, strict=True):
     assert row.keys() == expected.keys()
     known = [name for name in row if expected[name] is not None]
-    assert [row[name] for name in known] == pytest.approx([expected[n] for n in known], rel=1e-5)
+    for name in known:
+      assert row[name] == pytest.approx(expected[name], rel=1e-5), name
 
 
 def test_two_processes_do_what_one_does(tmp_path, request, alone):

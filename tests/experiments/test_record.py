@@ -10,8 +10,10 @@ import pytest
 from experiments import flags, train
 from experiments.build import build
 from experiments.clients import client_accuracies, client_spread
+from experiments.work import shares_of
 from sparsyfed_jax.io import codec
 from sparsyfed_jax.io.writers import read_metrics
+from sparsyfed_jax.metrics.flops import LayerCost
 from tests import cases
 from tests.experiments.test_resume import assert_same_run, keep_rounds
 from tests.experiments.test_train import write_npz
@@ -188,12 +190,30 @@ def test_work_is_that_of_dense_training_for_topk(measured):
   assert [row["layer"] for row in summary["flops_by_layer"]] == summary["layers"]
 
 
-def test_sparse_methods_work_less(tmp_path):
-  config = PLAIN._replace(rounds=3, eval_every=3, sparsity_schedule="constant")
-  for algorithm in ("sparsyfed", "zerofl", "feddst"):
-    directory = run(tmp_path / algorithm, config._replace(algorithm=algorithm))
-    rows, dense = rows_of(directory), summary_of(directory)["dense_client_flops_per_round"]
-    assert 0 < rows[-1]["client_flops"] < 0.6 * dense
+COSTS = [LayerCost(name, 10, 10, 10) for name in "abc"]
+
+
+@pytest.mark.parametrize(
+  ("changes", "expected"),
+  [
+    (dict(algorithm="sparsyfed"), [0.1, 0.2, 0.3]),
+    (dict(algorithm="sparsyfed", reparam_exclude="b"), [0.1, 1, 0.3]),
+    (dict(algorithm="sparsyfed", beta=1.0), [1, 1, 1]),
+    (dict(algorithm="zerofl"), [1, 0.25, 0.25]),
+    (dict(algorithm="zerofl", zerofl_exclude="c"), [1, 0.25, 1]),
+    (dict(algorithm="feddst", reparam_exclude="b"), [0.1, 0.2, 0.3]),
+    (dict(algorithm="fedavg"), [1, 1, 1]),
+  ],
+)
+def test_layers_that_a_method_leaves_plain_are_dense(changes, expected):
+  shares = shares_of(PLAIN._replace(**changes), COSTS, "abc", [0.1, 0.2, 0.3], 0.75)
+  assert [shares[name].forward for name in "abc"] == pytest.approx(expected)
+
+
+def test_activations_may_be_kept_denser_than_weights():
+  config = PLAIN._replace(algorithm="sparsyfed", activation_floor=0.25)
+  shares = shares_of(config, COSTS, "abc", [0.1, 0.2, 0.3], 0.75)
+  assert [shares[name].weight_gradient for name in "abc"] == pytest.approx([0.25, 0.25, 0.3])
 
 
 def test_natural_clients_have_their_own_test_examples(tmp_path):
@@ -215,7 +235,6 @@ def test_natural_clients_have_their_own_test_examples(tmp_path):
     dataset=dataset, partition="natural", num_clients=None, rounds=2, client_eval=True
   )
   np.testing.assert_array_equal(final_experiment(config).test_owners.before, of_test)
-  assert len(summary_of(run(tmp_path / "run", config))["client_accuracies"]) == 4
 
 
 def test_spread_by_hand():
@@ -229,7 +248,7 @@ def test_spread_by_hand():
 
 
 @pytest.mark.parametrize("kind", ["clients", "labels"])
-def test_other_kinds_of_shift(tmp_path, kind):
+def test_other_kinds_of_shift(kind):
   config = MEASURED._replace(rounds=5, shift_kind=kind, mask_metrics_every=0)
   experiment = final_experiment(config)
   before, after = experiment.federation, experiment.shifted
@@ -242,7 +261,6 @@ def test_other_kinds_of_shift(tmp_path, kind):
   else:
     counts = [np.bincount(np.asarray(before.y)[sorted(found)]) for found in lists]
     assert np.corrcoef(*counts)[0, 1] < -0.9
-  assert np.isfinite(summary_of(run(tmp_path / "run", config))["accuracy_before_shift"])
 
 
 @pytest.mark.parametrize(

@@ -46,14 +46,16 @@ def mask_of(method, upload):
 
 @pytest.mark.parametrize("method", ["sparsyfed", "topk", "feddst"])
 def test_clients_train_as_in_the_round(method):
-  state, federation = cases.trained(method, "linear"), cases.problem("linear").federation
+  state, federation = cases.trained(method, "batchnorm"), cases.problem("batchnorm").federation
   numbers = [3, 0, cases.EMPTY, 5]
   agree = jax.jit(
     lambda state, cohort: mask_agreement(
-      cases.algorithm(method, "linear"), 10, state, federation, cohort, KEY
+      cases.algorithm(method, "batchnorm"), 10, state, federation, cohort, KEY
     )
   )
-  uploads = [cases.run_client(method, "linear", state, i)[0] for i in numbers if i != cases.EMPTY]
+  uploads = [
+    cases.run_client(method, "batchnorm", state, i)[0] for i in numbers if i != cases.EMPTY
+  ]
   masks = [mask_of(method, upload) for upload in uploads]
   assert agree(state, cases.members(numbers)) == pytest.approx(mean_of_pairs(masks), rel=1e-6)
   if method == "topk":  # the masks of the others agree
@@ -63,16 +65,16 @@ def test_clients_train_as_in_the_round(method):
 
 
 def test_at_most_so_many_are_compared():
-  state, federation = cases.trained("topk", "linear"), cases.problem("linear").federation
-  numbers = [4, 5, 6, 0, 3]
-  arguments = cases.algorithm("topk", "linear"), 3, state, federation, cases.members(numbers), KEY
-  uploads = [cases.run_client("topk", "linear", state, i)[0] for i in (4, 6, 3)]
+  state, federation = cases.trained("topk", "batchnorm"), cases.problem("batchnorm").federation
+  method, cohort = cases.algorithm("topk", "batchnorm"), cases.members([4, 5, 6, 0, 3])
+  uploads = [cases.run_client("topk", "batchnorm", state, i)[0] for i in (4, 6, 3)]
   masks = [mask_of("topk", upload) for upload in uploads]
-  assert mask_agreement(*arguments) == pytest.approx(mean_of_pairs(masks), rel=1e-6)
+  agreement = mask_agreement(method, 3, state, federation, cohort, KEY)
+  assert agreement == pytest.approx(mean_of_pairs(masks), rel=1e-6)
 
 
 def test_the_mask_of_a_download_is_its_own():
-  download = cases.algorithm("feddst", "linear").broadcast(cases.trained("feddst", "linear"))
+  download = cases.algorithm("feddst", "batchnorm").broadcast(cases.trained("feddst", "batchnorm"))
   expected = np.concatenate([np.asarray(mask).ravel() for mask in download.masks])
   unpacked = np.unpackbits(np.asarray(pack_masks(download)))
   np.testing.assert_array_equal(unpacked[: expected.size], expected)

@@ -97,7 +97,9 @@ class TestRun:
     state, rows = run(method, cases.start(method, "linear"), 3)
     assert int(state.round) == 3
     assert rows["round"].tolist() == [1, 2, 3, 0, 0]
-    assert {row.shape for row in rows.values()} == {(5,)}
+    by_layer = {name for name, row in rows.items() if row.shape == (5, 1)}
+    assert by_layer == {"layer_density", "received_density"}
+    assert {row.shape for name, row in rows.items() if name not in by_layer} == {(5,)}
     later, more = run(method, state, 2)
     assert int(later.round) == 5 and more["round"].tolist() == [4, 5, 0, 0, 0]
     for name in ("clients", "examples", "uplink_bytes", "downlink_bytes", "train_loss"):
