@@ -155,8 +155,8 @@ class TestFedAvg:
       row,
       client_regrowth=(1 * 1 + 3 * 1 / 2) / 4,
       server_regrowth=1,
-      # A: all 4 values. B: a count, a byte of bitmap and 2 values. Two biases each. Where all is 0, a
-      # count says so.
+      # A: all 4 values. B: a count, a byte of bitmap and 2 values. Two biases each. Where all is 0,
+      # a count says so.
       uplink_bytes=UPLINK + (4 * 4 + (4 + 1 + 2 * 4)) / 2 + 8,
       downlink_bytes=DOWNLINK + 4 + 4,
       prunable_sparsity=0,
