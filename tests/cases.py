@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import linen as nn
 
 from sparsyfed_jax.algorithms import ALGORITHMS, OPTIONS
@@ -48,6 +49,15 @@ VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
   "static-saliency": ("static", {"mask": "saliency"}),
 }
 METHODS = tuple(VARIANTS)
+# Compiling is what takes time: forms whose laws are those of another form, run with -m slow.
+SLOW_FORMS = (
+  "sparsyfed-spectral",
+  "sparsyfed-changes",
+  "zerofl-masked-changes",
+  "zerofl-changes",
+  "flash-magnitude",
+  "static-saliency",
+)
 # Whose server takes the mean of models, of changes to its model, or of what is inside masks.
 SEND_WEIGHTS = (
   "fedavg",
@@ -143,6 +153,14 @@ MODELS = {
   "cnn": (TinyCNN(), (6, 6, 1)),
   "batchnorm": (TinyBatchNorm(), (5,)),
 }
+
+
+def with_slow_forms(methods, *others):
+  """Makes parameters of a test, (method, *others) each, of which `SLOW_FORMS` are marked so."""
+  return [
+    pytest.param(name, *others, marks=pytest.mark.slow if name in SLOW_FORMS else ())
+    for name in methods
+  ]
 
 
 def hyper(**changes: float) -> Hyper:

@@ -10,13 +10,10 @@ from sparsyfed_jax.algorithms import ALGORITHMS
 from sparsyfed_jax.fed.cohort import CLIENTS, EXCLUDED
 from tests import cases
 
-# Forms that differ from others only in arithmetic which the reference tests compare.
-ALIKE = ("sparsyfed-spectral", "zerofl-masked-changes")
 # Statistics with every other form, convolutions with those whose layers differ.
 every_problem = pytest.mark.parametrize(
   ("method", "name"),
-  [(method, "batchnorm") for method in cases.METHODS if method not in ALIKE]
-  + [("sparsyfed", "cnn"), ("zerofl", "cnn")],
+  cases.with_slow_forms(cases.METHODS, "batchnorm") + [("sparsyfed", "cnn"), ("zerofl", "cnn")],
 )
 COHORT = (3, 0, 5)  # sizes 7, 6, 3
 
