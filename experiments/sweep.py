@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from absl import app, logging
 from absl import flags as absl_flags
 from rich.console import Console
@@ -38,7 +39,7 @@ from experiments.record import SUMMARY_NAME, DivergedError, Member, StoppedError
 from experiments.signals import leave_unread
 from experiments.terminal import Update, progress
 from experiments.train import CONFIG_NAME, describe
-from sparsyfed_jax.data.sources import DataError
+from sparsyfed_jax.data.sources import DataError, load
 from sparsyfed_jax.io.writers import JSONL_NAME, create_run_dir, read_metrics, write_json
 
 _GRID_NAME = "grid.json"
@@ -77,8 +78,9 @@ def main(argv: Sequence[str]) -> None:
   try:
     grid, runs = read_grid(absl_flags.FLAGS)
     check_mode(mode, runs)
+    check_data(runs)
     directory = open_directory(absl_flags.FLAGS["output_dir"].value, grid)
-  except (flags.ConfigError, absl_flags.Error, FileExistsError, OSError) as error:
+  except (flags.ConfigError, DataError, absl_flags.Error, FileExistsError, OSError) as error:
     flags.fail(error)
   keep_compiled(runs[0].config.compilation_cache_dir)
   finish(runs, directory, mode, write_results)
@@ -215,6 +217,16 @@ def check_mode(mode: str, runs: Sequence[Run]) -> None:
     raise flags.ConfigError(
       "--data_placement=streamed: must be replicated or sharded with --sweep_mode=vmap"
     )
+
+
+def check_data(runs: Sequence[Run]) -> None:
+  """Reads each data set once, before anything is written.
+
+  Raises:
+    DataError: one of them cannot be used.
+  """
+  for name in dict.fromkeys(run.config.dataset for run in runs):
+    load(name, jax.random.key(0))
 
 
 def run_all(runs: Sequence[Run], directory: pathlib.Path, mode: str) -> None:

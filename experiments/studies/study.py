@@ -22,6 +22,7 @@ from absl import flags as absl_flags
 from experiments import flags, measures, sweep
 from experiments.environment import keep_compiled
 from experiments.record import SUMMARY_NAME
+from sparsyfed_jax.data.sources import DataError
 from sparsyfed_jax.io.writers import JSONL_NAME, read_metrics
 
 PRESET = pathlib.Path(__file__).parents[1] / "presets" / "cifar10-lda1000.flags"
@@ -113,8 +114,9 @@ def _main(study: Study, argv: Sequence[str]) -> None:
   try:
     grids, runs = read(study, sys.argv[1:])
     sweep.check_mode(mode, runs)
+    sweep.check_data(runs)
     directory = sweep.open_directory(path, grids)
-  except (flags.ConfigError, absl_flags.Error, FileExistsError, OSError) as error:
+  except (flags.ConfigError, DataError, absl_flags.Error, FileExistsError, OSError) as error:
     flags.fail(error)
   keep_compiled(runs[0].config.compilation_cache_dir)
   sweep.finish(runs, directory, mode, functools.partial(write, study))

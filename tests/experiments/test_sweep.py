@@ -10,6 +10,7 @@ from absl import flags as absl_flags
 
 from experiments import build as building
 from experiments import flags, sweep
+from sparsyfed_jax.data.sources import DataError
 from sparsyfed_jax.fed import simulation
 from sparsyfed_jax.io.writers import MetricsWriter, read_metrics
 
@@ -250,3 +251,10 @@ def test_what_changes_the_program_changes_its_key():
   ]
   assert len({key(**change) for change in same}) == 1
   assert len({key(**change) for change in other} | {key()}) == len(other) + 1
+
+
+def test_data_that_is_not_there_is_refused_before_anything_is_written(tmp_path):
+  _, runs = sweep.read_grid(parse(f"--dataset=digits,npz:{tmp_path}/none.npz"))
+  with pytest.raises(DataError, match="none.npz: no such file"):
+    sweep.check_data(runs)
+  sweep.check_data(runs[:1])
