@@ -28,11 +28,6 @@ def layer_densities(params: Params) -> dict[str, jax.Array]:
   }
 
 
-def density_by_layer(params: Params) -> jax.Array:
-  """Computes the share of non-zeros of each prunable leaf; (num_layers,) float32, in tree order."""
-  return jnp.array(list(layer_densities(params).values()), jnp.float32)
-
-
 def _sparsity(tree: Params) -> jax.Array:
   num_entries = trees.size(tree)
   kept = sum((count_nonzero(leaf) for leaf in jax.tree.leaves(tree)), jnp.int32(0))

@@ -12,6 +12,8 @@ from sparsyfed_jax.fed.measures import MEASURES, NO_MEASURES, measures
 from sparsyfed_jax.fed.precision import as_sent
 from sparsyfed_jax.io import codec
 from sparsyfed_jax.io.wire import payload_bytes
+from sparsyfed_jax.metrics.masks import mask_iou, regrowth
+from sparsyfed_jax.metrics.sparsity import layer_densities
 from tests import cases
 
 CLIENT = 3
@@ -114,6 +116,26 @@ def test_by_hand():
   sparsity = MEASURES.model(after)
   assert sparsity["global_sparsity"] == np.float32(8 / 11)
   assert sparsity["prunable_sparsity"] == np.float32(7 / 10)
+
+
+def test_one_reading_counts_what_the_metrics_count_one_by_one():
+  rng = np.random.default_rng(0)
+
+  def draw(density):
+    def leaf(old):
+      values = np.where(rng.random(old.shape) < density, rng.normal(size=old.shape), 0)
+      return jnp.asarray(values, jnp.float32)
+
+    return jax.tree.map(leaf, cases.variables("batchnorm"))
+
+  before, after = draw(0.4), draw(0.3)
+  row = MEASURES.step(before, after)
+  assert row["server_regrowth"] == regrowth(before["params"], after["params"])
+  assert row["mask_iou"] == pytest.approx(float(mask_iou(before["params"], after["params"])))
+  for name, variables in (("received_density", before), ("layer_density", after)):
+    expected = [float(density) for density in layer_densities(variables["params"]).values()]
+    assert row[name].tolist() == pytest.approx(expected, rel=1e-6)
+  assert row["downlink_bytes"] == len(codec.encode(jax.device_get(before)))
 
 
 def test_nothing_is_measured_where_nothing_should_be():

@@ -43,10 +43,6 @@ class TestSparsity:
       "Dense_0/kernel": pytest.approx(2 / 6),
     }
 
-  def test_density_by_layer_has_the_order_of_the_leaves(self):
-    assert jax.jit(sparsity.density_by_layer)(A).tolist() == pytest.approx([1 / 4, 2 / 6])
-    assert sparsity.density_by_layer({"bias": np.ones(2)}).shape == (0,)
-
 
 class TestRegrowth:
   def test_counts_zeros_that_became_weights(self):
