@@ -26,6 +26,7 @@ SMALL = flags.DEFAULTS._replace(
   clients_per_round=4,
   local_epochs=1,
 )
+NUM_KILLS = 10
 
 
 def run(directory, config=SMALL):
@@ -176,8 +177,7 @@ def start_process(directory, *arguments, root):
   )
 
 
-@pytest.mark.parametrize("num_kills", [4, pytest.param(10, marks=pytest.mark.slow)])
-def test_killed_at_any_moment_it_goes_on_to_the_bit(tmp_path, request, num_kills):
+def test_killed_at_any_moment_it_goes_on_to_the_bit(tmp_path, request):
   root = request.config.rootpath
   rng = random.Random(0)
   arguments = ["--rounds=300"]
@@ -185,7 +185,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_bit(tmp_path, request, num_kills
     assert "files in" in process.communicate(timeout=120)[0]
   directory = tmp_path / "killed"
   ends = []
-  for i in range(num_kills):
+  for i in range(NUM_KILLS):
     resume = ["--resume"] if i else []
     with start_process(directory, *arguments, *resume, root=root) as process:
       # Before compilation nothing is written. Half of the times in the middle of rounds.
