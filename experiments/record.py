@@ -151,6 +151,7 @@ def record(
   state, done = start.state, start.done
   writers = members if processes.is_first() else []
   run_seconds = 0.0
+  hits = None  # of the last evaluation
   rows = [_earlier_rows(member, done) for member in writers]
   # Beside others a run may have ended before the checkpoint that all go on from.
   failures = {i: failure for i, kept in enumerate(rows) if (failure := _failure(kept))}
@@ -176,13 +177,14 @@ def record(
       is_evaluated = _is_due(done, config.eval_every) or is_last
       scores = programs.evaluate(state, inputs) if is_evaluated else {}
       is_by_client = is_evaluated and config.client_eval
-      hits = programs.classify(state, inputs) if is_by_client else None
+      if is_by_client:
+        hits = programs.classify(state, inputs)
       packed = programs.pack(state) if _is_due(done, config.mask_metrics_every) else None
       for number, member in enumerate(members):
         if number in failures:
           continue
         new = _new_rows(of_run(number, columns), of_run(number, scores), count)
-        if hits is not None:
+        if is_by_client:
           owners = owners_at(member.experiment.test_owners, config.shift_round, done)
           new[-1] |= client_spread(client_accuracies(of_run(number, hits), owners))
         if agreement is not None:
@@ -214,14 +216,15 @@ def record(
     "seconds_per_round": run_seconds / rounds_here if rounds_here else None,
     "compile_seconds": programs.seconds,
   }
-  final_hits = programs.classify(state, inputs) if config.client_eval else None
+  if config.client_eval and hits is None:  # a run that had ended before
+    hits = programs.classify(state, inputs)
   results: list[dict[str, Any] | DivergedError] = []
   for number, member in enumerate(writers):
     if number in failures:
       results.append(failures[number])
       continue
-    hits = None if final_hits is None else of_run(number, final_hits)
-    summary = _summarise(member, rows[number], of_run(number, state), hits)
+    own_hits = None if hits is None else of_run(number, hits)
+    summary = _summarise(member, rows[number], of_run(number, state), own_hits)
     summary |= cost | describe_environment()
     write_json(member.directory / SUMMARY_NAME, summary)
     plot_curves(rows[number], summary, member.directory / "curves.png")
