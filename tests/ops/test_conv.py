@@ -1,4 +1,6 @@
-"""The patch convolution against the native one, and the pooling against flax's."""
+"""Convolutions by products against the native one, and the pooling against flax's."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -163,6 +165,72 @@ class TestConv:
       for conv in (ops.conv_general_dilated, lax.conv_general_dilated)
     )
     assert_all_close([found], [expected])
+
+
+class TestWinograd:
+  # Shape of the input and padding; the kernel is 3x3.
+  SHAPES = {
+    "even": ((2, 8, 6, 16), "SAME"),
+    "odd": ((2, 9, 7, 16), "SAME"),
+    "odd and even, valid": ((3, 9, 8, 17), "VALID"),
+    "one output": ((1, 3, 3, 16), "VALID"),
+    "one row of outputs": ((2, 3, 9, 16), "VALID"),
+    "from one entry": ((1, 1, 1, 16), PAD_1),
+    "one-sided padding": ((2, 5, 6, 16), ((2, 0), (1, 3))),
+    "cropping": ((2, 9, 8, 16), ((-1, 0), (0, -2))),
+  }
+
+  @pytest.mark.parametrize("name", SHAPES)
+  def test_equals_float64(self, name):
+    shape, padding = self.SHAPES[name]
+    x, w = example((3, 3), shape, features=18)
+    found = value_and_gradients(lambda x, w: ops.conv_winograd(x, w, (1, 1), padding), x, w)
+    with jax.enable_x64(True):
+      expected = value_and_gradients(
+        lambda x, w: ops.LOWERINGS["native"](x, w, (1, 1), padding),
+        x.astype(np.float64),
+        w.astype(np.float64),
+      )
+    for a, b in zip(found, expected, strict=True):
+      assert a.shape == b.shape and a.dtype == jnp.float32
+      np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * np.abs(b).max())
+
+  def test_a_kernel_per_client(self):
+    x, w = example((3, 3), (3, 2, 6, 5, 16), features=16)
+    w = np.stack([w * (i + 1) for i in range(3)])
+    conv = partial(value_and_gradients, ops.conv_winograd)
+    for found, expected in zip(
+      jax.vmap(conv)(x, w), zip(*map(conv, x, w), strict=True), strict=True
+    ):
+      np.testing.assert_allclose(found, np.stack(expected), rtol=1e-4, atol=1e-4)
+
+  @pytest.mark.parametrize(
+    ("kernel", "features", "arguments"),
+    [
+      ((3, 3), 15, ((1, 1), "SAME")),
+      ((3, 3), 16, ((2, 1), "SAME")),
+      ((3, 3), 16, ((1, 1), "SAME", (1, 2))),
+      ((5, 5), 16, ((1, 1), "SAME")),
+      ((1, 1), 16, ((1, 1), "SAME")),
+      ((3, 3), 16, ((1, 1), ((0, 0), (-3, -3)))),
+    ],
+    ids=["few features", "strided", "dilated", "5x5", "1x1", "no outputs"],
+  )
+  def test_everything_else_goes_by_patches(self, kernel, features, arguments):
+    x, w = example(kernel, (2, 9, 7, 16), features)
+    found, expected = (
+      jax.jit(lambda x, w, conv=conv: conv(x, w, *arguments))(x, w)
+      for conv in (ops.conv_winograd, ops.conv_patches)
+    )
+    np.testing.assert_array_equal(found, expected)
+
+  def test_takes_fewer_products(self):
+    x, w = example((3, 3), (8, 18, 18, 64), features=64)
+    flops = [
+      jax.jit(lambda x, w, conv=conv: conv(x, w)).lower(x, w).cost_analysis()["flops"]
+      for conv in (ops.conv_winograd, ops.conv_patches)
+    ]
+    assert 36 / 16 > flops[1] / flops[0] > 1.7  # the rest are additions
 
 
 def flax_pool(x, window):
