@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import custom_derivatives, lax
 
-from sparsyfed_jax.ops.power import positive_power
+from sparsyfed_jax.ops.power import is_by_roots, positive_power, power_by_roots
 
 
 @jax.custom_jvp
@@ -27,7 +27,15 @@ def powerprop(theta: jax.Array, beta: jax.Array | float) -> jax.Array:
   Returns:
     Array like theta.
   """
-  return theta * _power(theta, beta)
+  if jax.default_backend() != "cpu":  # an accelerator has time for any power, not for branches
+    return theta * _power(theta, beta)
+  # Of every weight in every step. The usual exponents, 1.25 among them, need roots alone.
+  exponent = jnp.asarray(beta, theta.dtype) - 1
+  return lax.cond(
+    is_by_roots(exponent),
+    lambda: theta * power_by_roots(jnp.abs(theta), exponent),
+    lambda: theta * _power(theta, beta),
+  )
 
 
 def powerprop_inverse(w: jax.Array, beta: jax.Array | float) -> jax.Array:
