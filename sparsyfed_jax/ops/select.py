@@ -1,10 +1,14 @@
 """The exact k-th largest magnitude without a sort, and the masks that follow from it.
 
 A float's magnitude grows with its bit pattern read as an integer, sign bit dropped. So the k-th
-largest magnitude is the largest pattern that at least k entries reach, and its bits are found from
-the highest down by counting. No copy is made, k may be traced, and the counts of a pass are one
-fused reduction. Two bits a pass: one would read the data twice as often, three would compare more
-than the memory saves.
+largest magnitude is the largest pattern that at least k entries reach, and a bracket around it is
+narrowed by counting how many entries reach three pivots in it. No copy is made, k may be traced,
+and the counts of a pass are one fused reduction. Three pivots a pass: one would read the data twice
+as often, seven would compare more than the memory saves.
+
+On a CPU the passes end when the bracket has but one candidate left, and those over large arrays
+start from a guess. On an accelerator, which asks the host before every pass whose number is not
+known, as many passes as the worst case needs are cheaper.
 
 The tie rule, everywhere: what reaches the k-th magnitude is kept, so that ties with it are kept too
 and a mask may hold more than k entries. Zeros are never kept by a mask: a kept zero could not be
@@ -12,7 +16,7 @@ told from a pruned one.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +24,10 @@ from jax import lax
 
 from sparsyfed_jax.ops.count import count_true
 
-_BITS_PER_PASS = 2
+_PIVOTS_PER_PASS = 3
+_SAMPLE_SIZE = 1024
+_GUESS_DEVIATIONS = 3.0
+_WORTH_A_SAMPLE = 100_000
 _UNSIGNED = {16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}
 
 
@@ -117,24 +124,117 @@ def _kth_magnitude_of(leaves: Sequence[jax.Array], k: jax.Array) -> jax.Array:
   if len(dtypes) != 1:
     raise TypeError(f"the leaves must have one dtype, found {sorted(map(str, dtypes))}")
   (dtype,) = dtypes
-  keys = [_keys(leaf) for leaf in leaves]
-  width = jnp.finfo(dtype).bits - 1
-  num_passes = -(-width // _BITS_PER_PASS)
-  pivots_per_pass = 2**_BITS_PER_PASS - 1
-  unsigned = keys[0].dtype
-
-  def refine(i: jax.Array, found: jax.Array) -> jax.Array:
-    # The last pass may overlap the one before; its pivots are then settled already.
-    shift = jnp.maximum(width - _BITS_PER_PASS * (i + 1), 0).astype(unsigned)
-    steps = jnp.arange(1, pivots_per_pass + 1, dtype=unsigned)
-    pivots = found + (steps << shift)
-    counts = [jnp.stack(count_true(*(leaf >= pivot for pivot in pivots))) for leaf in keys]
-    num_reached = jnp.sum(sum(counts) >= k).astype(unsigned)
-    return found + (num_reached << shift)
-
-  found = lax.fori_loop(0, num_passes, refine, jnp.zeros((), unsigned))
-  magnitude = lax.bitcast_convert_type(found, dtype)
+  keys = [_keys(leaf).reshape(-1) for leaf in leaves]
+  search = _kth_key if jax.default_backend() == "cpu" else _kth_key_in_all_passes
+  magnitude = lax.bitcast_convert_type(search(keys, jnp.maximum(k, 1)), dtype)
   return jnp.where(k < 1, jnp.asarray(jnp.inf, dtype), magnitude)
+
+
+def _kth_key(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
+  """Finds the k-th largest key of all arrays; 0 if there are fewer."""
+  is_large = sum(leaf.size for leaf in keys) >= _WORTH_A_SAMPLE
+  # Many arrays have fewer than k entries that are not 0: the first pass tells.
+  one = jnp.ones((), keys[0].dtype)
+  pivots = jnp.stack([one, *(_guess(keys, k) if is_large else (one, one))])
+
+  def refine(state: tuple[_Bracket, jax.Array]) -> tuple[_Bracket, jax.Array]:
+    found = _narrow(*state, keys, k)
+    return found, _pivots(found)
+
+  found, _ = lax.while_loop(
+    lambda state: ~_is_settled(state[0], k), refine, (_everything(keys), pivots)
+  )
+  # As branches, which read the keys: elsewhere the compiler would rather compute them again.
+  is_narrow = found.high - found.low == 1
+  return lax.cond(is_narrow, lambda: found.low, lambda: _key_within(found, keys, k))
+
+
+def _kth_key_in_all_passes(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
+  """Does as `_kth_key`, always in as many passes."""
+
+  def refine(_: jax.Array, found: _Bracket) -> _Bracket:
+    return _narrow(found, _pivots(found), keys, k)
+
+  num_passes = -(-_num_bits(keys) // 2)  # each takes a quarter
+  return lax.fori_loop(0, num_passes, refine, _everything(keys)).low
+
+
+def _guess(keys: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
+  """Finds keys below and above the k-th one, probably, from a sample."""
+  size = sum(leaf.size for leaf in keys)
+  stride = size // _SAMPLE_SIZE
+  sample = jnp.sort(jnp.concatenate([leaf[::stride] for leaf in keys]))
+  expected = k.astype(jnp.float32) * (sample.size / size)
+  deviation = _GUESS_DEVIATIONS * jnp.sqrt(expected) + 1
+  ranks = jnp.stack([expected + deviation, expected - deviation])
+  places = sample.size - jnp.clip(ranks, 1, sample.size).astype(jnp.int32)
+  return list(jnp.maximum(sample[places], 1))
+
+
+class _Bracket(NamedTuple):
+  """At least k keys reach `low`, fewer reach `high`."""
+
+  low: jax.Array
+  high: jax.Array
+  num_low: jax.Array  # how many reach `low`
+  num_high: jax.Array
+
+
+def _everything(keys: Sequence[jax.Array]) -> _Bracket:
+  unsigned = keys[0].dtype
+  return _Bracket(
+    jnp.zeros((), unsigned),
+    jnp.asarray(2 ** _num_bits(keys), unsigned),
+    jnp.int32(sum(leaf.size for leaf in keys)),
+    jnp.int32(0),
+  )
+
+
+def _num_bits(keys: Sequence[jax.Array]) -> int:
+  return jnp.iinfo(keys[0].dtype).bits - 1
+
+
+def _is_settled(found: _Bracket, k: jax.Array) -> jax.Array:
+  is_narrow = found.high - found.low == 1
+  return is_narrow | (found.num_low == k) | (found.num_high == k - 1)
+
+
+def _pivots(found: _Bracket) -> jax.Array:
+  steps = jnp.arange(1, _PIVOTS_PER_PASS + 1, dtype=found.low.dtype)
+  part = (found.high - found.low - 1) // (_PIVOTS_PER_PASS + 1) + 1
+  return jnp.minimum(found.low + part * steps, found.high)
+
+
+def _narrow(
+  found: _Bracket, pivots: jax.Array, keys: Sequence[jax.Array], k: jax.Array
+) -> _Bracket:
+  by_leaf = [jnp.stack(count_true(*(leaf >= pivot for pivot in pivots))) for leaf in keys]
+  counts = sum(by_leaf[1:], by_leaf[0])
+  is_reached = counts >= k
+  return _Bracket(
+    jnp.max(jnp.where(is_reached, pivots, found.low)),
+    jnp.min(jnp.where(is_reached, found.high, pivots)),
+    jnp.min(jnp.where(is_reached, counts, found.num_low)),
+    jnp.max(jnp.where(is_reached, found.num_high, counts)),
+  )
+
+
+def _key_within(found: _Bracket, keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
+  """Finds the key that a settled bracket leaves: its least, or its largest."""
+  limits = jnp.iinfo(found.low.dtype)
+  ends = jnp.asarray(limits.max, limits.dtype), jnp.asarray(limits.min, limits.dtype)
+  least, largest = ends
+  for leaf in keys:
+    above = jnp.where(leaf >= found.low, leaf, found.high)
+    below = jnp.where(leaf < found.high, leaf, found.low)
+    # Both at once: XLA's CPU backend vectorises a variadic reduction, unlike either alone.
+    low, high = lax.reduce((above, below), ends, _least_and_largest, (0,))
+    least, largest = jnp.minimum(least, low), jnp.maximum(largest, high)
+  return jnp.where(found.num_low == k, least, largest)
+
+
+def _least_and_largest(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+  return jnp.minimum(a[0], b[0]), jnp.maximum(a[1], b[1])
 
 
 def _keys(x: jax.Array) -> jax.Array:

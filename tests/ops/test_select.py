@@ -69,6 +69,23 @@ class TestKthMagnitude:
       assert_is_kth(kth(x, k), x, k)
 
   @pytest.mark.parametrize("kind", KINDS)
+  @pytest.mark.parametrize("dtype", DTYPES)
+  def test_in_as_many_passes_as_an_accelerator_takes(self, kind, dtype, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    x = KINDS[kind](np.random.default_rng(0), 1000, dtype)
+    find = jax.jit(lambda x, k: ops.kth_magnitude(x, k))
+    for k in (0, 1, 2, 333, 999, 1000, 1001):
+      assert_is_kth(find(x, k), x, k)
+
+  def test_a_sample_that_misleads(self):
+    # Every 97th entry, where a sample looks, is tiny.
+    x = np.random.default_rng(0).standard_normal(97 * 1024).astype(np.float32)
+    x = np.concatenate([x, x[:10_000]])
+    x[:: x.size // 1024] *= 1e-20
+    for k in (1, 10, 5_000, 60_000, x.size - 2000, x.size - 1):
+      assert_is_kth(kth(x, k), x, k)
+
+  @pytest.mark.parametrize("kind", KINDS)
   def test_float64(self, kind):
     with jax.enable_x64(True):
       x = KINDS[kind](np.random.default_rng(0), 31, jnp.float64)
