@@ -44,9 +44,9 @@ from sparsyfed_jax import trees
 from sparsyfed_jax.algorithms import ALGORITHMS
 from sparsyfed_jax.fed.cohort import Federation
 from sparsyfed_jax.fed.measures import NO_MEASURES
-from sparsyfed_jax.fed.task import Task, plain_layers
+from sparsyfed_jax.fed.task import Task
 from sparsyfed_jax.io.writers import create_run_dir
-from sparsyfed_jax.ops import kth_magnitude
+from sparsyfed_jax.ops import NATIVE, kth_magnitude
 from sparsyfed_jax.types import Batch
 
 LEAST_CALL_SECONDS = 0.2  # of one timed call, so that its overhead does not count
@@ -532,7 +532,7 @@ def _flops_per_step(workload: Workload, task: Task) -> float:
     valid=jnp.ones(workload.batch_size, bool),
   )
   key = jax.random.key(0)
-  gradient = jax.grad(lambda v: task.loss(v, batch, plain_layers, key)[0])
+  gradient = jax.grad(lambda v: task.loss(v, batch, lambda name: NATIVE, key)[0])
   # Not of the compiled program: on a GPU its products are calls of libraries, and count nothing.
   analysis: Any = jax.jit(gradient).lower(task.init(key)).cost_analysis()
   return analysis["flops"]

@@ -1,9 +1,16 @@
 """Jittable primitives that work without the rest of the library."""
 
-from sparsyfed_jax.ops.conv import LOWERINGS, conv_general_dilated, conv_patches, conv_shifted
+from sparsyfed_jax.ops.conv import (
+  LOWERINGS,
+  conv_general_dilated,
+  conv_patches,
+  conv_shifted,
+  conv_winograd,
+)
 from sparsyfed_jax.ops.count import count_nonzero, count_one, count_true
 from sparsyfed_jax.ops.densities import erk_densities
 from sparsyfed_jax.ops.layers import (
+  NATIVE,
   PLAIN,
   LayerOps,
   Threshold,
@@ -25,6 +32,7 @@ from sparsyfed_jax.ops.select import (
 
 __all__ = [
   "LOWERINGS",
+  "NATIVE",
   "PLAIN",
   "LayerOps",
   "Threshold",
@@ -33,6 +41,7 @@ __all__ = [
   "conv_general_dilated",
   "conv_patches",
   "conv_shifted",
+  "conv_winograd",
   "count_nonzero",
   "count_one",
   "count_true",

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sparsyfed_jax.ops.conv import conv_general_dilated
+from sparsyfed_jax.ops.dense import dot_general
 from sparsyfed_jax.ops.pruned import activation_threshold, prune_residual
 
 
@@ -22,7 +23,9 @@ class LayerOps(NamedTuple):
   conv_general_dilated: Callable[..., jax.Array]
 
 
-PLAIN = LayerOps(lax.dot_general, conv_general_dilated)
+PLAIN = LayerOps(dot_general, conv_general_dilated)
+# What `PLAIN` computes, without its short cuts: for counting operations.
+NATIVE = LayerOps(lax.dot_general, lax.conv_general_dilated)
 
 
 # The magnitude from which on a layer's input is kept, of the input and the weights.

@@ -15,9 +15,8 @@ from sparsyfed_jax import models, trees
 from sparsyfed_jax.algorithms import ALGORITHMS
 from sparsyfed_jax.metrics import flops
 from sparsyfed_jax.metrics.flops import DENSE, LayerCost, LayerShares
-from sparsyfed_jax.ops import PLAIN, LayerOps
+from sparsyfed_jax.ops import NATIVE, PLAIN, LayerOps
 
-NATIVE = LayerOps(lax.dot_general, lax.conv_general_dilated)
 BATCH = 8
 # Of every kind of model, at the size at which it is used; but fewer blocks that are all the same.
 MODELS = {
