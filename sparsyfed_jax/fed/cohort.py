@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sparsyfed_jax.fed.sampling import Cohort
+from sparsyfed_jax.ops.count import count_one
 from sparsyfed_jax.types import ClientData, Key, Mean, Metrics
 
 # Counts, as totals of metrics: of clients whose upload is not finite, and of those summed up.
@@ -134,7 +135,7 @@ def _unless_broken(upload: Any, metrics: Metrics, size: jax.Array) -> tuple[Any,
   """Takes a client out whose upload is not finite; it would take the whole model with it."""
   is_fine = jnp.bool_(True)
   for leaf in jax.tree.leaves(upload):
-    is_fine &= jnp.all(jnp.isfinite(leaf))
+    is_fine &= count_one(jnp.isfinite(leaf)) == leaf.size
   kept = jax.tree.map(lambda leaf: jnp.where(is_fine, leaf, 0), (upload, metrics))
 
   def count(is_counted: jax.Array) -> Mean:

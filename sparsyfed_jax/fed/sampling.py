@@ -70,13 +70,12 @@ def sample(
     ).astype(jnp.int32)
   numbers = drawn[jnp.argsort(sizes[drawn])]
 
-  def of_clients(one_key: Key) -> jax.Array:
-    return jax.vmap(lambda number: jax.random.uniform(jax.random.fold_in(one_key, number)))(numbers)
+  def draw(one_key: Key, number: jax.Array) -> jax.Array:
+    return jax.random.uniform(jax.random.fold_in(one_key, number))
 
-  is_present = of_clients(keys[0]) >= hyper.client_dropout
-  is_straggler = of_clients(keys[1]) < hyper.straggler_fraction
-  work = jnp.where(is_straggler, of_clients(keys[2]), 1.0)
-  return Cohort(numbers, is_present, work, rows=numbers)
+  present, straggler, share = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(keys, numbers)
+  work = jnp.where(straggler < hyper.straggler_fraction, share, 1.0)
+  return Cohort(numbers, present >= hyper.client_dropout, work, rows=numbers)
 
 
 def _permutation(key: Key, num_clients: int) -> jax.Array:

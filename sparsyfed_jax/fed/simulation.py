@@ -22,7 +22,6 @@ from sparsyfed_jax.types import ClientData, Key, Metrics
 
 # What each use of a run's one key is folded in with.
 _SPLIT, _PARTITION, _INIT, _ROUNDS = range(4)
-_SAMPLING, _TRAINING, _FATES = range(3)
 
 
 # As `sum_over_clients`.
@@ -41,6 +40,14 @@ class Keys(NamedTuple):
 def make_keys(key: Key) -> Keys:
   """Derives the streams of a run from its key."""
   return Keys(*(jax.random.fold_in(key, use) for use in (_SPLIT, _PARTITION, _INIT, _ROUNDS)))
+
+
+class RoundKeys(NamedTuple):
+  """What decides all that chance decides in a round."""
+
+  sampling: Key
+  training: Key
+  fates: Key
 
 
 class Simulation(NamedTuple):
@@ -106,8 +113,9 @@ def simulate(
     state: Any, federation: Federation, key: Key, num_rounds: int
   ) -> tuple[Any, dict[str, jax.Array]]:
     def next_round(state: Any) -> tuple[Any, dict[str, jax.Array]]:
-      cohort = sampled(federation.sizes, state.hyper, key, state.round + 1)
-      return one_round(state, federation, cohort, key)
+      keys = keys_of_round(key, state.round + 1)
+      cohort = sampled(federation.sizes, state.hyper, keys)
+      return one_round(state, federation, cohort, keys)
 
     shapes = jax.eval_shape(next_round, state)[1]
     rows = {
@@ -117,17 +125,19 @@ def simulate(
     def body(i: jax.Array, carry: Any) -> Any:
       state, rows = carry
       state, row = next_round(state)
-      return state, {name: rows[name].at[i].set(row[name]) for name in rows}
+      put = partial(lax.dynamic_update_index_in_dim, index=i, axis=0)
+      return state, {name: put(rows[name], row[name]) for name in rows}
 
     return lax.fori_loop(0, num_rounds, body, (state, rows))
 
   def run_staged(state: Any, staged: Staged, key: Key) -> tuple[Any, dict[str, jax.Array]]:
-    state, row = one_round(state, staged.federation, staged.cohort, key)
+    keys = keys_of_round(key, state.round + 1)
+    state, row = one_round(state, staged.federation, staged.cohort, keys)
     return state, {name: leaf[None] for name, leaf in row.items()}
 
   def draw(state: Any, sizes: jax.Array, key: Key) -> Cohort:
     numbers = state.round + 1 + jnp.arange(rounds_per_call)
-    return lax.map(partial(sampled, sizes, state.hyper, key), numbers)
+    return lax.map(lambda n: sampled(sizes, state.hyper, keys_of_round(key, n)), numbers)
 
   def over_batches(score: Callable[..., Any], state: Any, x: jax.Array, y: jax.Array) -> Any:
     variables = algorithm.model(state)
@@ -148,10 +158,9 @@ def simulate(
     return over_batches(task.is_right, state, x, y).reshape(-1)[: y.shape[0]]
 
   def agree(state: Any, federation: Federation, key: Key) -> jax.Array:
-    number = state.round + 1
-    cohort = sampled(federation.sizes, state.hyper, key, number)
-    training = _training_key(key, number)
-    return mask_agreement(algorithm, compared_clients, state, federation, cohort, training)
+    keys = keys_of_round(key, state.round + 1)
+    cohort = sampled(federation.sizes, state.hyper, keys)
+    return mask_agreement(algorithm, compared_clients, state, federation, cohort, keys.training)
 
   def pack(state: Any) -> jax.Array:
     return pack_masks(algorithm.broadcast(state))
@@ -169,13 +178,25 @@ def simulate(
   )
 
 
+def keys_of_round(key: Key, number: jax.Array) -> RoundKeys:
+  """Makes the keys of a round.
+
+  Args:
+    key: of all rounds.
+    number: () int32 of the round, from 1.
+  """
+  round_key = jax.random.fold_in(key, number)
+  # All at once: a program that draws one by one takes longer to compile.
+  uses = jnp.arange(len(RoundKeys._fields))
+  return RoundKeys(*jax.vmap(jax.random.fold_in, (None, 0))(round_key, uses))
+
+
 def sample_cohort(
   clients_per_round: int,
   availability: Availability,
   sizes: jax.Array,
   hyper: Hyper,
-  key: Key,
-  number: jax.Array,
+  keys: RoundKeys,
 ) -> Cohort:
   """Draws who takes part in a round.
 
@@ -184,12 +205,9 @@ def sample_cohort(
     availability: as in `simulate`.
     sizes: (num_clients,) int32 numbers of examples.
     hyper: whose dropout and stragglers count.
-    key: of all rounds.
-    number: () int32 of the round, from 1.
+    keys: of the round.
   """
-  round_key = jax.random.fold_in(key, number)
-  sampling, fates = (jax.random.fold_in(round_key, use) for use in (_SAMPLING, _FATES))
-  return sample(sampling, fates, sizes, clients_per_round, availability, hyper)
+  return sample(keys.sampling, keys.fates, sizes, clients_per_round, availability, hyper)
 
 
 def run_round(
@@ -200,7 +218,7 @@ def run_round(
   state: Any,
   federation: Federation,
   cohort: Cohort,
-  key: Key,
+  keys: RoundKeys,
 ) -> tuple[Any, dict[str, jax.Array]]:
   """Runs one round.
 
@@ -209,11 +227,10 @@ def run_round(
     clients_per_chunk: as in `simulate`.
     sum_cohort: as in `simulate`.
     measures: as in `simulate`.
-    state: of the server; `state.round` rounds are done, and with the key it decides everything
-      that happens in this one.
+    state: of the server; with the keys it decides everything that happens in the round.
     federation: all clients' data, or that of the cohort.
     cohort: who takes part.
-    key: of all rounds.
+    keys: of the round.
 
   Returns:
     The new state, and the round's metrics by name: () arrays, or (num_layers,).
@@ -225,7 +242,7 @@ def run_round(
     download,
     federation,
     cohort,
-    _training_key(key, number),
+    keys.training,
     clients_per_chunk,
   )
   counts = {name: sums.pop(name).total for name in (CLIENTS, EXCLUDED)}
@@ -241,7 +258,3 @@ def run_round(
     **counts,
     **server_metrics,  # a method may know better what it sends
   }
-
-
-def _training_key(key: Key, number: jax.Array) -> Key:
-  return jax.random.fold_in(jax.random.fold_in(key, number), _TRAINING)
