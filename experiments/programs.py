@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import NamedSharding
 
 from experiments.build import Experiment, everywhere
@@ -141,27 +142,27 @@ def compile_side_by_side(experiment: Experiment, inputs: Inputs, axes: Inputs) -
   simulation = experiment.simulation
 
   def init(inputs: Inputs) -> Any:
-    return jax.vmap(simulation.init)(inputs.hyper, inputs.init_key)
+    return _for_each_run(simulation.init, 0, 0)(inputs.hyper, inputs.init_key)
 
   def run(state: Any, inputs: Inputs, num_rounds: jax.Array) -> Any:
-    mapped = jax.vmap(simulation.run, (0, axes.federation, 0, None))
+    mapped = _for_each_run(simulation.run, 0, axes.federation, 0, None)
     return mapped(state, inputs.federation, inputs.rounds_key, num_rounds)
 
   def evaluate(state: Any, inputs: Inputs) -> Any:
-    mapped = jax.vmap(simulation.evaluate, (0, axes.x_test, axes.y_test))
+    mapped = _for_each_run(simulation.evaluate, 0, axes.x_test, axes.y_test)
     return mapped(state, inputs.x_test, inputs.y_test)
 
   @jax.jit
   def classify(state: Any, inputs: Inputs) -> Any:
-    mapped = jax.vmap(simulation.classify, (0, axes.x_test, axes.y_test))
+    mapped = _for_each_run(simulation.classify, 0, axes.x_test, axes.y_test)
     return mapped(state, inputs.x_test, inputs.y_test)
 
   @jax.jit
   def agree(state: Any, inputs: Inputs) -> Any:
-    mapped = jax.vmap(simulation.agree, (0, axes.federation, 0))
+    mapped = _for_each_run(simulation.agree, 0, axes.federation, 0)
     return mapped(state, inputs.federation, inputs.rounds_key)
 
-  pack = jax.jit(jax.vmap(simulation.pack))
+  pack = jax.jit(_for_each_run(simulation.pack, 0))
 
   shapes = jax.eval_shape(init, inputs)
   state = _on(shapes, everywhere(experiment.mesh))
@@ -183,6 +184,36 @@ def compile_side_by_side(experiment: Experiment, inputs: Inputs, axes: Inputs) -
     shapes=shapes,
     seconds=time.perf_counter() - started,
   )
+
+
+def _for_each_run(fn: Callable[..., Any], *axes: Any) -> Callable[..., Any]:
+  """Maps over runs: on an accelerator side by side, on a CPU, which one run fills, in a loop.
+
+  Args:
+    fn: of one run.
+    axes: for each argument, or each array of it, 0 or None, as in `jax.vmap`.
+  """
+  if jax.default_backend() != "cpu":
+    return jax.vmap(fn, axes)
+
+  def mapped(*arguments: Any) -> Any:
+    is_of_run = jax.tree.map(
+      lambda axis, part: jax.tree.map(lambda _: axis is not None, part),
+      axes,
+      arguments,
+      is_leaf=lambda axis: axis is None,
+    )
+    leaves, treedef = jax.tree.flatten(arguments)
+    belongs = jax.tree.leaves(is_of_run)
+
+    def one(own: Sequence[jax.Array]) -> Any:
+      of_run = iter(own)
+      chosen = [next(of_run) if its else leaf for leaf, its in zip(leaves, belongs, strict=True)]
+      return fn(*jax.tree.unflatten(treedef, chosen))
+
+    return lax.map(one, [leaf for leaf, its in zip(leaves, belongs, strict=True) if its])
+
+  return mapped
 
 
 def _compile_resident(experiment: Experiment, inputs: Inputs, state: Any) -> Callable[..., Any]:

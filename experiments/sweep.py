@@ -131,7 +131,8 @@ def define(flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
   absl_flags.DEFINE_string(
     "sweep_mode",
     "sequential",
-    "sequential: one run after the other; vmap: side by side, where they share a program",
+    "sequential: one run after the other; vmap: those that share a program side by side (on a CPU"
+    " in one loop)",
     flag_values=flag_values,
   )
   for name in flags.Config._fields:
