@@ -6,9 +6,9 @@ narrowed by counting how many entries reach three pivots in it. No copy is made,
 and the counts of a pass are one fused reduction. Three pivots a pass: one would read the data twice
 as often, seven would compare more than the memory saves.
 
-On a CPU the passes end when the bracket has but one candidate left, and those over large arrays
-start from a guess. On an accelerator, which asks the host before every pass whose number is not
-known, as many passes as the worst case needs are cheaper.
+On a CPU the passes over large arrays start from a guess and end when the bracket has but one
+candidate left. For small ones, and on an accelerator, which asks the host before every pass of a
+number that is not known, as many passes as the worst case needs are cheaper.
 
 The tie rule, everywhere: what reaches the k-th magnitude is kept, so that ties with it are kept too
 and a mask may hold more than k entries. Zeros are never kept by a mask: a kept zero could not be
@@ -125,17 +125,17 @@ def _kth_magnitude_of(leaves: Sequence[jax.Array], k: jax.Array) -> jax.Array:
     raise TypeError(f"the leaves must have one dtype, found {sorted(map(str, dtypes))}")
   (dtype,) = dtypes
   keys = [_keys(leaf).reshape(-1) for leaf in leaves]
-  search = _kth_key if jax.default_backend() == "cpu" else _kth_key_in_all_passes
+  is_large = sum(leaf.size for leaf in keys) >= _WORTH_A_SAMPLE
+  is_short = is_large and jax.default_backend() == "cpu"
+  search = _kth_key if is_short else _kth_key_in_all_passes
   magnitude = lax.bitcast_convert_type(search(keys, jnp.maximum(k, 1)), dtype)
   return jnp.where(k < 1, jnp.asarray(jnp.inf, dtype), magnitude)
 
 
 def _kth_key(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
   """Finds the k-th largest key of all arrays; 0 if there are fewer."""
-  is_large = sum(leaf.size for leaf in keys) >= _WORTH_A_SAMPLE
   # Many arrays have fewer than k entries that are not 0: the first pass tells.
-  one = jnp.ones((), keys[0].dtype)
-  pivots = jnp.stack([one, *(_guess(keys, k) if is_large else (one, one))])
+  pivots = jnp.stack([jnp.ones((), keys[0].dtype), *_guess(keys, k)])
 
   def refine(state: tuple[_Bracket, jax.Array]) -> tuple[_Bracket, jax.Array]:
     found = _narrow(*state, keys, k)

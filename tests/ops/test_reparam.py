@@ -41,6 +41,12 @@ class TestAgainstFloat64:
   def test_value(self, beta):
     close(value(THETA, beta), reference.powerprop(THETA, np.float64(beta)))
 
+  def test_of_a_large_array(self, beta):
+    theta = np.tile(THETA, 100)
+    close(value(theta, beta), reference.powerprop(theta, np.float64(beta)))
+    gradient = jax.jit(jax.grad(lambda theta: jnp.sum(ops.powerprop(theta, beta))))(theta)
+    close(gradient, reference.powerprop_gradient(theta, np.float64(beta)))
+
   def test_gradient(self, beta):
     close(gradient(THETA, beta), reference.powerprop_gradient(THETA, np.float64(beta)))
 
