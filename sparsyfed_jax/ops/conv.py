@@ -132,9 +132,11 @@ def conv_winograd(
 
   Arguments and result are those of `conv_patches`; see `winograd`.
   """
-  if not _suits_winograd(x, w, strides, padding, dilation):
+  pads = _pads(x, w, strides, padding, dilation)
+  alive, pads = _without_dead_taps(x, w, strides, pads, dilation)
+  if not _suits_winograd(x, alive, strides, pads, dilation):
     return conv_patches(x, w, strides, padding, dilation, precision)
-  return convolve_3x3(_pad(x, _pads(x, w, strides, padding, dilation)), w, precision)
+  return convolve_3x3(_pad(x, pads), alive, precision)
 
 
 def conv_native(
@@ -163,7 +165,7 @@ def _suits_winograd(
   x: jax.Array,
   w: jax.Array,
   strides: Sequence[int],
-  padding: Padding,
+  pads: Sequence[tuple[int, int]],
   dilation: Sequence[int],
 ) -> bool:
   if {*strides, *dilation} != {1} or w.shape[:2] != (WINDOW, WINDOW):
@@ -172,7 +174,6 @@ def _suits_winograd(
   # no digits to spare for them.
   if min(w.shape[2:]) < _LEAST_FEATURES or jnp.finfo(x.dtype).bits < 32:
     return False
-  pads = _pads(x, w, strides, padding, dilation)
   return all(side + sum(pad) >= WINDOW for side, pad in zip(x.shape[1:3], pads, strict=True))
 
 

@@ -224,6 +224,16 @@ class TestWinograd:
     )
     np.testing.assert_array_equal(found, expected)
 
+  def test_a_waveform_meets_one_row_of_the_kernel(self):
+    x, w = example((3, 3), (2, 1, 40, 16), features=16)
+    flops = [
+      jax.jit(lambda x, w, conv=conv: conv(x, w, (1, 1), "SAME"))
+      .lower(x, w)
+      .cost_analysis()["flops"]
+      for conv in (ops.conv_winograd, ops.conv_patches)
+    ]
+    assert flops[0] == flops[1]
+
   def test_takes_fewer_products(self):
     x, w = example((3, 3), (8, 18, 18, 64), features=64)
     flops = [
