@@ -22,8 +22,8 @@ _OF_INPUT = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
 _OF_KERNEL = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 _OF_PRODUCTS = ((1, 1, 1, 0), (0, 1, -1, -1))
 
-# Arrays of one shape, for each place in a tile: all tiles' entries there.
-_Grid: TypeAlias = Sequence[Sequence[jax.Array]]
+# Arrays of one shape, for each place in a tile: all tiles' entries there. A row may be one array.
+_Grid: TypeAlias = Sequence[Sequence[jax.Array] | jax.Array]
 _Matrix: TypeAlias = Sequence[Sequence[int]]
 
 
@@ -51,10 +51,10 @@ def _convolve(x: jax.Array, w: jax.Array, precision: Any) -> jax.Array:
 
 def _forward(x: jax.Array, w: jax.Array, precision: Any) -> Any:
   tiles = _tiles_of(x)
-  products = jnp.matmul(tiles, _kernel_to_tile(w), precision=precision)
+  multiply = partial(jnp.matmul, precision=precision)
+  products = list(map(multiply, tiles, _kernel_to_tile(w)))
   num_tiles = x.shape[0], *(side // _STEP - 1 for side in x.shape[1:3])
-  y = _interleave(_apply(_OF_PRODUCTS, _grid_of(products)), num_tiles)
-  return y, (tiles, w)
+  return _interleave(_apply(_OF_PRODUCTS, products), num_tiles), (tiles, w)
 
 
 # By hand: what autodiff makes of slices and stacks takes twice as long.
@@ -64,18 +64,17 @@ def _backward(precision: Any, residuals: Any, cotangent: jax.Array) -> tuple[jax
   outputs = [[cotangent[:, i::_STEP, j::_STEP] for j in range(_STEP)] for i in range(_STEP)]
   of_products = _stack(_apply(_transposed(_OF_PRODUCTS), outputs))
   product = partial(jnp.einsum, precision=precision)
-  of_tiles = product("ptk,pck->ptc", of_products, _kernel_to_tile(w))
-  of_kernel = product("ptc,ptk->pck", tiles, of_products)
-  return _join(_apply(_transposed(_OF_INPUT), _grid_of(of_tiles)), num_tiles), _tile_to_kernel(
-    of_kernel
-  )
+  of_tiles = list(map(partial(product, "ptk,pck->ptc"), of_products, _kernel_to_tile(w)))
+  of_kernel = jnp.stack(list(map(partial(product, "ptc,ptk->pck"), tiles, of_products)))
+  of_input = _join(_apply(_transposed(_OF_INPUT), of_tiles), num_tiles)
+  return of_input, _tile_to_kernel(of_kernel)
 
 
 _convolve.defvjp(_forward, _backward)
 
 
-def _tiles_of(x: jax.Array) -> jax.Array:
-  """Transforms the input's tiles: (16, number of tiles, in_features)."""
+def _tiles_of(x: jax.Array) -> list[jax.Array]:
+  """Transforms the input's tiles: for each row of a tile, (4, number of tiles, in_features)."""
   last = [side - _TILE + 1 for side in x.shape[1:3]]
   entries = [
     [x[:, i : i + last[0] : _STEP, j : j + last[1] : _STEP] for j in range(_TILE)]
@@ -86,12 +85,12 @@ def _tiles_of(x: jax.Array) -> jax.Array:
 
 def _kernel_to_tile(w: jax.Array) -> jax.Array:
   both = np.kron(_OF_KERNEL, _OF_KERNEL)
-  return _exact_product(both, w).reshape(_TILE**2, *w.shape[2:])
+  return _exact_product(both, w).reshape(_TILE, _TILE, *w.shape[2:])
 
 
 def _tile_to_kernel(tile: jax.Array) -> jax.Array:
   both = np.kron(_OF_KERNEL, _OF_KERNEL).T
-  return _exact_product(both, tile).reshape(WINDOW, WINDOW, *tile.shape[1:])
+  return _exact_product(both, tile).reshape(WINDOW, WINDOW, *tile.shape[2:])
 
 
 def _exact_product(matrix: np.ndarray, x: jax.Array) -> jax.Array:
@@ -117,12 +116,9 @@ def _transposed(matrix: _Matrix) -> _Matrix:
   return list(zip(*matrix, strict=True))
 
 
-def _grid_of(x: jax.Array) -> list[list[jax.Array]]:
-  return [[x[_TILE * i + j] for j in range(_TILE)] for i in range(_TILE)]
-
-
-def _stack(grid: _Grid) -> jax.Array:
-  return jnp.stack([entry.reshape(-1, entry.shape[-1]) for row in grid for entry in row])
+# A row at a time: of all 16 in one array, the compiler would write each by itself and then copy it.
+def _stack(grid: _Grid) -> list[jax.Array]:
+  return [jnp.stack([entry.reshape(-1, entry.shape[-1]) for entry in row]) for row in grid]
 
 
 def _interleave(grid: _Grid, shape: tuple[int, ...]) -> jax.Array:
