@@ -1,4 +1,4 @@
-"""The overlapping max pool against flax's."""
+"""The max pools against flax's."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from sparsyfed_jax.ops.pool import max_pool_overlapping
+from sparsyfed_jax.ops.pool import max_pool, max_pool_overlapping
 from tests import reference
 
 
@@ -51,6 +51,40 @@ def test_ties_share_the_gradient():
   dx = np.asarray(dx[0, :, :, 0])
   assert np.isclose(dx.sum(), np.sin(1)) and np.all(dx[x[0, :, :, 0] != 2] == 0)
   assert np.all(dx[x[0, :, :, 0] == 2] > 0)
+
+
+@pytest.mark.parametrize(("sides", "window"), [((4, 6), 2), ((7, 5), 2), ((9, 9), 3), ((2, 3), 1)])
+def test_separate_windows_equal_flax(sides, window):
+  shape = (2, *sides, 3)
+  values = np.random.default_rng(0).permutation(np.arange(np.prod(shape), dtype=np.float32))
+  x = values.reshape(shape) - 100
+  found = value_and_gradient(max_pool, x, (window,))
+  expected = value_and_gradient(flax_pool, x, (window, window, 0))
+  for a, b in zip(found, expected, strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_separate_windows_share_the_gradient_of_ties(batched):
+  # Few different values, so that most windows tie; relu makes such windows of zeros.
+  x = np.random.default_rng(1).integers(0, 3, (2, 6, 4, 3)).astype(np.float32)
+  cotangent = np.random.default_rng(2).standard_normal((2, 3, 2, 3)).astype(np.float32)
+
+  def gradient(x, cotangent):
+    return jax.vjp(lambda x: max_pool(x, 2), x)[1](cotangent)[0]
+
+  if batched:
+    found = jax.vmap(gradient)(x[:, None], cotangent[:, None])[:, 0]
+  else:
+    found = jax.jit(gradient)(x, cotangent)
+  expected = np.zeros_like(x)
+  for at in np.ndindex(cotangent.shape):
+    n, i, j, c = at
+    window = x[n, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2, c]
+    is_largest = window == window.max()
+    share = is_largest * (cotangent[at] / is_largest.sum())
+    expected[n, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2, c] = share
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_half_precision():
