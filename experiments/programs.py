@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ from jax.sharding import NamedSharding
 
 from experiments.build import Experiment, everywhere
 from sparsyfed_jax.fed.cohort import Federation
+from sparsyfed_jax.fed.compiling import compiler_options
 from sparsyfed_jax.fed.streaming import run_staged, stage
 from sparsyfed_jax.types import Key
 
@@ -140,6 +142,7 @@ def compile_side_by_side(experiment: Experiment, inputs: Inputs, axes: Inputs) -
   """
   started = time.perf_counter()
   simulation = experiment.simulation
+  jit = partial(jax.jit, compiler_options=compiler_options())
 
   def init(inputs: Inputs) -> Any:
     return _for_each_run(simulation.init, 0, 0)(inputs.hyper, inputs.init_key)
@@ -152,23 +155,23 @@ def compile_side_by_side(experiment: Experiment, inputs: Inputs, axes: Inputs) -
     mapped = _for_each_run(simulation.evaluate, 0, axes.x_test, axes.y_test)
     return mapped(state, inputs.x_test, inputs.y_test)
 
-  @jax.jit
+  @jit
   def classify(state: Any, inputs: Inputs) -> Any:
     mapped = _for_each_run(simulation.classify, 0, axes.x_test, axes.y_test)
     return mapped(state, inputs.x_test, inputs.y_test)
 
-  @jax.jit
+  @jit
   def agree(state: Any, inputs: Inputs) -> Any:
     mapped = _for_each_run(simulation.agree, 0, axes.federation, 0)
     return mapped(state, inputs.federation, inputs.rounds_key)
 
-  pack = jax.jit(_for_each_run(simulation.pack, 0))
+  pack = jit(_for_each_run(simulation.pack, 0))
 
   shapes = jax.eval_shape(init, inputs)
   state = _on(shapes, everywhere(experiment.mesh))
-  compiled_init = jax.jit(init).lower(inputs).compile()
-  compiled_run = jax.jit(run, donate_argnums=0).lower(state, inputs, np.int32(0)).compile()
-  compiled_evaluate = jax.jit(evaluate).lower(state, inputs).compile()
+  compiled_init = jit(init).lower(inputs).compile()
+  compiled_run = jit(run, donate_argnums=0).lower(state, inputs, np.int32(0)).compile()
+  compiled_evaluate = jit(evaluate).lower(state, inputs).compile()
 
   def run_and_fetch(state: Any, inputs: Inputs, count: int) -> Any:
     state, rows = compiled_run(state, inputs, np.int32(count))

@@ -88,7 +88,8 @@ def _permutation(key: Key, num_clients: int) -> jax.Array:
   if num_clients > _MAX_PACKED:
     return jax.random.permutation(key, num_clients).astype(jnp.int32)
   rank_key, start_key = jax.random.split(key)
-  start = jax.random.randint(start_key, (), 0, num_clients)
+  # As good as even, since clients are few beside 2^32; `randint` draws twice, for more to compile.
+  start = (jax.random.bits(start_key) % num_clients).astype(jnp.int32)
   places = (jnp.arange(num_clients) + start) % num_clients
   rank = jax.random.bits(rank_key, (num_clients,)) & ~np.uint32(_MAX_PACKED - 1)
   ordered = jnp.sort(rank | places.astype(jnp.uint32)) & np.uint32(_MAX_PACKED - 1)

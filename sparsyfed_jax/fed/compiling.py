@@ -1,0 +1,19 @@
+"""How hard the compiler of the CPU tries."""
+
+import os
+
+import jax
+
+_LEVEL = "xla_backend_optimization_level"
+
+
+def compiler_options() -> dict[str, int] | None:
+  """Chooses the options that a simulation's programs are compiled with, as `jax.jit` takes them.
+
+  On a CPU it is LLVM's level 2 instead of 3: the programs run as fast, and that which draws a
+  model's parameters compiles in half the time. A level in the environment's XLA_FLAGS is kept, and
+  other backends have no options.
+  """
+  if jax.default_backend() != "cpu" or _LEVEL in os.environ.get("XLA_FLAGS", ""):
+    return None
+  return {_LEVEL: 2}
