@@ -82,7 +82,8 @@ def sum_over_first(
     num_clients: how many take part; may be traced, and chunks without any take no time.
   """
 
-  def run(member: Cohort) -> tuple[Any, Metrics]:
+  @jax.jit  # traced once, for the shapes and for the loop
+  def run(download: Any, federation: Federation, key: Key, member: Cohort) -> tuple[Any, Metrics]:
     data = data_of(federation, member)
     results = client(download, data, jax.random.fold_in(key, member.numbers))
     return _unless_broken(*results, data.size)
@@ -90,14 +91,19 @@ def sum_over_first(
   def run_chunk(i: jax.Array, sums: Any) -> Any:
     chunk = jax.tree.map(lambda leaf: leaf[i], chunks)
     if clients_per_chunk == 1:
-      results = run(jax.tree.map(lambda leaf: leaf[0], chunk))
+      results = run(*common, first_of(chunk))
     else:
-      results = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), jax.vmap(run)(chunk))
+      each = jax.vmap(run, (None, None, None, 0))(*common, chunk)
+      results = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), each)
     return jax.tree.map(jnp.add, sums, results)
 
+  def first_of(members: Cohort) -> Cohort:
+    return jax.tree.map(lambda leaf: leaf[0], members)
+
+  common = download, federation, key
   chunks = _cut(cohort, clients_per_chunk)
   num_chunks = -(-num_clients // clients_per_chunk)
-  shapes = jax.eval_shape(run, jax.tree.map(lambda leaf: leaf[0, 0], chunks))
+  shapes = jax.eval_shape(run, *common, first_of(cohort))
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
   return lax.fori_loop(0, num_chunks, run_chunk, zeros)
 

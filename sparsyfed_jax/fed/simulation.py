@@ -113,19 +113,22 @@ def simulate(
   def run(
     state: Any, federation: Federation, key: Key, num_rounds: int
   ) -> tuple[Any, dict[str, jax.Array]]:
-    def next_round(state: Any) -> tuple[Any, dict[str, jax.Array]]:
+    @jax.jit  # traced once, for the shapes and for the loop
+    def next_round(
+      state: Any, federation: Federation, key: Key
+    ) -> tuple[Any, dict[str, jax.Array]]:
       keys = keys_of_round(key, state.round + 1)
       cohort = sampled(federation.sizes, state.hyper, keys)
       return one_round(state, federation, cohort, keys)
 
-    shapes = jax.eval_shape(next_round, state)[1]
+    shapes = jax.eval_shape(next_round, state, federation, key)[1]
     rows = {
       name: jnp.zeros((rounds_per_call, *leaf.shape), leaf.dtype) for name, leaf in shapes.items()
     }
 
     def body(i: jax.Array, carry: Any) -> Any:
       state, rows = carry
-      state, row = next_round(state)
+      state, row = next_round(state, federation, key)
       put = partial(lax.dynamic_update_index_in_dim, index=i, axis=0)
       return state, {name: put(rows[name], row[name]) for name in rows}
 
