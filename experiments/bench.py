@@ -9,7 +9,8 @@ Every workload has a process of its own, so that the peak memory of one counts f
 CPU it is the largest during the calls of a method, on an accelerator that of the whole process.
 This one leaves the devices alone, because whoever opens an accelerator first takes its memory.
 --peer_command=cnn32="python experiments/peers/torch_loop.py --workload=cnn32" runs another
-framework's program before and after.
+framework's program before and after, and compares a run of 50 rounds too, in which making and
+compiling the programs counts, and the other's first round.
 """
 
 import json
@@ -51,6 +52,7 @@ from sparsyfed_jax.types import Batch
 
 LEAST_CALL_SECONDS = 0.2  # of one timed call, so that its overhead does not count
 MAX_ROUNDS_PER_CALL = 100
+RUN_ROUNDS = 50  # of a run whose start counts
 SELECTION = "kth_magnitude"
 SELECTION_SIZE = 11_000_000
 SELECTED = 550_000
@@ -305,11 +307,15 @@ def measure_beside_peers(
   rows = measure_apart(names, algorithms, settings)
   for name, command in commands.items():
     # Before and after: a machine whose speed drifts is drifting for both.
-    seconds = (before[name] + _run_peer(command)) / 2
+    runs = before[name], _run_peer(command)
+    seconds = statistics.mean(run.seconds_per_round for run in runs)
+    whole = statistics.mean(run.seconds_of_a_run for run in runs)
     for row in rows:
       if row["workload"] == name:
         row["peer_seconds_per_round"] = seconds
         row["ratio_to_peer"] = row["seconds_per_round"] / seconds
+        row["peer_seconds_of_50_rounds"] = whole
+        row["ratio_of_50_rounds"] = row["seconds_of_50_rounds"] / whole
   return rows
 
 
@@ -368,6 +374,13 @@ def measure(names: Sequence[str], algorithms: Sequence[str], settings: Settings)
   return [row | environment for row in rows]
 
 
+class PeerTimes(NamedTuple):
+  """What another framework's program took."""
+
+  seconds_per_round: float
+  seconds_of_a_run: float  # of RUN_ROUNDS, the first of which may be slow
+
+
 class _Case(NamedTuple):
   """A workload with a method, compiled."""
 
@@ -394,15 +407,17 @@ def _prepare(
   chunk = choose_chunk(
     settings.clients_per_chunk, workload.model, setup, example, workload.clients_per_round
   )
+  started = time.perf_counter()
   simulation = workloads.make_simulation(
     workload, setup, algorithm, chunk, MAX_ROUNDS_PER_CALL, settings.compute_dtype
   )
   key = jax.random.key(0)
   state = simulation.init(workloads.hyper(), key)
-  num_params = trees.size(state.variables["params"])
-  start = time.perf_counter()
+  jax.block_until_ready(state)
+  made = time.perf_counter()
   compiled = simulation.run.lower(state, federation, key, jnp.int32(1)).compile()
-  compile_seconds = time.perf_counter() - start
+  ended = time.perf_counter()
+  num_params = trees.size(state.variables["params"])
 
   def run(num_rounds: int) -> None:
     nonlocal state
@@ -411,7 +426,8 @@ def _prepare(
 
   facts = {
     "metrics": metrics,
-    "compile_seconds": compile_seconds,
+    "start_seconds": ended - started,  # drawing the model too
+    "compile_seconds": ended - made,
     "clients_per_chunk": chunk,
     "num_params": num_params,
     "program_memory_bytes": _program_memory_bytes(compiled),
@@ -458,6 +474,7 @@ def _describe(
     "compute_dtype": compute_dtype,
     "seconds_per_round": seconds,
     "fastest_seconds_per_round": min(times),
+    "seconds_of_50_rounds": case.facts["start_seconds"] + RUN_ROUNDS * seconds,
     "clients_per_second": workload.clients_per_round / seconds,
     "num_clients": len(workload.sizes),
     "clients_per_round": workload.clients_per_round,
@@ -598,8 +615,8 @@ def _run_python(*arguments: str) -> str:
   return done.stdout
 
 
-def _run_peer(command: Sequence[str]) -> float:
-  """Runs another framework's program; returns its seconds a round."""
+def _run_peer(command: Sequence[str]) -> PeerTimes:
+  """Runs another framework's program; one that does not tell its first round counts as steady."""
   line = shlex.join(command)
   try:
     done = subprocess.run(command, capture_output=True, text=True)
@@ -611,7 +628,10 @@ def _run_peer(command: Sequence[str]) -> float:
   found = re.search(r"median=([0-9.]+)s", done.stdout)
   if not found or not float(found.group(1)):
     raise MeasurementError(f"peer {line}: printed no 'median=<seconds>s'")
-  return float(found.group(1))
+  median = float(found.group(1))
+  slow = re.search(r"first=([0-9.]+)s", done.stdout)
+  first = float(slow.group(1)) if slow else median
+  return PeerTimes(median, first + (RUN_ROUNDS - 1) * median)
 
 
 # Headings of the table, and what they show of a row; one without any value is left out.
@@ -620,6 +640,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
   ("algorithm", lambda row: row.get("algorithm", "")),
   ("s a round", lambda row: _format(row, "{:.3g}", "seconds_per_round", "seconds")),
   ("of the peer", lambda row: _format(row, "{:.2f}", "ratio_to_peer")),
+  ("of its 50 rounds", lambda row: _format(row, "{:.2f}", "ratio_of_50_rounds")),
   ("over fedavg", lambda row: _format(row, "{:+.0%}", "overhead_over_fedavg")),
   ("metrics", lambda row: OFF if row.get("metrics") == OFF else ""),
   ("of metrics", lambda row: _format(row, "{:+.1%}", "cost_of_metrics")),

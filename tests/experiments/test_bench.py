@@ -27,7 +27,9 @@ KEYS = {
   "compute_dtype",
   "seconds_per_round",
   "fastest_seconds_per_round",
+  "start_seconds",
   "compile_seconds",
+  "seconds_of_50_rounds",
   "clients_per_second",
   "num_clients",
   "clients_per_round",
@@ -43,7 +45,7 @@ KEYS = {
   "versions",
 }
 # A peer that counts its calls in the file that it is given.
-PEER = "import sys; open(sys.argv[1], 'a').write('x'); print('peer: median=0.5s, of 3')"
+PEER = "import sys; open(sys.argv[1], 'a').write('x'); print('peer: first=5.5s median=0.5s')"
 
 
 def parse(*arguments):
@@ -191,7 +193,8 @@ def test_a_peer_runs_before_and_after_its_workload(tmp_path, monkeypatch):
 
   def measure_apart(names, algorithms, settings):
     log.write_text(log.read_text() + "-")
-    return [{"workload": name, "seconds_per_round": 0.25} for name in names]
+    times = {"seconds_per_round": 0.25, "seconds_of_50_rounds": 18.0}
+    return [{"workload": name, **times} for name in names]
 
   monkeypatch.setattr(bench, "measure_apart", measure_apart)
   peers = {"mlp64": [sys.executable, "-c", PEER, str(log)], "cnn32": ["not-run"]}
@@ -201,10 +204,13 @@ def test_a_peer_runs_before_and_after_its_workload(tmp_path, monkeypatch):
     {
       "workload": "mlp64",
       "seconds_per_round": 0.25,
+      "seconds_of_50_rounds": 18.0,
       "peer_seconds_per_round": 0.5,
       "ratio_to_peer": 0.5,
+      "peer_seconds_of_50_rounds": 30.0,
+      "ratio_of_50_rounds": 0.6,
     },
-    {"workload": "mlp64-even", "seconds_per_round": 0.25},
+    {"workload": "mlp64-even", "seconds_per_round": 0.25, "seconds_of_50_rounds": 18.0},
   ]
 
 
@@ -219,6 +225,11 @@ def test_a_peer_runs_before_and_after_its_workload(tmp_path, monkeypatch):
 def test_a_peer_that_fails_says_why(command, message):
   with pytest.raises(MeasurementError, match=message):
     bench._run_peer(command)
+
+
+def test_a_peer_that_does_not_tell_its_first_round_counts_as_steady():
+  times = bench._run_peer([sys.executable, "-c", "print('median=0.5s')"])
+  assert times == (0.5, 25.0)
 
 
 def test_what_is_compared_shares_a_process():
@@ -253,7 +264,14 @@ def test_the_program_measures_without_opening_the_devices_itself(tmp_path):
   assert done.returncode == 0, done.stderr
   (line,) = done.stdout.splitlines()
   row = json.loads(line)
-  assert set(row) == KEYS | {"peer_seconds_per_round", "ratio_to_peer"}
+  assert set(row) == KEYS | {
+    "peer_seconds_per_round",
+    "ratio_to_peer",
+    "peer_seconds_of_50_rounds",
+    "ratio_of_50_rounds",
+  }
+  assert row["start_seconds"] > row["compile_seconds"] > 0
+  assert row["seconds_of_50_rounds"] == row["start_seconds"] + 50 * row["seconds_per_round"]
   assert (row["num_clients"], row["clients_per_round"]) == (3, 2)
   assert (tmp_path / "out" / "bench.jsonl").read_text() == done.stdout
   assert (tmp_path / "out" / "table.md").read_text().startswith("| workload | algorithm |")
