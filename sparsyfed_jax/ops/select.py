@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sparsyfed_jax.ops.count import count_true
+from sparsyfed_jax.ops.count import count_one, count_true
 
 _PIVOTS_PER_PASS = 3
 _SAMPLE_SIZE = 1024
@@ -115,8 +115,20 @@ def _num_kept(density: jax.Array | float, num_entries: int) -> jax.Array:
 
 
 def _mask_of(leaves: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
-  least = jnp.maximum(_keys(_kth_magnitude_of(leaves, k)), 1)  # zeros are never kept
+  def search() -> jax.Array:
+    return jnp.maximum(_keys(_kth_magnitude_of(leaves, k)), 1)  # zeros are never kept
+
+  if _is_worth_a_branch(leaves):
+    # A model that is sparse already mostly has no more entries than may be kept.
+    count = sum(count_one(_keys(leaf) != 0) for leaf in leaves)
+    least = lax.cond(count <= k, lambda: jnp.ones((), _keys(leaves[0]).dtype), search)
+  else:
+    least = search()
   return [(_keys(leaf) >= least) & (k >= 1) for leaf in leaves]
+
+
+def _is_worth_a_branch(leaves: Sequence[jax.Array]) -> bool:
+  return jax.default_backend() == "cpu" and sum(leaf.size for leaf in leaves) >= _WORTH_A_SAMPLE
 
 
 def _kth_magnitude_of(leaves: Sequence[jax.Array], k: jax.Array) -> jax.Array:
@@ -125,9 +137,7 @@ def _kth_magnitude_of(leaves: Sequence[jax.Array], k: jax.Array) -> jax.Array:
     raise TypeError(f"the leaves must have one dtype, found {sorted(map(str, dtypes))}")
   (dtype,) = dtypes
   keys = [_keys(leaf).reshape(-1) for leaf in leaves]
-  is_large = sum(leaf.size for leaf in keys) >= _WORTH_A_SAMPLE
-  is_short = is_large and jax.default_backend() == "cpu"
-  search = _kth_key if is_short else _kth_key_in_all_passes
+  search = _kth_key if _is_worth_a_branch(leaves) else _kth_key_in_all_passes
   magnitude = lax.bitcast_convert_type(search(keys, jnp.maximum(k, 1)), dtype)
   return jnp.where(k < 1, jnp.asarray(jnp.inf, dtype), magnitude)
 
