@@ -10,9 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from sparsyfed_jax.ops.count import count_nonzero, count_one
 from sparsyfed_jax.ops.select import is_at_least, kth_magnitude
+
+_WORTH_A_BRANCH = 2**12  # entries
 
 
 def prune_residual(
@@ -34,8 +37,7 @@ def prune_residual(
     return op(x, w)
 
   def forward(x: jax.Array, w: jax.Array, threshold: jax.Array) -> Any:
-    kept = jnp.where(is_at_least(x, threshold), x, 0)
-    return op(x, w), (kept, w, threshold)
+    return op(x, w), (_prune(x, threshold), w, threshold)
 
   def backward(residuals: Any, cotangent: jax.Array) -> Any:
     kept, w, threshold = residuals
@@ -44,6 +46,17 @@ def prune_residual(
 
   pruned.defvjp(forward, backward)
   return pruned
+
+
+def _prune(x: jax.Array, threshold: jax.Array) -> jax.Array:
+  def prune() -> jax.Array:
+    return jnp.where(is_at_least(x, threshold), x, 0)
+
+  if jax.default_backend() != "cpu" or x.size < _WORTH_A_BRANCH:
+    return prune()
+  # What a branch gives is written down; else a CPU prunes anew wherever an entry is read, which is
+  # a dozen times in a convolution.
+  return lax.cond(threshold != 0, prune, lambda: x)
 
 
 def activation_threshold(

@@ -100,6 +100,16 @@ class TestPruneResidual:
       for a, b in zip(batched, run(x[i], w[i], thresholds[i]), strict=True):
         np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-5)
 
+  @pytest.mark.parametrize("threshold", [0, -0.0, 1e-40, 1.5, 2.0, np.inf, np.nan])
+  def test_a_large_input(self, threshold):
+    x, w = arguments((64, 80), (80, 3))
+    x[0, :3] = 1e-40, np.inf, 0
+    _, vjp = jax.vjp(PRUNED["matmul"], x, w, jnp.float32(threshold))
+    saved = next(leaf for leaf in jax.tree.leaves(vjp) if leaf.shape == x.shape)
+    # Subnormals count, and nothing reaches NaN.
+    expected = np.where(np.isnan(threshold) | (np.abs(x) < np.abs(np.float32(threshold))), 0, x)
+    np.testing.assert_array_equal(saved, expected)
+
   @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
   def test_16_bits(self, dtype):
     x, w = (array.astype(dtype) for array in arguments((5, 8), (8, 6)))

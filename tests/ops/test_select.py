@@ -235,6 +235,28 @@ class TestTopkMask:
       np.testing.assert_array_equal(masks[0][i], expected[0])
       np.testing.assert_array_equal(masks[1][i], expected[1])
 
+  @pytest.mark.parametrize("dtype", DTYPES)
+  @pytest.mark.parametrize("spare", [-20_000, -5000, -1, 0, 1, 40_000])
+  def test_large_and_sparse_already(self, spare, dtype):
+    # As many entries are kept as there are, a few more or less; the least ones are subnormal.
+    rng = np.random.default_rng(3)
+    leaves = [zero_filled(rng, 80_000, dtype), zero_filled(rng, 30_000, dtype).reshape(300, 100)]
+    leaves[0][:2] = of_bits([1, 2], dtype)
+    k = max(sum(np.count_nonzero(leaf) for leaf in leaves) + spare, 0)
+    for found, mask in zip(
+      mask_of(leaves, jnp.float32(k / 110_000)), reference.topk_mask(leaves, k), strict=True
+    ):
+      np.testing.assert_array_equal(found, mask)
+
+  def test_large_under_vmap(self):
+    x = np.stack([zero_filled(np.random.default_rng(4), 100_001, np.float32)] * 3)
+    densities = np.float32([0.02, 0.5, 0])
+    for found, density in zip(
+      jax.jit(jax.vmap(ops.topk_mask))(x, densities), densities, strict=True
+    ):
+      expected = reference.topk_mask([x[0]], round(100_001 * float(density)))[0]
+      np.testing.assert_array_equal(found, expected)
+
   @pytest.mark.parametrize("tree", [{}, [], {"a": {}, "b": ()}])
   def test_empty_tree(self, tree):
     assert ops.topk_mask(tree, 0.5) == tree
