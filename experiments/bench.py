@@ -38,6 +38,7 @@ from rich.table import Table
 
 from experiments import flags, workloads
 from experiments.build import choose_chunk
+from experiments.compiling import compile_program
 from experiments.environment import describe_environment
 from experiments.terminal import format_bytes
 from experiments.workloads import WORKLOADS, Workload
@@ -412,10 +413,11 @@ def _prepare(
     workload, setup, algorithm, chunk, MAX_ROUNDS_PER_CALL, settings.compute_dtype
   )
   key = jax.random.key(0)
-  state = simulation.init(workloads.hyper(), key)
-  jax.block_until_ready(state)
+  hyper = workloads.hyper()
+  init = compile_program(simulation.init.lower(hyper, key))
+  state = jax.block_until_ready(init(hyper, key))
   made = time.perf_counter()
-  compiled = simulation.run.lower(state, federation, key, jnp.int32(1)).compile()
+  compiled = compile_program(simulation.run.lower(state, federation, key, jnp.int32(1)))
   ended = time.perf_counter()
   num_params = trees.size(state.variables["params"])
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +11,8 @@ from jax import lax
 from jax.sharding import NamedSharding
 
 from experiments.build import Experiment, everywhere
+from experiments.compiling import compile_program
 from sparsyfed_jax.fed.cohort import Federation
-from sparsyfed_jax.fed.compiling import compiler_options
 from sparsyfed_jax.fed.streaming import run_staged, stage
 from sparsyfed_jax.types import Key
 
@@ -111,8 +110,8 @@ def compile_programs(experiment: Experiment) -> Programs:
   simulation, inputs = experiment.simulation, inputs_of(experiment)
   shapes = jax.eval_shape(simulation.init, inputs.hyper, inputs.init_key)
   state = _on(shapes, everywhere(experiment.mesh))
-  init = simulation.init.lower(inputs.hyper, inputs.init_key).compile()
-  evaluate = simulation.evaluate.lower(state, inputs.x_test, inputs.y_test).compile()
+  init = compile_program(simulation.init.lower(inputs.hyper, inputs.init_key))
+  evaluate = compile_program(simulation.evaluate.lower(state, inputs.x_test, inputs.y_test))
   is_streamed = isinstance(inputs.federation.x, np.ndarray)
   compile_run = _compile_streamed if is_streamed else _compile_resident
   run = compile_run(experiment, inputs, state)
@@ -142,7 +141,6 @@ def compile_side_by_side(experiment: Experiment, inputs: Inputs, axes: Inputs) -
   """
   started = time.perf_counter()
   simulation = experiment.simulation
-  jit = partial(jax.jit, compiler_options=compiler_options())
 
   def init(inputs: Inputs) -> Any:
     return _for_each_run(simulation.init, 0, 0)(inputs.hyper, inputs.init_key)
@@ -155,23 +153,24 @@ def compile_side_by_side(experiment: Experiment, inputs: Inputs, axes: Inputs) -
     mapped = _for_each_run(simulation.evaluate, 0, axes.x_test, axes.y_test)
     return mapped(state, inputs.x_test, inputs.y_test)
 
-  @jit
+  @jax.jit
   def classify(state: Any, inputs: Inputs) -> Any:
     mapped = _for_each_run(simulation.classify, 0, axes.x_test, axes.y_test)
     return mapped(state, inputs.x_test, inputs.y_test)
 
-  @jit
+  @jax.jit
   def agree(state: Any, inputs: Inputs) -> Any:
     mapped = _for_each_run(simulation.agree, 0, axes.federation, 0)
     return mapped(state, inputs.federation, inputs.rounds_key)
 
-  pack = jit(_for_each_run(simulation.pack, 0))
+  pack = jax.jit(_for_each_run(simulation.pack, 0))
 
   shapes = jax.eval_shape(init, inputs)
   state = _on(shapes, everywhere(experiment.mesh))
-  compiled_init = jit(init).lower(inputs).compile()
-  compiled_run = jit(run, donate_argnums=0).lower(state, inputs, np.int32(0)).compile()
-  compiled_evaluate = jit(evaluate).lower(state, inputs).compile()
+  compiled_init = compile_program(jax.jit(init).lower(inputs))
+  lowered = jax.jit(run, donate_argnums=0).lower(state, inputs, np.int32(0))
+  compiled_run = compile_program(lowered)
+  compiled_evaluate = compile_program(jax.jit(evaluate).lower(state, inputs))
 
   def run_and_fetch(state: Any, inputs: Inputs, count: int) -> Any:
     state, rows = compiled_run(state, inputs, np.int32(count))
@@ -223,7 +222,7 @@ def _compile_resident(experiment: Experiment, inputs: Inputs, state: Any) -> Cal
   lowered = experiment.simulation.run.lower(
     state, inputs.federation, inputs.rounds_key, np.int32(0)
   )
-  compiled = lowered.compile()
+  compiled = compile_program(lowered)
 
   def run(state: Any, inputs: Inputs, count: int) -> Any:
     state, rows = compiled(state, inputs.federation, inputs.rounds_key, np.int32(count))
@@ -234,11 +233,11 @@ def _compile_resident(experiment: Experiment, inputs: Inputs, state: Any) -> Cal
 
 def _compile_streamed(experiment: Experiment, inputs: Inputs, state: Any) -> Callable[..., Any]:
   simulation, mesh, host = experiment.simulation, experiment.mesh, inputs.federation
-  draw = simulation.draw.lower(state, host.sizes, inputs.rounds_key).compile()
+  draw = compile_program(simulation.draw.lower(state, host.sizes, inputs.rounds_key))
   shapes = jax.eval_shape(simulation.draw, state, host.sizes, inputs.rounds_key)
   nobody = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
   example = next(stage(host, mesh, nobody))
-  compiled = simulation.run_staged.lower(state, example, inputs.rounds_key).compile()
+  compiled = compile_program(simulation.run_staged.lower(state, example, inputs.rounds_key))
 
   def run(state: Any, inputs: Inputs, count: int) -> Any:
     host, key = inputs.federation, inputs.rounds_key

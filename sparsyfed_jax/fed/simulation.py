@@ -13,7 +13,6 @@ from sparsyfed_jax.data.batches import take_batch
 from sparsyfed_jax.fed.agreement import mask_agreement, pack_masks
 from sparsyfed_jax.fed.algorithm import Algorithm
 from sparsyfed_jax.fed.cohort import CLIENTS, EXCLUDED, Federation, sum_over_clients
-from sparsyfed_jax.fed.compiling import compiler_options
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.measures import MEASURES, Measures
 from sparsyfed_jax.fed.sampling import Availability, Cohort, sample, uniformly
@@ -170,16 +169,15 @@ def simulate(
     return pack_masks(algorithm.broadcast(state))
 
   precise = jax.default_matmul_precision(matmul_precision)
-  jit = partial(jax.jit, compiler_options=compiler_options())
   return Simulation(
-    init=jit(init),
-    run=jit(precise(run), donate_argnums=0),
-    run_staged=jit(precise(run_staged), donate_argnums=0),
-    draw=jit(draw),
-    evaluate=jit(precise(evaluate)),
-    classify=jit(precise(classify)),
-    agree=jit(precise(agree)),
-    pack=jit(pack),
+    init=jax.jit(init),
+    run=jax.jit(precise(run), donate_argnums=0),
+    run_staged=jax.jit(precise(run_staged), donate_argnums=0),
+    draw=jax.jit(draw),
+    evaluate=jax.jit(precise(evaluate)),
+    classify=jax.jit(precise(classify)),
+    agree=jax.jit(precise(agree)),
+    pack=jax.jit(pack),
   )
 
 
