@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sparsyfed_jax.ops.branch import is_worth_a_branch
 from sparsyfed_jax.ops.count import count_nonzero, count_one
 from sparsyfed_jax.ops.select import is_at_least, kth_magnitude
-
-_WORTH_A_BRANCH = 2**12  # entries
 
 
 def prune_residual(
@@ -52,7 +51,7 @@ def _prune(x: jax.Array, threshold: jax.Array) -> jax.Array:
   def prune() -> jax.Array:
     return jnp.where(is_at_least(x, threshold), x, 0)
 
-  if jax.default_backend() != "cpu" or x.size < _WORTH_A_BRANCH:
+  if not is_worth_a_branch(x.size):
     return prune()
   # What a branch gives is written down; else a CPU prunes anew wherever an entry is read, which is
   # a dozen times in a convolution.

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import custom_derivatives, lax
 
+from sparsyfed_jax.ops.branch import is_worth_a_branch
 from sparsyfed_jax.ops.power import is_by_roots, positive_power, power_by_roots
-
-_WORTH_A_BRANCH = 2**12  # entries
 
 
 @jax.custom_jvp
@@ -29,8 +28,7 @@ def powerprop(theta: jax.Array, beta: jax.Array | float) -> jax.Array:
   Returns:
     Array like theta.
   """
-  # An accelerator has time for any power, not for branches; small arrays are not worth them.
-  if jax.default_backend() != "cpu" or theta.size < _WORTH_A_BRANCH:
+  if not is_worth_a_branch(theta.size):
     return theta * _power(theta, beta)
   # Of every weight in every step. The usual exponents, 1.25 among them, need roots alone.
   exponent = jnp.asarray(beta, theta.dtype) - 1

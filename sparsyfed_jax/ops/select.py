@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sparsyfed_jax.ops.branch import is_worth_a_branch
 from sparsyfed_jax.ops.count import count_one, count_true
 
 _PIVOTS_PER_PASS = 3
@@ -118,7 +119,7 @@ def _mask_of(leaves: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
   def search() -> jax.Array:
     return jnp.maximum(_keys(_kth_magnitude_of(leaves, k)), 1)  # zeros are never kept
 
-  if _is_worth_a_branch(leaves):
+  if _is_large(leaves):
     # A model that is sparse already mostly has no more entries than may be kept.
     count = sum(count_one(_keys(leaf) != 0) for leaf in leaves)
     least = lax.cond(count <= k, lambda: jnp.ones((), _keys(leaves[0]).dtype), search)
@@ -127,8 +128,8 @@ def _mask_of(leaves: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
   return [(_keys(leaf) >= least) & (k >= 1) for leaf in leaves]
 
 
-def _is_worth_a_branch(leaves: Sequence[jax.Array]) -> bool:
-  return jax.default_backend() == "cpu" and sum(leaf.size for leaf in leaves) >= _WORTH_A_SAMPLE
+def _is_large(leaves: Sequence[jax.Array]) -> bool:
+  return is_worth_a_branch(sum(leaf.size for leaf in leaves), _WORTH_A_SAMPLE)
 
 
 def _kth_magnitude_of(leaves: Sequence[jax.Array], k: jax.Array) -> jax.Array:
@@ -137,7 +138,7 @@ def _kth_magnitude_of(leaves: Sequence[jax.Array], k: jax.Array) -> jax.Array:
     raise TypeError(f"the leaves must have one dtype, found {sorted(map(str, dtypes))}")
   (dtype,) = dtypes
   keys = [_keys(leaf).reshape(-1) for leaf in leaves]
-  search = _kth_key if _is_worth_a_branch(leaves) else _kth_key_in_all_passes
+  search = _kth_key if _is_large(leaves) else _kth_key_in_all_passes
   magnitude = lax.bitcast_convert_type(search(keys, jnp.maximum(k, 1)), dtype)
   return jnp.where(k < 1, jnp.asarray(jnp.inf, dtype), magnitude)
 
