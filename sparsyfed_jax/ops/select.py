@@ -116,35 +116,62 @@ def _num_kept(density: jax.Array | float, num_entries: int) -> jax.Array:
 
 
 def _mask_of(leaves: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
-  def search() -> jax.Array:
-    return jnp.maximum(_keys(_kth_magnitude_of(leaves, k)), 1)  # zeros are never kept
+  def mark_largest() -> list[jax.Array]:
+    keys = _keys_of(leaves)
+    least = jnp.maximum(_kth_key(keys, k), 1)  # zeros are never kept
+    return _reach(keys, jnp.where(k >= 1, least, _out_of_reach(keys)))
+
+  def mark_all() -> list[jax.Array]:
+    return [leaf != 0 for leaf in _keys_of(leaves)]
 
   if _is_large(leaves):
     # A model that is sparse already mostly has no more entries than may be kept.
-    count = sum(count_one(_keys(leaf) != 0) for leaf in leaves)
-    least = lax.cond(count <= k, lambda: jnp.ones((), _keys(leaves[0]).dtype), search)
+    masks = lax.cond(sum(map(count_one, mark_all())) <= k, mark_all, mark_largest)
   else:
-    least = search()
-  return [(_keys(leaf) >= least) & (k >= 1) for leaf in leaves]
+    masks = mark_largest()
+  return [mask.reshape(leaf.shape) for mask, leaf in zip(masks, leaves, strict=True)]
+
+
+def _reach(keys: Sequence[jax.Array], least: jax.Array) -> list[jax.Array]:
+  def compare(least: jax.Array) -> list[jax.Array]:
+    return [leaf >= least for leaf in keys]
+
+  if jax.default_backend() != "cpu":
+    return compare(least)
+  # A loop that runs once, if at all: like the search, it reads keys that are written down, vmapped
+  # or not. Elsewhere a CPU may compute them again, and where it rounds what they are made of
+  # another way, the k-th entry does not reach itself.
+  beyond = _out_of_reach(keys)
+  nothing = [jnp.zeros(leaf.shape, bool) for leaf in keys]
+  return lax.while_loop(
+    lambda state: state[0] < beyond, lambda state: (beyond, compare(state[0])), (least, nothing)
+  )[1]
+
+
+def _kth_magnitude_of(leaves: Sequence[jax.Array], k: jax.Array) -> jax.Array:
+  dtype = leaves[0].dtype
+  magnitude = lax.bitcast_convert_type(_kth_key(_keys_of(leaves), k), dtype)
+  return jnp.where(k < 1, jnp.asarray(jnp.inf, dtype), magnitude)
+
+
+def _keys_of(leaves: Sequence[jax.Array]) -> list[jax.Array]:
+  dtypes = {leaf.dtype for leaf in leaves}
+  if len(dtypes) != 1:
+    raise TypeError(f"the leaves must have one dtype, found {sorted(map(str, dtypes))}")
+  return [_keys(leaf).reshape(-1) for leaf in leaves]
 
 
 def _is_large(leaves: Sequence[jax.Array]) -> bool:
   return is_worth_a_branch(sum(leaf.size for leaf in leaves), _WORTH_A_SAMPLE)
 
 
-def _kth_magnitude_of(leaves: Sequence[jax.Array], k: jax.Array) -> jax.Array:
-  dtypes = {leaf.dtype for leaf in leaves}
-  if len(dtypes) != 1:
-    raise TypeError(f"the leaves must have one dtype, found {sorted(map(str, dtypes))}")
-  (dtype,) = dtypes
-  keys = [_keys(leaf).reshape(-1) for leaf in leaves]
-  search = _kth_key if _is_large(leaves) else _kth_key_in_all_passes
-  magnitude = lax.bitcast_convert_type(search(keys, jnp.maximum(k, 1)), dtype)
-  return jnp.where(k < 1, jnp.asarray(jnp.inf, dtype), magnitude)
-
-
 def _kth_key(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
-  """Finds the k-th largest key of all arrays; 0 if there are fewer."""
+  """Finds the k-th largest key of all arrays, or the largest if k < 1; 0 if there are fewer."""
+  search = _kth_key_from_a_guess if _is_large(keys) else _kth_key_in_all_passes
+  return search(keys, jnp.maximum(k, 1))
+
+
+def _kth_key_from_a_guess(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
   # Many arrays have fewer than k entries that are not 0: the first pass tells.
   pivots = jnp.stack([jnp.ones((), keys[0].dtype), *_guess(keys, k)])
 
@@ -161,8 +188,6 @@ def _kth_key(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
 
 
 def _kth_key_in_all_passes(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
-  """Does as `_kth_key`, always in as many passes."""
-
   def refine(_: jax.Array, found: _Bracket) -> _Bracket:
     return _narrow(found, _pivots(found), keys, k)
 
@@ -195,10 +220,14 @@ def _everything(keys: Sequence[jax.Array]) -> _Bracket:
   unsigned = keys[0].dtype
   return _Bracket(
     jnp.zeros((), unsigned),
-    jnp.asarray(2 ** _num_bits(keys), unsigned),
+    _out_of_reach(keys),
     jnp.int32(sum(leaf.size for leaf in keys)),
     jnp.int32(0),
   )
+
+
+def _out_of_reach(keys: Sequence[jax.Array]) -> jax.Array:
+  return jnp.asarray(2 ** _num_bits(keys), keys[0].dtype)
 
 
 def _num_bits(keys: Sequence[jax.Array]) -> int:

@@ -308,3 +308,25 @@ def test_largest_mask_counts(k):
   expected = reference.topk_mask([x], k)[0]
   for mask in masks:
     np.testing.assert_array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("is_vmapped", [False, True])
+def test_a_mask_holds_k_of_a_gradient_that_the_same_program_computes(is_vmapped):
+  # A compiler may compute it again wherever it is read, rounding it another way.
+  def mask(x, w, cotangent):
+    def loss(w):
+      return jnp.vdot(ops.PLAIN.dot_general(x, w, (((1,), (0,)), ((), ()))), cotangent)
+
+    gradient = jax.grad(loss)(w)
+    of_some = ops.largest_mask(jnp.where(w > 0, gradient, 0), 213)
+    return ops.largest_mask(gradient, 213), of_some
+
+  rng = np.random.default_rng(0)
+  shapes = (50, 10, 64), (50, 64, 10), (50, 10, 10)
+  arrays = [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
+  if is_vmapped:
+    masks = jax.jit(jax.vmap(mask))(*arrays)
+  else:
+    masks = zip(*[jax.jit(mask)(*each) for each in zip(*arrays, strict=True)], strict=True)
+  for each in masks:
+    np.testing.assert_array_equal(np.sum(each, axis=(1, 2)), 213)
