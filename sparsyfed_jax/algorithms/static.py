@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from sparsyfed_jax import trees
-from sparsyfed_jax.data.batches import shuffle, take_batch
+from sparsyfed_jax.data.batches import take_batch
+from sparsyfed_jax.data.shuffle import shuffle
 from sparsyfed_jax.fed import masked
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup, require_one_of
 from sparsyfed_jax.fed.client import train_metrics

@@ -34,7 +34,7 @@ def mask_agreement(
 
   Args:
     algorithm: the method.
-    most_clients: how many of the cohort are compared at most, taken evenly from its order by size.
+    most_clients: how many of the cohort are compared at most, taken evenly from its order.
     state: of the server before the round.
     federation: all clients' data, on one device or on every one.
     cohort: of the round.

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from sparsyfed_jax.data.batches import num_batches, shuffle, take_batch
+from sparsyfed_jax.data.batches import num_batches, take_batch
+from sparsyfed_jax.data.shuffle import shuffle
 from sparsyfed_jax.fed.optimizers import ClientOptimizer
 from sparsyfed_jax.fed.ragged import ragged_loop
 from sparsyfed_jax.types import Batch, ClientData, Key, Mean, Metrics, Params, Variables
@@ -68,7 +69,7 @@ def train(
 
   def run_epoch(epoch: jax.Array, carry: Any) -> Any:
     epoch_key = jax.random.fold_in(key, epoch)
-    shuffled = shuffle(epoch_key, data)
+    shuffled = shuffle(epoch_key, data, local.is_ragged)
 
     def run_step(step: jax.Array, carry: Any) -> Any:
       variables, opt_state, metrics = carry
@@ -100,7 +101,7 @@ def train(
 
 def last_batch(local: LocalTraining, data: ClientData, key: Key) -> Batch:
   """Takes the last batch of the last epoch of `train` with the same data and key."""
-  shuffled = shuffle(jax.random.fold_in(key, local.epochs - 1), data)
+  shuffled = shuffle(jax.random.fold_in(key, local.epochs - 1), data, local.is_ragged)
   last = jnp.maximum(_num_steps(local, data) - 1, 0)
   return take_batch(shuffled, last, local.batch_size)
 

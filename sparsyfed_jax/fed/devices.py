@@ -172,7 +172,7 @@ def lay_out(
 def _share_in_turn(
   cohort: Cohort, rank: jax.Array, num_devices: int, is_staged: bool
 ) -> tuple[Cohort, int]:
-  """Takes every D-th client: they come ordered by size, so each device gets large and small."""
+  """Takes every D-th client: those with least to do come first, so each device gets all kinds."""
   num_clients = cohort.numbers.shape[0]
   count = -(-num_clients // num_devices)
   places = jnp.arange(count) * num_devices + rank

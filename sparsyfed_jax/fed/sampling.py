@@ -17,7 +17,7 @@ Availability: TypeAlias = Callable[[jax.Array], jax.Array]
 
 
 class Cohort(NamedTuple):
-  """The clients of a round, smallest first."""
+  """The clients of a round, those with least to do first."""
 
   numbers: jax.Array  # (clients_per_round,) int32
   is_present: jax.Array  # (clients_per_round,) bool, False for one that vanished
@@ -48,8 +48,9 @@ def sample(
 ) -> Cohort:
   """Draws the clients of a round without replacement.
 
-  They come ordered by size, so that a chunk of clients side by side, which runs as long as its
-  largest, wastes little. What happens to a client belongs to its number and the key.
+  They come ordered by the examples they train on, so that a chunk of clients side by side, which
+  runs as long as its largest, wastes little. What happens to a client belongs to its number and
+  the key.
 
   Args:
     key: of the round's sampling.
@@ -68,14 +69,16 @@ def sample(
     drawn = jax.random.choice(
       key, sizes.shape[0], (clients_per_round,), replace=False, p=likely / jnp.sum(likely)
     ).astype(jnp.int32)
-  numbers = drawn[jnp.argsort(sizes[drawn])]
 
   def draw(one_key: Key, number: jax.Array) -> jax.Array:
     return jax.random.uniform(jax.random.fold_in(one_key, number))
 
-  present, straggler, share = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(keys, numbers)
+  present, straggler, share = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(keys, drawn)
+  is_present = present >= hyper.client_dropout
   work = jnp.where(straggler < hyper.straggler_fraction, share, 1.0)
-  return Cohort(numbers, present >= hyper.client_dropout, work, rows=numbers)
+  order = jnp.argsort(jnp.where(is_present, work * sizes[drawn].astype(jnp.float32), 0))
+  numbers = drawn[order]
+  return Cohort(numbers, is_present[order], work[order], rows=numbers)
 
 
 def _permutation(key: Key, num_clients: int) -> jax.Array:

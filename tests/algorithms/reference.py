@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from sparsyfed_jax.data.batches import shuffle
+from sparsyfed_jax.data.shuffle import shuffle
 from sparsyfed_jax.types import ClientData, Key
 from tests.algorithms.reference_net import NAMES, Rule, each, loss_gradient, replace_kernels
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from sparsyfed_jax.algorithms import ALGORITHMS
-from sparsyfed_jax.data.batches import shuffle
+from sparsyfed_jax.data.shuffle import shuffle
 from sparsyfed_jax.fed.simulation import simulate
 from sparsyfed_jax.fed.task import classification
 from sparsyfed_jax.models import MLP

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsyfed_jax.data import batches
+from sparsyfed_jax.data import shuffle as shuffles
 from sparsyfed_jax.types import ClientData
 
 NUM_EXAMPLES = 40
@@ -33,7 +34,7 @@ def as_key(seed):
   return jax.random.wrap_key_data(np.uint32([0, seed]), impl="threefry2x32")
 
 
-shuffle = jax.jit(batches.shuffle)
+shuffle = jax.jit(shuffles.shuffle)
 
 
 @partial(jax.jit, static_argnums=(1, 2))
@@ -84,7 +85,7 @@ def test_padding_of_the_index_list_changes_nothing(case, seed, filler):
 
 @jax.jit
 def orders(keys, data):
-  return jax.vmap(lambda key: batches.shuffle(key, data).indices)(keys)
+  return jax.vmap(lambda key: shuffles.shuffle(key, data).indices)(keys)
 
 
 class TestShuffle:
@@ -128,17 +129,45 @@ def test_long_lists_are_shuffled_in_the_same_order(size):
   # Up to 2,048 entries rank and position share a number; beyond they do not.
   rows = np.arange(size) % NUM_EXAMPLES
   short, long = (
-    batches.shuffle(as_key(3), client(rows, length, filler=39)).indices for length in (2048, 2049)
+    shuffles.shuffle(as_key(3), client(rows, length, filler=39)).indices for length in (2048, 2049)
   )
   np.testing.assert_array_equal(short[:size], long[:size])
   assert sorted(short[:size].tolist()) == sorted(rows.tolist())
   assert size < 7 or short[:size].tolist() != rows.tolist()
 
 
-def test_shuffling_is_uniform():
-  three = jax.tree.map(jnp.asarray, client([0, 1, 2], 5))
-  orders = jax.vmap(lambda seed: batches.shuffle(jax.random.key(seed), three).indices)(
-    jnp.arange(6000)
-  )[:, :3]
-  counts = Counter(map(tuple, orders.tolist()))
-  assert len(counts) == 6 and all(abs(count - 1000) < 150 for count in counts.values())
+SIZES = {
+  "uneven": [0, 1, 3, 24, 25, 26, 200, 399],
+  "short": [0, 5, 24, 6],
+  "at an edge": [100, 25],
+  "whole": [400],
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_uneven_lists_are_shuffled_in_the_same_order(name, key):
+  assert shuffles._lengths(400) == [25, 100, 400]
+  sizes = jnp.array(SIZES[name], jnp.int32)
+  keys = jax.random.split(key, len(sizes))
+  indices = jnp.tile(jnp.arange(400, dtype=jnp.int32), (len(sizes), 1))
+
+  def order(key, size, indices, is_ragged):
+    data = ClientData(X, Y, indices, size, jnp.float32(1), jnp.float32(1))
+    return shuffles.shuffle(key, data, is_ragged).indices
+
+  for axes, lists in (((0, 0, 0), indices), ((0, 0, None), indices[0]), ((None, 0, 0), indices)):
+    given_keys = keys if axes[0] == 0 else key
+    plain, ragged = (
+      jax.jit(jax.vmap(partial(order, is_ragged=is_ragged), axes))(given_keys, sizes, lists)
+      for is_ragged in (False, True)
+    )
+    np.testing.assert_array_equal(plain, ragged)
+  for i in range(len(sizes)):
+    alone = jax.jit(partial(order, is_ragged=True))(key, sizes[i], indices[i])
+    np.testing.assert_array_equal(alone, ragged[i])  # of the one key that all shared
+
+
+def test_lengths_of_lists():
+  assert shuffles._lengths(1) == [1] and shuffles._lengths(63) == [63]
+  assert shuffles._lengths(64) == [16, 64]
+  assert shuffles._lengths(4096) == [64, 256, 1024, 4096]

@@ -88,6 +88,14 @@ def test_no_step_is_taken_by_clients_that_are_done():
   assert len(taken) == 31 + 19 * ragged._widths(31)[-1]
 
 
+def test_the_order_costs_steps_and_changes_nothing():
+  num_steps = jnp.array([9, 0, 2, 9, 1] * 4)
+  found = jax.jit(jax.vmap(partial(ragged.ragged_loop, lambda i, n: n + 1), (0, 0)))(
+    num_steps, jnp.arange(20)
+  )
+  assert found.tolist() == (num_steps + jnp.arange(20)).tolist()
+
+
 @pytest.mark.parametrize(
   ("sizes", "is_uneven"), [([20] * 5, False), ([16, 17, 30], False), ([1, 1, 160], True)]
 )

@@ -34,6 +34,15 @@ def test_without_replacement_and_smallest_first(availability):
   assert (np.diff(np.asarray(SIZES)[numbers], axis=1) >= 0).all()
 
 
+def test_who_vanished_or_stops_early_comes_before_who_does_more():
+  cohort = draw(8, client_dropout=0.25, straggler_fraction=0.5)
+  examples = np.where(
+    cohort.is_present, np.asarray(cohort.work) * np.asarray(SIZES)[cohort.numbers], 0
+  )
+  assert (np.diff(examples, axis=1) >= 0).all() and (examples > 0).any(axis=1).all()
+  assert (np.diff(np.asarray(SIZES)[np.asarray(cohort.numbers)], axis=1) < 0).any()
+
+
 def test_by_size_large_clients_come_more_often():
   counts = np.bincount(np.asarray(draw(1, "size").numbers).ravel(), minlength=8)
   shares = np.asarray(SIZES) / int(SIZES.sum())
