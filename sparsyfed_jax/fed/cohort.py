@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from sparsyfed_jax.fed.sampling import Cohort
@@ -139,9 +140,10 @@ def _cut(cohort: Cohort, clients_per_chunk: int) -> Cohort:
 
 def _unless_broken(upload: Any, metrics: Metrics, size: jax.Array) -> tuple[Any, Metrics]:
   """Takes a client out whose upload is not finite; it would take the whole model with it."""
-  is_fine = jnp.bool_(True)
-  for leaf in jax.tree.leaves(upload):
-    is_fine &= count_one(jnp.isfinite(leaf)) == leaf.size
+  leaves = jax.tree.leaves(upload)
+  num_finite = jnp.stack([count_one(jnp.isfinite(leaf)) for leaf in leaves])
+  # One reduction, which is not computed anew for everything that depends on it.
+  is_fine = jnp.all(num_finite == np.array([leaf.size for leaf in leaves], np.int32))
   kept = jax.tree.map(lambda leaf: jnp.where(is_fine, leaf, 0), (upload, metrics))
 
   def count(is_counted: jax.Array) -> Mean:

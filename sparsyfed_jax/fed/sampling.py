@@ -61,7 +61,6 @@ def sample(
     hyper: whose `client_dropout` and `straggler_fraction` are probabilities. A straggler does a
       share of its work between 0 and 1, drawn uniformly.
   """
-  keys = jax.random.split(fate_key, 3)
   if availability is uniformly:
     drawn = _permutation(key, sizes.shape[0])[:clients_per_round]
   else:
@@ -70,10 +69,9 @@ def sample(
       key, sizes.shape[0], (clients_per_round,), replace=False, p=likely / jnp.sum(likely)
     ).astype(jnp.int32)
 
-  def draw(one_key: Key, number: jax.Array) -> jax.Array:
-    return jax.random.uniform(jax.random.fold_in(one_key, number))
-
-  present, straggler, share = jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(keys, drawn)
+  # For all clients at once: drawing with a key for each takes longer to compile.
+  fates = jax.random.uniform(fate_key, (sizes.shape[0], 3))[drawn]
+  present, straggler, share = fates[:, 0], fates[:, 1], fates[:, 2]
   is_present = present >= hyper.client_dropout
   work = jnp.where(straggler < hyper.straggler_fraction, share, 1.0)
   order = jnp.argsort(jnp.where(is_present, work * sizes[drawn].astype(jnp.float32), 0))
@@ -90,10 +88,10 @@ def _permutation(key: Key, num_clients: int) -> jax.Array:
   """
   if num_clients > _MAX_PACKED:
     return jax.random.permutation(key, num_clients).astype(jnp.int32)
-  rank_key, start_key = jax.random.split(key)
-  # As good as even, since clients are few beside 2^32; `randint` draws twice, for more to compile.
-  start = (jax.random.bits(start_key) % num_clients).astype(jnp.int32)
+  bits = jax.random.bits(key, (num_clients + 1,))
+  # As good as even, since clients are few beside 2^32.
+  start = (bits[-1] % num_clients).astype(jnp.int32)
   places = (jnp.arange(num_clients) + start) % num_clients
-  rank = jax.random.bits(rank_key, (num_clients,)) & ~np.uint32(_MAX_PACKED - 1)
+  rank = bits[:-1] & ~np.uint32(_MAX_PACKED - 1)
   ordered = jnp.sort(rank | places.astype(jnp.uint32)) & np.uint32(_MAX_PACKED - 1)
   return (ordered.astype(jnp.int32) - start) % num_clients

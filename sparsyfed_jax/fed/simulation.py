@@ -188,10 +188,10 @@ def keys_of_round(key: Key, number: jax.Array) -> RoundKeys:
     key: of all rounds.
     number: () int32 of the round, from 1.
   """
-  round_key = jax.random.fold_in(key, number)
   # All at once: a program that draws one by one takes longer to compile.
-  uses = jnp.arange(len(RoundKeys._fields))
-  return RoundKeys(*jax.vmap(jax.random.fold_in, (None, 0))(round_key, uses))
+  num_uses = len(RoundKeys._fields)
+  uses = num_uses * number + jnp.arange(num_uses)
+  return RoundKeys(*jax.vmap(jax.random.fold_in, (None, 0))(key, uses))
 
 
 def sample_cohort(
