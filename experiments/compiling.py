@@ -1,6 +1,8 @@
-"""How hard the compiler of the CPU tries."""
+"""How programs are compiled."""
 
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
@@ -10,6 +12,18 @@ _LEVEL = "xla_backend_optimization_level"
 def compile_program(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
   """Compiles with `compiler_options`, which `jax.jit` would only take where it is outermost."""
   return lowered.compile(compiler_options())
+
+
+def compile_in_turn(*lower: Callable[[], jax.stages.Lowered]) -> list[jax.stages.Compiled]:
+  """Lowers programs one after the other, and compiles each while the next ones are lowered.
+
+  Args:
+    *lower: makes a program; the one that takes longest had better be the last.
+  """
+  # Several processes have to compile in one order.
+  with ThreadPoolExecutor(1 if jax.process_count() > 1 else None) as pool:
+    compiled = [pool.submit(compile_program, make()) for make in lower]
+  return [each.result() for each in compiled]
 
 
 def compiler_options() -> dict[str, str | bool] | None:

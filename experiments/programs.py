@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 
 from experiments.build import Experiment, everywhere
-from experiments.compiling import compile_program
+from experiments.compiling import compile_in_turn
 from sparsyfed_jax.fed.cohort import Federation
 from sparsyfed_jax.fed.streaming import run_staged, stage
 from sparsyfed_jax.types import Key
@@ -110,14 +111,16 @@ def compile_programs(experiment: Experiment) -> Programs:
   simulation, inputs = experiment.simulation, inputs_of(experiment)
   shapes = jax.eval_shape(simulation.init, inputs.hyper, inputs.init_key)
   state = _on(shapes, everywhere(experiment.mesh))
-  init = compile_program(simulation.init.lower(inputs.hyper, inputs.init_key))
-  evaluate = compile_program(simulation.evaluate.lower(state, inputs.x_test, inputs.y_test))
   is_streamed = isinstance(inputs.federation.x, np.ndarray)
-  compile_run = _compile_streamed if is_streamed else _compile_resident
-  run = compile_run(experiment, inputs, state)
+  rounds = (_streamed if is_streamed else _resident)(experiment, inputs, state)
+  init, evaluate, *compiled = compile_in_turn(
+    lambda: simulation.init.lower(inputs.hyper, inputs.init_key),
+    lambda: simulation.evaluate.lower(state, inputs.x_test, inputs.y_test),
+    *rounds.lower,
+  )
   return Programs(
     init=lambda inputs: init(inputs.hyper, inputs.init_key),
-    run=run,
+    run=partial(rounds.run, *compiled),
     evaluate=lambda state, inputs: jax.device_get(evaluate(state, inputs.x_test, inputs.y_test)),
     classify=lambda state, inputs: jax.device_get(
       simulation.classify(state, inputs.x_test, inputs.y_test)
@@ -167,10 +170,11 @@ def compile_side_by_side(experiment: Experiment, inputs: Inputs, axes: Inputs) -
 
   shapes = jax.eval_shape(init, inputs)
   state = _on(shapes, everywhere(experiment.mesh))
-  compiled_init = compile_program(jax.jit(init).lower(inputs))
-  lowered = jax.jit(run, donate_argnums=0).lower(state, inputs, np.int32(0))
-  compiled_run = compile_program(lowered)
-  compiled_evaluate = compile_program(jax.jit(evaluate).lower(state, inputs))
+  compiled_init, compiled_evaluate, compiled_run = compile_in_turn(
+    lambda: jax.jit(init).lower(inputs),
+    lambda: jax.jit(evaluate).lower(state, inputs),
+    lambda: jax.jit(run, donate_argnums=0).lower(state, inputs, np.int32(0)),
+  )
 
   def run_and_fetch(state: Any, inputs: Inputs, count: int) -> Any:
     state, rows = compiled_run(state, inputs, np.int32(count))
@@ -218,28 +222,43 @@ def _for_each_run(fn: Callable[..., Any], *axes: Any) -> Callable[..., Any]:
   return mapped
 
 
-def _compile_resident(experiment: Experiment, inputs: Inputs, state: Any) -> Callable[..., Any]:
-  lowered = experiment.simulation.run.lower(
-    state, inputs.federation, inputs.rounds_key, np.int32(0)
-  )
-  compiled = compile_program(lowered)
+class _Rounds(NamedTuple):
+  """How rounds are run: what has to be compiled for it, and a function that is given that first."""
 
-  def run(state: Any, inputs: Inputs, count: int) -> Any:
+  lower: Sequence[Callable[[], jax.stages.Lowered]]
+  run: Callable[..., Any]  # (*compiled, state, inputs, num_rounds), as in `Programs`
+
+
+def _resident(experiment: Experiment, inputs: Inputs, state: Any) -> _Rounds:
+  def lower() -> jax.stages.Lowered:
+    return experiment.simulation.run.lower(state, inputs.federation, inputs.rounds_key, np.int32(0))
+
+  def run(compiled: jax.stages.Compiled, state: Any, inputs: Inputs, count: int) -> Any:
     state, rows = compiled(state, inputs.federation, inputs.rounds_key, np.int32(count))
     return state, jax.device_get(rows)  # the one transfer of these rounds
 
-  return run
+  return _Rounds([lower], run)
 
 
-def _compile_streamed(experiment: Experiment, inputs: Inputs, state: Any) -> Callable[..., Any]:
+def _streamed(experiment: Experiment, inputs: Inputs, state: Any) -> _Rounds:
   simulation, mesh, host = experiment.simulation, experiment.mesh, inputs.federation
-  draw = compile_program(simulation.draw.lower(state, host.sizes, inputs.rounds_key))
-  shapes = jax.eval_shape(simulation.draw, state, host.sizes, inputs.rounds_key)
-  nobody = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-  example = next(stage(host, mesh, nobody))
-  compiled = compile_program(simulation.run_staged.lower(state, example, inputs.rounds_key))
 
-  def run(state: Any, inputs: Inputs, count: int) -> Any:
+  def lower_draw() -> jax.stages.Lowered:
+    return simulation.draw.lower(state, host.sizes, inputs.rounds_key)
+
+  def lower_round() -> jax.stages.Lowered:
+    shapes = jax.eval_shape(simulation.draw, state, host.sizes, inputs.rounds_key)
+    nobody = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    example = next(stage(host, mesh, nobody))
+    return simulation.run_staged.lower(state, example, inputs.rounds_key)
+
+  def run(
+    draw: jax.stages.Compiled,
+    compiled: jax.stages.Compiled,
+    state: Any,
+    inputs: Inputs,
+    count: int,
+  ) -> Any:
     host, key = inputs.federation, inputs.rounds_key
     cohorts = jax.device_get(draw(state, host.sizes, key))
     rounds = stage(host, mesh, jax.tree.map(lambda leaf: leaf[:count], cohorts))
@@ -247,7 +266,7 @@ def _compile_streamed(experiment: Experiment, inputs: Inputs, state: Any) -> Cal
     fetched = jax.device_get(rows)
     return state, {name: np.concatenate([row[name] for row in fetched]) for name in fetched[0]}
 
-  return run
+  return _Rounds([lower_draw, lower_round], run)
 
 
 def _on(shapes: Any, sharding: NamedSharding) -> Any:

@@ -1,6 +1,9 @@
 """Which options programs are compiled with."""
 
+from types import SimpleNamespace
+
 import jax
+import pytest
 
 from experiments import compiling
 
@@ -21,3 +24,25 @@ def test_other_backends_have_none(monkeypatch):
   monkeypatch.delenv("XLA_FLAGS", raising=False)
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   assert compiling.compiler_options() is None
+
+
+def test_programs_come_in_their_order_and_are_compiled_while_the_next_are_lowered():
+  seen = []
+
+  def lower(number):
+    seen.append(number)
+    return jax.jit(lambda x: number * x).lower(1)
+
+  programs = compiling.compile_in_turn(lambda: lower(3), lambda: lower(4), lambda: lower(5))
+  assert [int(program(1)) for program in programs] == [3, 4, 5]
+  assert seen == [3, 4, 5]
+
+
+def test_what_cannot_be_lowered_or_compiled_is_raised():
+  def refuse(*_):
+    raise ValueError("no program")
+
+  with pytest.raises(ValueError, match="no program"):
+    compiling.compile_in_turn(lambda: jax.jit(lambda x: x).lower(1), refuse)
+  with pytest.raises(ValueError, match="no program"):
+    compiling.compile_in_turn(lambda: SimpleNamespace(compile=refuse), refuse)
