@@ -63,7 +63,8 @@ def count_changes(tree: Any, reference: Any) -> Changes:
   counts = []
   for spec, leaf, old in zip(layout.specs, layout.leaves, layout.references or [], strict=True):
     now, before = _is_nonzero(spec, leaf), _is_nonzero(spec, old)
-    counts.append(count_true(before, now, now & ~before))
+    # What the reference has is counted apart: for many trees of one reference, once.
+    counts.append((count_one(before), *count_true(now, now & ~before)))
   return Changes(*map(_stack, zip(*counts, strict=True))) if counts else Changes(*[_stack([])] * 3)
 
 
