@@ -136,6 +136,15 @@ def test_long_lists_are_shuffled_in_the_same_order(size):
   assert size < 7 or short[:size].tolist() != rows.tolist()
 
 
+def test_shuffling_is_uniform():
+  three = jax.tree.map(jnp.asarray, client([0, 1, 2], 5))
+  orders = jax.vmap(lambda seed: shuffles.shuffle(jax.random.key(seed), three).indices)(
+    jnp.arange(6000)
+  )[:, :3]
+  counts = Counter(map(tuple, orders.tolist()))
+  assert len(counts) == 6 and all(abs(count - 1000) < 150 for count in counts.values())
+
+
 SIZES = {
   "uneven": [0, 1, 3, 24, 25, 26, 200, 399],
   "short": [0, 5, 24, 6],

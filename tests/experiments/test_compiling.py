@@ -1,4 +1,4 @@
-"""Which options programs are compiled with."""
+"""How programs are compiled."""
 
 from types import SimpleNamespace
 
@@ -26,7 +26,7 @@ def test_other_backends_have_none(monkeypatch):
   assert compiling.compiler_options() is None
 
 
-def test_programs_come_in_their_order_and_are_compiled_while_the_next_are_lowered():
+def test_programs_come_in_the_order_they_were_asked_for():
   seen = []
 
   def lower(number):
