@@ -3,16 +3,18 @@
 Prints one JSON line for each workload and algorithm on stdout, and a table on stderr when all is
 measured. Inputs are random: only time and memory are measured, after compilation and a warm-up,
 time as the median of calls that end when the device is done. The methods of a workload take turns,
-so that a machine whose speed drifts drifts for all of them.
+so that a machine whose speed drifts drifts for all of them, and ratios are medians of those within
+a turn.
 
 Every workload has a process of its own, so that the peak memory of one counts for no other: on a
 CPU it is the largest during the calls of a method, on an accelerator that of the whole process.
 This one leaves the devices alone, because whoever opens an accelerator first takes its memory.
---peer_command=cnn32="python experiments/peers/torch_loop.py --workload=cnn32" runs another
-framework's program before and after, and compares a run of 50 rounds too, in which making and
-compiling the programs counts, and the other's first round.
+--peer_command=cnn32="python experiments/peers/torch_loop.py --workload=cnn32 --turns" gives another
+framework's program a turn too (`experiments.turns`), and compares a run of 50 rounds as well, in
+which making and compiling the programs counts, and the other's first round.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -25,10 +27,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import app, logging
 from absl import flags as absl_flags
 from jax import lax
@@ -41,6 +45,7 @@ from experiments.build import choose_chunk
 from experiments.compiling import compile_in_turn
 from experiments.environment import describe_environment
 from experiments.terminal import format_bytes
+from experiments.turns import PeerError, open_peer, take_turns
 from experiments.workloads import WORKLOADS, Workload
 from sparsyfed_jax import trees
 from sparsyfed_jax.algorithms import ALGORITHMS
@@ -78,7 +83,7 @@ class Settings(NamedTuple):
 
 
 class MeasurementError(RuntimeError):
-  """A measurement or a peer did not come to its end."""
+  """A measurement did not come to its end."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -88,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
   try:
     names, algorithms, settings, peers = read(table)
     if table["in_process"].value:
-      for row in measure(names, algorithms, settings):
+      for row in measure(names, algorithms, settings, peers):
         print(json.dumps(row), flush=True)
       return
     backend = default_backend()
@@ -96,7 +101,7 @@ def main(argv: Sequence[str]) -> None:
     check_sizes(names, backend, settings)
     directory = table["output_dir"].value
     output_dir = create_run_dir(directory) if directory else None
-  except (flags.ConfigError, MeasurementError, OSError) as error:
+  except (flags.ConfigError, MeasurementError, PeerError, OSError) as error:
     flags.fail(error)
   rows: list[Row] = []
   failures = []
@@ -105,7 +110,7 @@ def main(argv: Sequence[str]) -> None:
       title = ", ".join(group)
       print(f"{title} ...", file=sys.stderr, flush=True)
       try:
-        measured = measure_beside_peers(group, algorithms, settings, peers)
+        measured = measure_apart(group, algorithms, settings, peers)
       except MeasurementError as error:  # of memory, say; the other workloads may still fit
         print(f"error: {error}", file=sys.stderr, flush=True)
         failures.append(title)
@@ -150,8 +155,8 @@ def define(flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
   absl_flags.DEFINE_multi_string(
     "peer_command",
     [],
-    "WORKLOAD=COMMAND: a program that does the same work in another framework and prints"
-    " median=<seconds>s; it is run before and after the workload. May be given for several.",
+    "WORKLOAD=COMMAND: a program that does the same work in another framework, one round when it"
+    " is its turn, as experiments/turns.py says. May be given for several workloads.",
     flag_values=flag_values,
   )
   absl_flags.DEFINE_string(
@@ -292,35 +297,12 @@ def group_names(names: Iterable[str]) -> list[list[str]]:
   return list(groups.values())
 
 
-def measure_beside_peers(
+def measure_apart(
   names: Sequence[str],
   algorithms: Sequence[str],
   settings: Settings,
-  peers: Mapping[str, Sequence[str]],
+  peers: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> list[Row]:
-  """Does what `measure_apart` does, between two runs of the workloads' peers.
-
-  Raises:
-    MeasurementError: a process failed.
-  """
-  commands = {name: peers[name] for name in names if name in peers}
-  before = {name: _run_peer(command) for name, command in commands.items()}
-  rows = measure_apart(names, algorithms, settings)
-  for name, command in commands.items():
-    # Before and after: a machine whose speed drifts is drifting for both.
-    runs = before[name], _run_peer(command)
-    seconds = statistics.mean(run.seconds_per_round for run in runs)
-    whole = statistics.mean(run.seconds_of_a_run for run in runs)
-    for row in rows:
-      if row["workload"] == name:
-        row["peer_seconds_per_round"] = seconds
-        row["ratio_to_peer"] = row["seconds_per_round"] / seconds
-        row["peer_seconds_of_50_rounds"] = whole
-        row["ratio_of_50_rounds"] = row["seconds_of_50_rounds"] / whole
-  return rows
-
-
-def measure_apart(names: Sequence[str], algorithms: Sequence[str], settings: Settings) -> list[Row]:
   """Does what `measure` does in a process of its own.
 
   Raises:
@@ -329,6 +311,9 @@ def measure_apart(names: Sequence[str], algorithms: Sequence[str], settings: Set
   given = {name: value for name, value in settings._asdict().items() if value is not None}
   given["metrics"] = ",".join(settings.metrics)
   arguments = [f"--{name}={value}" for name, value in given.items()]
+  arguments += [
+    f"--peer_command={name}={shlex.join(peers[name])}" for name in names if name in peers
+  ]
   output = _run_python(
     *("-m", "experiments.bench", "--in_process"),
     *(f"--workload={','.join(names)}", f"--algorithm={','.join(algorithms)}", *arguments),
@@ -336,19 +321,26 @@ def measure_apart(names: Sequence[str], algorithms: Sequence[str], settings: Set
   return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
 
 
-def measure(names: Sequence[str], algorithms: Sequence[str], settings: Settings) -> list[Row]:
+def measure(
+  names: Sequence[str],
+  algorithms: Sequence[str],
+  settings: Settings,
+  peers: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> list[Row]:
   """Measures workloads with methods, all taking turns, in this process.
 
   Args:
     names: of workloads, or kth_magnitude.
     algorithms: names of methods.
     settings: of the measurement.
+    peers: commands of other frameworks' programs, by workload, that take turns too.
 
   Returns:
     What the JSON lines say, one for each workload and method.
 
   Raises:
     ConfigError: the settings do not fit a workload.
+    PeerError: a peer did not run.
   """
   cases = []
   for name in names:
@@ -361,14 +353,24 @@ def measure(names: Sequence[str], algorithms: Sequence[str], settings: Settings)
         for algorithm in algorithms
         for metrics in settings.metrics
       ]
-  measured = _take_turns([case.run for case in cases], settings.repeats)
+  timers = [_warm_up(case.run) for case in cases]
+  with contextlib.ExitStack() as stack:
+    # Only now, so that nothing else ran while programs were made.
+    opened = {name: stack.enter_context(open_peer(peers[name])) for name in names if name in peers}
+    turns = [timer.run for timer in timers] + [peer.run_round for peer in opened.values()]
+    times = take_turns(turns, settings.repeats)
+  own, theirs = times[: len(cases)], times[len(cases) :]
   rows = []
   if cases:
     # After the calls, whose peak memory it must not count for.
     fastest = _matmul_flops_per_second(settings.compute_dtype)
-    for case, (times, peak) in zip(cases, measured, strict=True):
-      rows.append(_describe(case, times, peak, settings.compute_dtype, fastest))
-  rows = compare(rows, [times for times, _ in measured])
+    for case, timer, seconds in zip(cases, timers, own, strict=True):
+      rows.append(_describe(case, seconds, timer.peak(), settings.compute_dtype, fastest))
+  beside = {
+    name: PeerTimes(peer.first_seconds, seconds)
+    for (name, peer), seconds in zip(opened.items(), theirs, strict=True)
+  }
+  rows = compare(rows, own, beside)
   if SELECTION in names:
     rows.append(measure_selection(settings.repeats))
   environment = describe_environment()
@@ -378,8 +380,8 @@ def measure(names: Sequence[str], algorithms: Sequence[str], settings: Settings)
 class PeerTimes(NamedTuple):
   """What another framework's program took."""
 
-  seconds_per_round: float
-  seconds_of_a_run: float  # of RUN_ROUNDS, the first of which may be slow
+  first_seconds: float  # its first round
+  seconds: Sequence[float]  # a round, in each turn
 
 
 class _Case(NamedTuple):
@@ -440,28 +442,32 @@ def _prepare(
   return _Case(name, algorithm, workload, setup.task, run, facts)
 
 
-def _take_turns(
-  runs: Sequence[Callable[[int], None]], repeats: int
-) -> list[tuple[list[float], int]]:
-  """Times calls in turn; returns seconds a round of each call and the peak memory, for each."""
+class _Timer(NamedTuple):
+  """A program that takes turns."""
 
-  def timed(run: Callable[[int], None], num_rounds: int) -> float:
+  run: Callable[[], float]  # one timed call; returns its seconds a round
+  peak: Callable[[], int]  # the largest memory during such a call, in bytes
+
+
+def _warm_up(run: Callable[[int], None]) -> _Timer:
+  """Runs two rounds, and finds out how many make a call that is long enough to time."""
+  peaks = [0]
+
+  def timed(num_rounds: int) -> float:
     start = time.perf_counter()
     run(num_rounds)
     return (time.perf_counter() - start) / num_rounds
 
-  rounds = []
-  for run in runs:
-    run(1)
-    rounds.append(min(MAX_ROUNDS_PER_CALL, math.ceil(LEAST_CALL_SECONDS / timed(run, 1))))
-  times: list[list[float]] = [[] for _ in runs]
-  peaks = [0 for _ in runs]
-  for _ in range(repeats):
-    for i, run in enumerate(runs):
-      _forget_peak()
-      times[i].append(timed(run, rounds[i]))
-      peaks[i] = max(peaks[i], _peak_memory_bytes())
-  return list(zip(times, peaks, strict=True))
+  run(1)
+  num_rounds = min(MAX_ROUNDS_PER_CALL, math.ceil(LEAST_CALL_SECONDS / timed(1)))
+
+  def turn() -> float:
+    _forget_peak()
+    seconds = timed(num_rounds)
+    peaks.append(_peak_memory_bytes())
+    return seconds
+
+  return _Timer(turn, lambda: max(peaks))
 
 
 def _describe(
@@ -492,30 +498,36 @@ def _describe(
   }
 
 
-def compare(rows: Sequence[Row], times: Sequence[Sequence[float]]) -> list[Row]:
-  """Adds what a method costs over FedAvg, a skewed federation beside an even one, and metrics.
+def compare(
+  rows: Sequence[Row],
+  times: Sequence[Sequence[float]],
+  peers: Mapping[str, PeerTimes] = MappingProxyType({}),
+) -> list[Row]:
+  """Adds what a method costs over FedAvg, over an even federation, over a peer, and metrics.
 
   Args:
     rows: of workloads that were measured in turn.
     times: of each row, seconds a round in each turn. Ratios are medians of those within a turn,
       which a machine whose speed drifts leaves alone.
+    peers: of workloads that have one, in the same turns.
 
   Returns:
-    The rows, with `overhead_over_fedavg` (0.25 for a quarter more time), `ratio_to_even` and
-    `cost_of_metrics` where the other one was measured too.
+    The rows, with `overhead_over_fedavg` (0.25 for a quarter more time), `ratio_to_even`,
+    `ratio_to_peer` with its quartiles, `ratio_of_50_rounds` and `cost_of_metrics` where the other
+    one was measured too.
   """
   turns = {
     (row["workload"], row["algorithm"], row["metrics"]): own
     for row, own in zip(rows, times, strict=True)
   }
 
-  def ratio(own: tuple[str, str, str], other: tuple[str, str, str]) -> float:
-    return statistics.median(a / b for a, b in zip(turns[own], turns[other], strict=True))
+  def ratio(own: Sequence[float], other: tuple[str, str, str]) -> float:
+    return statistics.median(_ratios(own, turns[other]))
 
   compared = []
-  for row in rows:
-    own = name, algorithm, metrics = row["workload"], row["algorithm"], row["metrics"]
-    more = {}
+  for row, own in zip(rows, times, strict=True):
+    name, algorithm, metrics = row["workload"], row["algorithm"], row["metrics"]
+    more: Row = {}
     if algorithm != BASELINE and (name, BASELINE, metrics) in turns:
       more["overhead_over_fedavg"] = ratio(own, (name, BASELINE, metrics)) - 1
     even = WORKLOADS[name].even
@@ -523,8 +535,27 @@ def compare(rows: Sequence[Row], times: Sequence[Sequence[float]]) -> list[Row]:
       more["ratio_to_even"] = ratio(own, (even, algorithm, metrics))
     if metrics == ON and (name, algorithm, OFF) in turns:
       more["cost_of_metrics"] = ratio(own, (name, algorithm, OFF)) - 1
+    if name in peers:
+      more |= _beside(row, own, peers[name])
     compared.append(row | more)
   return compared
+
+
+def _beside(row: Row, own: Sequence[float], peer: PeerTimes) -> Row:
+  seconds = statistics.median(peer.seconds)
+  whole = peer.first_seconds + (RUN_ROUNDS - 1) * seconds
+  ratios = _ratios(own, peer.seconds)
+  return {
+    "peer_seconds_per_round": seconds,
+    "ratio_to_peer": statistics.median(ratios),
+    "quartiles_of_ratio_to_peer": [float(edge) for edge in np.quantile(ratios, (0.25, 0.75))],
+    "peer_seconds_of_50_rounds": whole,
+    "ratio_of_50_rounds": row["seconds_of_50_rounds"] / whole,
+  }
+
+
+def _ratios(own: Sequence[float], other: Sequence[float]) -> list[float]:
+  return [a / b for a, b in zip(own, other, strict=True)]
 
 
 def measure_selection(repeats: int) -> Row:
@@ -618,25 +649,6 @@ def _run_python(*arguments: str) -> str:
   if done.returncode:
     raise MeasurementError(f"{' '.join(arguments)}: ended with exit code {done.returncode}")
   return done.stdout
-
-
-def _run_peer(command: Sequence[str]) -> PeerTimes:
-  """Runs another framework's program; one that does not tell its first round counts as steady."""
-  line = shlex.join(command)
-  try:
-    done = subprocess.run(command, capture_output=True, text=True)
-  except OSError as error:
-    raise MeasurementError(f"peer {line}: {error}") from error
-  if done.returncode:
-    reason = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-    raise MeasurementError(f"peer {line}: {reason[0]}")
-  found = re.search(r"median=([0-9.]+)s", done.stdout)
-  if not found or not float(found.group(1)):
-    raise MeasurementError(f"peer {line}: printed no 'median=<seconds>s'")
-  median = float(found.group(1))
-  slow = re.search(r"first=([0-9.]+)s", done.stdout)
-  first = float(slow.group(1)) if slow else median
-  return PeerTimes(median, first + (RUN_ROUNDS - 1) * median)
 
 
 # Headings of the table, and what they show of a row; one without any value is left out.

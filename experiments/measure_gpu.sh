@@ -58,23 +58,23 @@ else
   echo "no PyTorch with CUDA in $torch_python: measured without peers" >&2
 fi
 
-# peer WORKLOAD ROUNDS: sets `peer` to the flag, or to nothing.
+# peer WORKLOAD: sets `peer` to the flag, or to nothing.
 peer() {
   peer=()
   if $has_torch; then
-    local loop="experiments/peers/torch_loop.py --workload=$1 --rounds=$2 --dtype=$compute_dtype"
+    local loop="experiments/peers/torch_loop.py --workload=$1 --turns --dtype=$compute_dtype"
     peer=("--peer_command=$1=$torch_python $loop")
   fi
 }
 
 nvidia-smi >"$directory/nvidia-smi.txt" 2>&1 || true
-peer resnet18-c10 3
-bench resnet18-c10 240 --workload=resnet18-c10 --repeats=10 "${peer[@]}"
-peer cnn28-1k 3
-bench cnn28-1k 120 --workload=cnn28-1k --repeats=10 "${peer[@]}"
-peer cnn32 14
+peer resnet18-c10
+bench resnet18-c10 240 --workload=resnet18-c10 --repeats=6 "${peer[@]}"
+peer cnn28-1k
+bench cnn28-1k 120 --workload=cnn28-1k --repeats=6 "${peer[@]}"
+peer cnn32
 bench cnn32 120 --workload=cnn32 --metrics=on,off "${peer[@]}"
-peer mlp64 10
+peer mlp64
 bench mlp64 90 --workload=mlp64 "${peer[@]}"
 step lowerings 60 "$python" -m experiments.lowerings
 bench kth_magnitude 45 --workload=kth_magnitude

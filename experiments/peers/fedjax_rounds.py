@@ -8,17 +8,14 @@ that FedJAX runs on: `pip install jax==0.5.3 jaxlib==0.5.3 fedjax==0.0.17`.
 # mypy: disable-error-code="import-not-found"
 
 import argparse
-import statistics
 import sys
-import time
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
+import clock
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-WARM_UP_ROUNDS = 2
 
 
 class Work(NamedTuple):
@@ -39,14 +36,12 @@ WORKLOADS = {
 
 
 def main() -> None:
-  """Times rounds and prints their median."""
+  """Times rounds."""
   parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
   parser.add_argument("--workload", choices=sorted(WORKLOADS), default="cnn32")
-  parser.add_argument("--rounds", type=int, default=10, help="timed, after a warm-up of 2")
+  clock.add_arguments(parser)
   parser.add_argument("--backend", choices=("jit", "pmap", "debug"), default="jit", help="FedJAX's")
   options = parser.parse_args()
-  if options.rounds < 1:
-    parser.error(f"--rounds={options.rounds}: must be at least 1")
   try:
     import fedjax
     import haiku
@@ -76,17 +71,16 @@ def main() -> None:
     fd=fedjax.InMemoryFederatedData(make_clients(work)), num_clients=work.clients_per_round, seed=0
   )
 
-  times = []
-  for _ in range(WARM_UP_ROUNDS + options.rounds):
-    start = time.perf_counter()
+  timer = clock.Clock(options.rounds, options.turns)
+  is_done = False
+  while not is_done:
+    timer.start()
     state, _ = algorithm.apply(state, sampler.sample())
     jax.block_until_ready(state.params)
-    times.append(time.perf_counter() - start)
-  first, times = times[0], times[WARM_UP_ROUNDS:]
+    is_done = timer.stop()
   print(
     f"fedjax {version('fedjax')}, jax {jax.__version__}, {options.workload}, {options.backend},"
-    f" {num_params} parameters: first={first:.6f}s median={statistics.median(times):.6f}s"
-    f" min={min(times):.6f}s max={max(times):.6f}s"
+    f" {num_params} parameters: {timer.summary()}"
   )
 
 

@@ -8,13 +8,13 @@ of that name of `experiments.bench`. It wants an environment of its own:
 # mypy: disable-error-code="import-not-found"
 
 import argparse
-import statistics
 import sys
-import time
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-WARM_UP_ROUNDS = 2
+import clock
+
+MAX_ROUNDS = 10**6  # which the timer ends
 
 
 class Work(NamedTuple):
@@ -35,14 +35,12 @@ WORKLOADS = {
 
 
 def main() -> None:
-  """Times rounds and prints their median."""
+  """Times rounds."""
   parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
   parser.add_argument("--workload", choices=sorted(WORKLOADS), default="cnn32")
-  parser.add_argument("--rounds", type=int, default=10, help="timed, after a warm-up of 2")
-  parser.add_argument("--threads", type=int, help="of the CPU")
+  clock.add_arguments(parser)
+  parser.add_argument("--threads", type=clock.positive, help="of the CPU")
   options = parser.parse_args()
-  if options.rounds < 1:
-    parser.error(f"--rounds={options.rounds}: must be at least 1")
   try:
     import pfl  # noqa: F401
     import torch
@@ -57,12 +55,11 @@ def main() -> None:
   num_params = sum(leaf.numel() for leaf in network.parameters())
   if num_params != work.num_params:
     sys.exit(f"error: the network has {num_params} parameters, not {work.num_params}")
-  first, *times = run(torch, network, work, WARM_UP_ROUNDS + options.rounds)
-  times = times[WARM_UP_ROUNDS - 1 :]
+  timer = clock.Clock(options.rounds, options.turns)
+  run(torch, network, work, timer)
   print(
     f"pfl {version('pfl')}, torch {torch.__version__}, {options.workload},"
-    f" {torch.get_num_threads()} threads, {num_params} parameters: first={first:.6f}s"
-    f" median={statistics.median(times):.6f}s min={min(times):.6f}s max={max(times):.6f}s"
+    f" {torch.get_num_threads()} threads, {num_params} parameters: {timer.summary()}"
   )
 
 
@@ -92,8 +89,8 @@ def make_network(nn: Any, workload: str) -> Any:
   return Network(*layers[workload]())
 
 
-def run(torch: Any, network: Any, work: Work, rounds: int) -> list[float]:
-  """Runs FedAvg; returns the seconds of each round."""
+def run(torch: Any, network: Any, work: Work, timer: clock.Clock) -> None:
+  """Runs FedAvg until the timer has enough rounds."""
   from pfl.aggregate.simulate import SimulatedBackend
   from pfl.aggregate.weighting import WeightByDatapoints
   from pfl.algorithm.base import NNAlgorithmParams
@@ -105,18 +102,17 @@ def run(torch: Any, network: Any, work: Work, rounds: int) -> list[float]:
   from pfl.metrics import Metrics
   from pfl.model.pytorch import PyTorchModel
 
-  ends = []
-
-  class Clock(TrainingProcessCallback):
+  class Timing(TrainingProcessCallback):
     def on_train_begin(self, *, model: Any) -> Any:
-      ends.append(time.perf_counter())
+      timer.start()
       return Metrics()
 
     def after_central_iteration(
       self, aggregate_metrics: Any, model: Any, *, central_iteration: int
     ) -> tuple[bool, Any]:
-      ends.append(time.perf_counter())
-      return False, Metrics()
+      is_done = timer.stop()
+      timer.start()
+      return is_done, Metrics()
 
   size = work.examples_per_client
   clients = {
@@ -126,7 +122,7 @@ def run(torch: Any, network: Any, work: Work, rounds: int) -> list[float]:
   sampler = get_user_sampler("random", list(clients))
   FederatedAveraging().run(
     algorithm_params=NNAlgorithmParams(
-      central_num_iterations=rounds,
+      central_num_iterations=MAX_ROUNDS,
       evaluation_frequency=10**9,
       train_cohort_size=work.clients_per_round,
       val_cohort_size=0,
@@ -145,9 +141,8 @@ def run(torch: Any, network: Any, work: Work, rounds: int) -> list[float]:
       local_learning_rate=0.1, local_num_epochs=1, local_batch_size=work.batch_size
     ),
     model_eval_params=NNEvalHyperParams(local_batch_size=size),
-    callbacks=[Clock()],
+    callbacks=[Timing()],
   )
-  return [end - start for start, end in zip(ends, ends[1:], strict=False)]
 
 
 if __name__ == "__main__":

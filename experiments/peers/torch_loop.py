@@ -8,12 +8,10 @@ nothing else. The data is random and on the device; a round is timed until the d
 # mypy: disable-error-code="import-not-found"
 
 import argparse
-import statistics
 import sys
-import time
 from typing import Any, NamedTuple
 
-WARM_UP_ROUNDS = 2
+import clock
 
 
 class Work(NamedTuple):
@@ -39,7 +37,7 @@ WORKLOADS = {
 
 
 def main() -> None:
-  """Times rounds and prints their median."""
+  """Times rounds."""
   options = _parse()
   try:
     import torch
@@ -75,24 +73,23 @@ def main() -> None:
   y = torch.randint(0, work.num_classes, shape, device=device)
   model = {name: leaf.clone() for name, leaf in network.state_dict().items()}
 
-  times = []
-  for _ in range(WARM_UP_ROUNDS + options.rounds):
+  timer = clock.Clock(options.rounds, options.turns, scale=cohort_size / timed_clients)
+  is_done = False
+  while not is_done:
     cohort = torch.randperm(num_clients)[:timed_clients].tolist()
-    start = time.perf_counter()
+    timer.start()
     model = run_round(torch, network, model, x, y, cohort, work, options.dtype == "bfloat16")
     if device.type == "cuda":
       torch.cuda.synchronize()
-    times.append((time.perf_counter() - start) * cohort_size / timed_clients)
+    is_done = timer.stop()
 
-  first, times = times[0], times[WARM_UP_ROUNDS:]
   kind = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
   note = ""
   if timed_clients < cohort_size:
     note = f" ({timed_clients} of the {cohort_size} clients of a round timed, and scaled up)"
   print(
     f"torch {torch.__version__} on {kind}, {options.workload}, {options.dtype},"
-    f" {num_params} parameters, {cohort_size} clients a round: first={first:.6f}s"
-    f" median={statistics.median(times):.6f}s min={min(times):.6f}s max={max(times):.6f}s{note}"
+    f" {num_params} parameters, {cohort_size} clients a round: {timer.summary()}{note}"
   )
 
 
@@ -197,19 +194,14 @@ def _resnet18(nn: Any, num_classes: int) -> Any:
 def _parse() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
   parser.add_argument("--workload", choices=sorted(WORKLOADS), default="cnn32")
-  parser.add_argument("--rounds", type=_positive, default=10, help="timed, after a warm-up of 2")
+  clock.add_arguments(parser)
   parser.add_argument("--dtype", choices=("float32", "tf32", "bfloat16"), default="float32")
-  parser.add_argument("--clients_per_round", type=_positive, help="instead of the workload's")
-  parser.add_argument("--subset", type=_positive, help="time only so many clients, and scale up")
-  parser.add_argument("--threads", type=_positive, help="of the CPU")
+  parser.add_argument("--clients_per_round", type=clock.positive, help="instead of the workload's")
+  parser.add_argument(
+    "--subset", type=clock.positive, help="time only so many clients, and scale up"
+  )
+  parser.add_argument("--threads", type=clock.positive, help="of the CPU")
   return parser.parse_args()
-
-
-def _positive(text: str) -> int:
-  number = int(text)
-  if number < 1:
-    raise ValueError
-  return number
 
 
 if __name__ == "__main__":

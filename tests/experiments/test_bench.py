@@ -13,7 +13,7 @@ import pytest
 from absl import flags as absl_flags
 
 from experiments import bench, flags, workloads
-from experiments.bench import MeasurementError, Settings
+from experiments.bench import Settings
 from experiments.workloads import WORKLOADS, Workload
 from sparsyfed_jax import trees
 from sparsyfed_jax.fed.task import classification
@@ -44,8 +44,17 @@ KEYS = {
   "device",
   "versions",
 }
-# A peer that counts its calls in the file that it is given.
-PEER = "import sys; open(sys.argv[1], 'a').write('x'); print('peer: first=5.5s median=0.5s')"
+# A peer that writes what it does to the file that it is given.
+PEER = """
+import sys
+with open(sys.argv[1], 'a') as log:
+  log.write('first ')
+  print('first=5.5s', flush=True)
+  for line in sys.stdin:
+    log.write('round ')
+    print('round=0.5s', flush=True)
+  log.write('end')
+"""
 
 
 def parse(*arguments):
@@ -112,12 +121,14 @@ def test_overhead_is_of_the_time_of_fedavg_and_a_ratio_of_the_even_workload():
   assert sparsyfed["cost_of_metrics"] == 0.125 and without == rows[3]
 
 
-def test_methods_take_turns_after_a_warm_up():
+def test_a_timer_warms_up_and_keeps_the_largest_memory(monkeypatch):
   calls = []
-  runs = [lambda rounds: calls.append("a"), lambda rounds: calls.append("b")]
-  measured = bench._take_turns(runs, repeats=2)
-  assert "".join(calls) == "aabb" + "abab"
-  assert [len(times) for times, _ in measured] == [2, 2]
+  peaks = iter([3, 7, 5])
+  monkeypatch.setattr(bench, "_peak_memory_bytes", lambda: next(peaks))
+  timer = bench._warm_up(calls.append)
+  assert calls == [1, 1]
+  assert all(timer.run() > 0 for _ in range(3))
+  assert calls[2:] == [bench.MAX_ROUNDS_PER_CALL] * 3 and timer.peak() == 7
 
 
 def test_the_table_shows_columns_that_have_values():
@@ -188,48 +199,27 @@ def test_more_clients_than_there_are_are_refused(settings, message):
     bench.check_sizes(["kth_magnitude", "mlp64"], "cpu", settings)
 
 
-def test_a_peer_runs_before_and_after_its_workload(tmp_path, monkeypatch):
-  log = tmp_path / "calls"
-
-  def measure_apart(names, algorithms, settings):
-    log.write_text(log.read_text() + "-")
-    times = {"seconds_per_round": 0.25, "seconds_of_50_rounds": 18.0}
-    return [{"workload": name, **times} for name in names]
-
-  monkeypatch.setattr(bench, "measure_apart", measure_apart)
-  peers = {"mlp64": [sys.executable, "-c", PEER, str(log)], "cnn32": ["not-run"]}
-  rows = bench.measure_beside_peers(["mlp64", "mlp64-even"], ["fedavg"], Settings(), peers)
-  assert log.read_text() == "x-x"
-  assert rows == [
+def test_a_ratio_to_a_peer_is_of_the_same_turn_and_a_start_counts_once():
+  rows = [
     {
-      "workload": "mlp64",
-      "seconds_per_round": 0.25,
-      "seconds_of_50_rounds": 18.0,
-      "peer_seconds_per_round": 0.5,
-      "ratio_to_peer": 0.5,
-      "peer_seconds_of_50_rounds": 30.0,
-      "ratio_of_50_rounds": 0.6,
-    },
-    {"workload": "mlp64-even", "seconds_per_round": 0.25, "seconds_of_50_rounds": 18.0},
+      "workload": name,
+      "algorithm": "fedavg",
+      "metrics": "on",
+      "seconds_per_round": 0.4,
+      "seconds_of_50_rounds": 30.0,
+    }
+    for name in ("mlp64", "cnn32")
   ]
-
-
-@pytest.mark.parametrize(
-  ("command", "message"),
-  [
-    (["/nowhere/python"], "No such file"),
-    ([sys.executable, "-c", "import sys; sys.exit('out of luck')"], "out of luck"),
-    ([sys.executable, "-c", "print('median=s')"], "printed no"),
-  ],
-)
-def test_a_peer_that_fails_says_why(command, message):
-  with pytest.raises(MeasurementError, match=message):
-    bench._run_peer(command)
-
-
-def test_a_peer_that_does_not_tell_its_first_round_counts_as_steady():
-  times = bench._run_peer([sys.executable, "-c", "print('median=0.5s')"])
-  assert times == (0.5, 25.0)
+  peers = {"mlp64": bench.PeerTimes(first_seconds=1.0, seconds=[1.0, 2.0, 1.0])}
+  beside, alone = bench.compare(rows, [[0.4, 0.6, 0.4], [1.0, 1.0, 1.0]], peers)
+  assert alone == rows[1]
+  assert beside == rows[0] | {
+    "peer_seconds_per_round": 1.0,
+    "ratio_to_peer": 0.4,
+    "quartiles_of_ratio_to_peer": [pytest.approx(0.35), 0.4],
+    "peer_seconds_of_50_rounds": 50.0,
+    "ratio_of_50_rounds": 0.6,
+  }
 
 
 def test_what_is_compared_shares_a_process():
@@ -250,7 +240,7 @@ def test_the_program_measures_without_opening_the_devices_itself(tmp_path):
     "--num_clients=3",
     "--clients_per_round=2",
     "--algorithm=fedavg",
-    "--repeats=1",
+    "--repeats=2",
     f"--output_dir={tmp_path / 'out'}",
     f'--peer_command=mlp64={sys.executable} -c "{PEER}" {log}',
   ]
@@ -267,6 +257,7 @@ def test_the_program_measures_without_opening_the_devices_itself(tmp_path):
   assert set(row) == KEYS | {
     "peer_seconds_per_round",
     "ratio_to_peer",
+    "quartiles_of_ratio_to_peer",
     "peer_seconds_of_50_rounds",
     "ratio_of_50_rounds",
   }
@@ -276,7 +267,7 @@ def test_the_program_measures_without_opening_the_devices_itself(tmp_path):
   assert (tmp_path / "out" / "bench.jsonl").read_text() == done.stdout
   assert (tmp_path / "out" / "table.md").read_text().startswith("| workload | algorithm |")
   assert "of the peer" in done.stderr
-  assert log.read_text() == "xx"
+  assert log.read_text() == "first round round end"
 
 
 @pytest.mark.parametrize(
@@ -324,8 +315,9 @@ def test_the_peak_is_of_products_in_the_type_that_is_measured(compute_dtype):
 
 
 @pytest.mark.parametrize("program", ["torch_loop", "pfl_rounds", "fedjax_rounds"])
-def test_peers_do_the_work_of_the_workload(program):
-  peer = importlib.import_module(f"experiments.peers.{program}")
+def test_peers_do_the_work_of_the_workload(program, monkeypatch):
+  monkeypatch.syspath_prepend(REPOSITORY / "experiments" / "peers")  # as when it is run
+  peer = importlib.import_module(program)
   for name, work in peer.WORKLOADS.items():
     workload = WORKLOADS[name]
     assert workload.sizes == (work.examples_per_client,) * work.num_clients
