@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from sparsyfed_jax.fed.cohort import Federation, sum_over_first
@@ -28,6 +29,8 @@ from sparsyfed_jax.types import ClientData, Key, Metrics
 
 AXIS = "clients"
 PLACEMENTS = ("replicated", "sharded", "streamed")
+
+_LARGEST_SMALL_LEAF = 2**16  # entries; copying more takes longer than a sum of its own
 
 _EVERYWHERE, _DEALT = PartitionSpec(), PartitionSpec(AXIS)
 
@@ -63,7 +66,7 @@ def sum_over_devices(
   def on_one_device(download: Any, federation: Federation, cohort: Cohort, key: Key) -> Any:
     mine, count = _SHARES[placement](cohort, lax.axis_index(AXIS), mesh.size)
     sums = sum_over_first(client, download, federation, mine, key, clients_per_chunk, count)
-    return lax.psum(sums, AXIS)
+    return _add_up(sums)
 
   run = jax.shard_map(
     on_one_device,
@@ -167,6 +170,19 @@ def lay_out(
     y=fill(num_rows, (), host.y.dtype, lambda rank: host.y[rows_of(rank)]),
     indices=fill(num_lists, (max_size,), np.int32, indices_of),
   )
+
+
+def _add_up(sums: Any) -> Any:
+  """Adds up what all devices have, small leaves of a dtype together: a sum makes all wait."""
+  leaves, treedef = jax.tree.flatten(sums)
+  groups: dict[Any, list[int]] = {}  # in an order that is the same in every process
+  for i, leaf in enumerate(leaves):
+    groups.setdefault(leaf.dtype if leaf.size <= _LARGEST_SMALL_LEAF else i, []).append(i)
+  for group in groups.values():
+    flat, unravel = ravel_pytree([leaves[i] for i in group])
+    for i, leaf in zip(group, unravel(lax.psum(flat, AXIS)), strict=True):
+      leaves[i] = leaf
+  return jax.tree.unflatten(treedef, leaves)
 
 
 def _share_in_turn(
