@@ -136,3 +136,22 @@ def test_every_client_is_trained_once(placement, num_devices):
     assert not any(mine.is_present[int(count) :])
     seen += first
   assert sorted(seen) == sorted(numbers)
+
+
+def test_leaves_are_added_up_together_or_apart_with_their_dtypes(monkeypatch):
+  monkeypatch.setattr(devices, "_LARGEST_SMALL_LEAF", 6)
+  random = np.random.default_rng(0)
+  tree = {
+    "small": random.standard_normal((4, 2, 3), np.float32),
+    "number": random.standard_normal(4).astype(np.float32),
+    "large": random.standard_normal((4, 7), np.float32),
+    "counts": random.integers(0, 2**28, (4, 2), np.int32),  # more than a float32 can hold
+    "empty": np.zeros((4, 0), np.float32),
+    "none": None,
+  }
+  sums = jax.vmap(devices._add_up, axis_name=devices.AXIS)(tree)
+  for rank in range(4):  # every device has them
+    one = jax.tree.map(lambda leaf, rank=rank: np.asarray(leaf[rank]), sums)
+    cases.assert_close(one, jax.tree.map(lambda leaf: leaf.sum(axis=0), tree), 1e-6)
+    np.testing.assert_array_equal(one["counts"], tree["counts"].sum(axis=0, dtype=np.int32))
+    assert jax.tree.map(lambda leaf: leaf.dtype, one) == jax.tree.map(lambda x: x.dtype, tree)
