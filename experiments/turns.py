@@ -51,9 +51,12 @@ def open_peer(command: Sequence[str]) -> Iterator[Peer]:
 
     def wait_for(name: str) -> float:
       for printed in stdout:
-        found = re.search(rf"\b{name}=([0-9.]+)s", printed)
+        found = re.search(rf"\b{name}=(\d+(?:\.\d+)?)s", printed)
         if found:
-          return float(found.group(1))
+          seconds = float(found.group(1))
+          if not seconds:
+            raise PeerError(f"peer {line}: printed {name}={found.group(1)}s: must be more than 0")
+          return seconds
       raise PeerError(f"peer {line}: {_last_words(process, errors, name)}")
 
     def run_round() -> float:
@@ -80,7 +83,10 @@ def _last_words(process: subprocess.Popen[str], errors: IO[str], awaited: str) -
   said = errors.read().strip().splitlines()[-1:]
   if code and said:
     return said[0]
-  return f"ended with exit code {code} and without '{awaited}=<seconds>s'"
+  return (
+    f"ended with exit code {code} and without '{awaited}=<seconds>s'; it should run a round for"
+    " each line on stdin, as the programs of experiments/peers do with --turns"
+  )
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -48,7 +48,9 @@ def test_turns_go_round():
   [
     (["/nowhere/python"], "peer /nowhere/python: .*No such file"),
     (python("import sys; sys.exit('out of luck')"), "out of luck"),
-    (python("print('median=1.5s')"), "exit code 0 and without 'first=<seconds>s'"),
+    (python("print('median=1.5s')"), "exit code 0 and without 'first=<seconds>s'; .* --turns"),
+    (python("print('first=s'); print('first=1.2.3s')"), "without 'first=<seconds>s'"),
+    (python("print('first=0.000000s')"), "printed first=0.000000s: must be more than 0"),
     (python("raise SystemExit(3)"), "exit code 3 and without 'first=<seconds>s'"),
   ],
 )
