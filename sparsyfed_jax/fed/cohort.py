@@ -5,11 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from sparsyfed_jax.fed.sampling import Cohort
-from sparsyfed_jax.ops.count import count_one
+from sparsyfed_jax.ops.count import count_each
 from sparsyfed_jax.types import ClientData, Key, Mean, Metrics
 
 # Counts, as totals of metrics: of clients whose upload is not finite, and of those summed up.
@@ -140,10 +139,9 @@ def _cut(cohort: Cohort, clients_per_chunk: int) -> Cohort:
 
 def _unless_broken(upload: Any, metrics: Metrics, size: jax.Array) -> tuple[Any, Metrics]:
   """Takes a client out whose upload is not finite; it would take the whole model with it."""
-  leaves = jax.tree.leaves(upload)
-  num_finite = jnp.stack([count_one(jnp.isfinite(leaf)) for leaf in leaves])
+  (num_broken,) = count_each(lambda leaf: [~jnp.isfinite(leaf)], jax.tree.leaves(upload))
   # One reduction, which is not computed anew for everything that depends on it.
-  is_fine = jnp.all(num_finite == np.array([leaf.size for leaf in leaves], np.int32))
+  is_fine = jnp.all(num_broken == 0)
   kept = jax.tree.map(lambda leaf: jnp.where(is_fine, leaf, 0), (upload, metrics))
 
   def count(is_counted: jax.Array) -> Mean:

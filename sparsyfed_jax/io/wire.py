@@ -1,6 +1,7 @@
 """The size of a model on the wire, counted on the device, where nothing is encoded."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from sparsyfed_jax.io import codec
-from sparsyfed_jax.ops.count import count_one, count_true
+from sparsyfed_jax.ops.count import count_each
 
 _UINT32 = codec.Arithmetic(lambda x: 31 - lax.clz(x), jnp.minimum, jnp.where)
 
@@ -44,8 +45,8 @@ def payload_bytes(tree: Any, reference: Any = None, value_dtype: Any = None) -> 
   if reference is not None:
     return update_bytes(count_changes(tree, reference), tree, reference, value_dtype)
   layout = codec.make_layout(tree)
-  counts = [count_one(_is_nonzero(*pair)) for pair in zip(layout.specs, layout.leaves, strict=True)]
-  return whole_bytes(_stack(counts), tree, value_dtype)
+  (nonzero,) = count_each(lambda bits: [bits != 0], _bits(layout.specs, layout.leaves))
+  return whole_bytes(nonzero.astype(jnp.uint32), tree, value_dtype)
 
 
 def count_changes(tree: Any, reference: Any) -> Changes:
@@ -60,12 +61,13 @@ def count_changes(tree: Any, reference: Any) -> Changes:
     ValueError: as `codec.encode`.
   """
   layout = codec.make_layout(tree, reference)
-  counts = []
-  for spec, leaf, old in zip(layout.specs, layout.leaves, layout.references or [], strict=True):
-    now, before = _is_nonzero(spec, leaf), _is_nonzero(spec, old)
-    # What the reference has is counted apart: for many trees of one reference, once.
-    counts.append((count_one(before), *count_true(now, now & ~before)))
-  return Changes(*map(_stack, zip(*counts, strict=True))) if counts else Changes(*[_stack([])] * 3)
+  now, before = (_bits(layout.specs, leaves) for leaves in (layout.leaves, layout.references or []))
+  # What the reference has is counted apart: for many trees of one reference, once.
+  counts = [
+    *count_each(lambda old: [old != 0], before),
+    *count_each(lambda new, old: [new != 0, (new != 0) & (old == 0)], now, before),
+  ]
+  return Changes(*(count.astype(jnp.uint32) for count in counts))
 
 
 def update_bytes(changes: Changes, tree: Any, reference: Any, value_dtype: Any = None) -> jax.Array:
@@ -107,15 +109,16 @@ def _count(
   return jnp.uint32(fixed) + jnp.sum(functools.reduce(jnp.minimum, forms), dtype=jnp.uint32)
 
 
-def _stack(counts: Any) -> jax.Array:
-  return jnp.stack(counts).astype(jnp.uint32) if len(counts) else jnp.zeros(0, jnp.uint32)
-
-
-def _is_nonzero(spec: codec.Spec, leaf: Any) -> jax.Array:
-  x = jnp.asarray(leaf)
-  if x.dtype != spec.dtype:
-    raise TypeError(f"leaf {spec.name!r}: {spec.dtype} needs jax_enable_x64; JAX has {x.dtype} now")
-  if x.dtype == jnp.bool_:
-    return x
-  # As integers: backends may flush subnormals to 0, and take -0.0 for it.
-  return lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}") != 0
+def _bits(specs: Sequence[codec.Spec], leaves: Sequence[Any]) -> list[jax.Array]:
+  """Takes leaves as unsigned integers: backends may flush subnormals to 0, and take -0.0 for it."""
+  bits = []
+  for spec, leaf in zip(specs, leaves, strict=True):
+    x = jnp.asarray(leaf)
+    if x.dtype != spec.dtype:
+      raise TypeError(
+        f"leaf {spec.name!r}: {spec.dtype} needs jax_enable_x64; JAX has {x.dtype} now"
+      )
+    unsigned = f"uint{8 * x.dtype.itemsize}"
+    is_bool = x.dtype == jnp.bool_
+    bits.append(x.astype(unsigned) if is_bool else lax.bitcast_convert_type(x, unsigned))
+  return bits

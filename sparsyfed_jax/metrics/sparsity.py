@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from sparsyfed_jax import trees
-from sparsyfed_jax.ops import count_nonzero
+from sparsyfed_jax.ops import count_each
 from sparsyfed_jax.types import Params
 
 
@@ -30,5 +30,5 @@ def layer_densities(params: Params) -> dict[str, jax.Array]:
 
 def _sparsity(tree: Params) -> jax.Array:
   num_entries = trees.size(tree)
-  kept = sum((count_nonzero(leaf) for leaf in jax.tree.leaves(tree)), jnp.int32(0))
-  return (num_entries - kept).astype(jnp.float32) / max(num_entries, 1)
+  (kept,) = count_each(lambda leaf: [leaf != 0], jax.tree.leaves(tree))
+  return (num_entries - jnp.sum(kept, dtype=jnp.int32)).astype(jnp.float32) / max(num_entries, 1)

@@ -7,7 +7,7 @@ from sparsyfed_jax.ops.conv import (
   conv_shifted,
   conv_winograd,
 )
-from sparsyfed_jax.ops.count import count_nonzero, count_one, count_true
+from sparsyfed_jax.ops.count import count_each, count_nonzero, count_one, count_true
 from sparsyfed_jax.ops.densities import erk_densities
 from sparsyfed_jax.ops.layers import (
   NATIVE,
@@ -42,6 +42,7 @@ __all__ = [
   "conv_patches",
   "conv_shifted",
   "conv_winograd",
+  "count_each",
   "count_nonzero",
   "count_one",
   "count_true",
