@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from sparsyfed_jax import trees
-from sparsyfed_jax.ops import count_one, count_true
+from sparsyfed_jax.ops import count_each
 from sparsyfed_jax.types import Params
 
 
@@ -25,9 +25,8 @@ def regrowth(before: Params, after: Params) -> jax.Array:
   """
   old, _ = trees.split_prunable(before)
   new, _ = trees.split_prunable(after)
-  pairs = zip(old, new, strict=True)
-  counts = [count_one((a == 0) & (b != 0)) for a, b in pairs]
-  return sum(counts, jnp.int32(0)).astype(jnp.float32) / max(trees.size(old), 1)
+  (regrown,) = count_each(lambda a, b: [(a == 0) & (b != 0)], old, new)
+  return jnp.sum(regrown, dtype=jnp.int32).astype(jnp.float32) / max(trees.size(old), 1)
 
 
 def mask_iou(before: Params, after: Params) -> jax.Array:
@@ -42,9 +41,7 @@ def mask_iou(before: Params, after: Params) -> jax.Array:
   """
   old, _ = trees.split_prunable(before)
   new, _ = trees.split_prunable(after)
-  both = either = jnp.int32(0)
-  for a, b in zip(old, new, strict=True):
-    in_both, in_either = count_true((a != 0) & (b != 0), (a != 0) | (b != 0))
-    both, either = both + in_both, either + in_either
+  counts = count_each(lambda a, b: [(a != 0) & (b != 0), (a != 0) | (b != 0)], old, new)
+  both, either = (jnp.sum(count, dtype=jnp.int32) for count in counts)
   ratio = both.astype(jnp.float32) / jnp.maximum(either, 1).astype(jnp.float32)
   return jnp.where(either == 0, 1.0, ratio)
