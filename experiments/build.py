@@ -127,14 +127,15 @@ def build(config: Config) -> Experiment:
     federation, after, mesh, "replicated" if is_alone else config.data_placement
   )
   example = jax.ShapeDtypeStruct(input_shape, dataset.x_train.dtype)
-  chunk = choose_chunk(
+  own_chunk = choose_chunk(
     config.clients_per_chunk, model, setup, example, -(-config.clients_per_round // mesh.size)
   )
+  chunk = processes.smallest(own_chunk)  # all have to run the same program
   simulation = simulate(
     algorithm,
     task,
     clients_per_round=config.clients_per_round,
-    clients_per_chunk=processes.smallest(chunk),  # all have to run the same program
+    clients_per_chunk=chunk,
     rounds_per_call=min(config.eval_every, config.rounds),
     eval_batch_size=min(EVAL_BATCH_SIZE, len(dataset.y_test)),
     availability=AVAILABILITIES[config.client_sampling],
@@ -236,6 +237,7 @@ _VALUES = (
   "checkpoint_every",
   "compilation_cache_dir",
   "resume",
+  "discard_rounds",
 )
 
 
