@@ -61,6 +61,17 @@ def keep_rounds(directory, last):
   (directory / "summary.json").unlink()
 
 
+def record_of(directory):
+  return (directory / "metrics.jsonl").read_bytes()
+
+
+def keep_lines(directory, *numbers):
+  """Keeps some lines of a record, by their ranges: the first 2, or (1, 2, 5, 8)."""
+  lines = record_of(directory).splitlines(keepends=True)
+  chosen = range(1, numbers[0] + 1) if len(numbers) == 1 else numbers
+  (directory / "metrics.jsonl").write_bytes(b"".join(lines[number - 1] for number in chosen))
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
   directory = tmp_path_factory.mktemp("whole") / "run"
@@ -85,11 +96,25 @@ def test_a_finished_run_can_be_resumed(tmp_path, whole):
   assert_same_run(tmp_path / "run", whole)
 
 
-def test_without_a_checkpoint_a_run_starts_anew(tmp_path, whole):
+def test_without_its_checkpoints_a_run_starts_anew_only_if_it_is_told_to(tmp_path, whole, capsys):
   shutil.copytree(whole, tmp_path / "run")
   shutil.rmtree(tmp_path / "run" / "checkpoints")
+  with pytest.raises(flags.ConfigError, match="holds no checkpoint, and rounds 1 to 8 are record"):
+    run(tmp_path / "run", SMALL._replace(resume=True))
+  assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == record_of(whole)
+  run(tmp_path / "run", SMALL._replace(resume=True, discard_rounds=True))
+  assert "going on from round 1" in capsys.readouterr().err
+  assert_same_run(tmp_path / "run", whole)
+  assert (tmp_path / "run" / "metrics.discarded-1.jsonl").read_bytes() == record_of(whole)
+
+
+def test_killed_before_its_first_checkpoint_a_run_starts_anew(tmp_path, whole):
+  shutil.copytree(whole, tmp_path / "run")
+  shutil.rmtree(tmp_path / "run" / "checkpoints")
+  keep_lines(tmp_path / "run", 2)  # as many as were run before the first one was due
   run(tmp_path / "run", SMALL._replace(resume=True))
   assert_same_run(tmp_path / "run", whole)
+  assert not list((tmp_path / "run").glob("*discarded*"))
 
 
 def damage(place, how):
