@@ -11,7 +11,7 @@ import time
 import jax
 import pytest
 
-from experiments import flags, train
+from experiments import begun, flags, train
 from experiments.build import build
 from sparsyfed_jax.io import checkpoint
 from sparsyfed_jax.io.writers import read_metrics
@@ -32,9 +32,13 @@ NUM_KILLS = 10
 def run(directory, config=SMALL):
   directory.mkdir(exist_ok=True)
   config = flags.resolve(config._replace(output_dir=str(directory)))
-  if config.resume:
-    train.check_resumable(config, directory)
-  return train.run(config, build(config), directory)
+  if not config.resume:
+    return train.run(config, build(config), directory)
+  before = train.check_resumable(config, directory)
+  config = begun.with_recorded_chunk(config, begun.recorded_chunk(before))
+  experiment = build(config)
+  begun.check_data(before, config, experiment.facts, directory)
+  return train.run(config, experiment, directory)
 
 
 def final_state(directory, config=SMALL):
@@ -55,6 +59,17 @@ def keep_rounds(directory, last):
     if int(place.name) > last:
       shutil.rmtree(place)
   (directory / "summary.json").unlink()
+
+
+def record_of(directory):
+  return (directory / "metrics.jsonl").read_bytes()
+
+
+def keep_lines(directory, *numbers):
+  """Keeps some lines of a record, by their ranges: the first 2, or (1, 2, 5, 8)."""
+  lines = record_of(directory).splitlines(keepends=True)
+  chosen = range(1, numbers[0] + 1) if len(numbers) == 1 else numbers
+  (directory / "metrics.jsonl").write_bytes(b"".join(lines[number - 1] for number in chosen))
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +96,25 @@ def test_a_finished_run_can_be_resumed(tmp_path, whole):
   assert_same_run(tmp_path / "run", whole)
 
 
-def test_without_a_checkpoint_a_run_starts_anew(tmp_path, whole):
+def test_without_its_checkpoints_a_run_starts_anew_only_if_it_is_told_to(tmp_path, whole, capsys):
   shutil.copytree(whole, tmp_path / "run")
   shutil.rmtree(tmp_path / "run" / "checkpoints")
+  with pytest.raises(flags.ConfigError, match="holds no checkpoint, and rounds 1 to 8 are record"):
+    run(tmp_path / "run", SMALL._replace(resume=True))
+  assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == record_of(whole)
+  run(tmp_path / "run", SMALL._replace(resume=True, discard_rounds=True))
+  assert "going on from round 1" in capsys.readouterr().err
+  assert_same_run(tmp_path / "run", whole)
+  assert (tmp_path / "run" / "metrics.discarded-1.jsonl").read_bytes() == record_of(whole)
+
+
+def test_killed_before_its_first_checkpoint_a_run_starts_anew(tmp_path, whole):
+  shutil.copytree(whole, tmp_path / "run")
+  shutil.rmtree(tmp_path / "run" / "checkpoints")
+  keep_lines(tmp_path / "run", 2)  # as many as were run before the first one was due
   run(tmp_path / "run", SMALL._replace(resume=True))
   assert_same_run(tmp_path / "run", whole)
+  assert not list((tmp_path / "run").glob("*discarded*"))
 
 
 def damage(place, how):
