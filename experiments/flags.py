@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from absl import flags
 
+from experiments import flag_files
 from sparsyfed_jax.algorithms import ALGORITHMS, HETEROGENEOUS, READS_HYPER
 from sparsyfed_jax.algorithms.flash import AGGREGATIONS
 from sparsyfed_jax.algorithms.flash import FORMS as FLASH_FORMS
@@ -374,12 +375,13 @@ def define(flag_values: flags.FlagValues = _FLAGS) -> None:
   }
   for name, default in DEFAULTS._asdict().items():
     definers[types[name]](name, default, _HELP[name], flag_values=flag_values)
+  flag_files.define(flag_values)
 
 
-def parse(argv: list[str]) -> list[str]:
+def parse(argv: list[str], flag_values: flags.FlagValues = _FLAGS) -> list[str]:
   """Parses flags for `absl.app.run`; a mistake is one line on stderr and exit code 2."""
   try:
-    rest = _FLAGS(argv)
+    rest = flag_values([*argv[:1], *flag_files.expand(argv[1:])])
     if len(rest) > 1:
       raise flags.Error(f"{rest[1]!r} is not a flag; flags are written --name=value")
   except flags.Error as error:

@@ -24,7 +24,7 @@ from absl import flags as absl_flags
 from rich.console import Console
 from rich.markdown import Markdown
 
-from experiments import flags
+from experiments import flag_files, flags
 from experiments.build import build, fixed_flags, program_key
 from experiments.environment import keep_compiled
 from experiments.plots import Curve, plot_sweep
@@ -139,6 +139,7 @@ def define(flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
     if name not in _OWN:
       text = f"as in experiments.train{'' if name in _LISTS else '; a comma list is swept'}"
       absl_flags.DEFINE_string(name, None, text, flag_values=flag_values)
+  flag_files.define(flag_values)
 
 
 def read_grid(flag_values: absl_flags.FlagValues) -> tuple[dict[str, list[str]], list[Run]]:

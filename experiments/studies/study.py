@@ -1,8 +1,8 @@
 """Studies: unions of grids of runs, and the table and the picture that are made of them.
 
 A study takes the flags of `experiments.sweep`, which replace its own, and goes on like a sweep when
-it is started again. What it does not name comes from --flagfile=FILE, or else from the preset
-cifar10-lda1000. With --smoke it is a small version of itself on the embedded digits.
+it is started again. What it does not name comes from --preset=NAME or --flagfile=FILE, or else from
+the preset cifar10-lda1000. With --smoke it is a small version of itself on the embedded digits.
 
 Besides the files of a sweep it writes its own table and picture, NAME.md and NAME.png.
 """
@@ -19,13 +19,13 @@ from typing import Any, NamedTuple, TypeAlias
 from absl import app, logging
 from absl import flags as absl_flags
 
-from experiments import flags, measures, sweep
+from experiments import flag_files, flags, measures, sweep
 from experiments.environment import keep_compiled
 from experiments.record import SUMMARY_NAME
 from sparsyfed_jax.data.sources import DataError
 from sparsyfed_jax.io.writers import JSONL_NAME, read_metrics
 
-PRESET = pathlib.Path(__file__).parents[1] / "presets" / "cifar10-lda1000.flags"
+PRESET = "cifar10-lda1000"
 METHODS = "--algorithm=fedavg,topk,zerofl,flash,feddst,sparsyfed,static"
 SPARSITIES = "--sparsity=0.9,0.95,0.99,0.995,0.999"
 SEEDS = "--seed=0,1,2"
@@ -128,8 +128,8 @@ def read(study: Study, arguments: Sequence[str]) -> tuple[list[Grid], list[sweep
 
   Args:
     study: of them.
-    arguments: the flags given. Those in a --flagfile=FILE give way to the study's, the others
-      replace them.
+    arguments: the flags given. Those of a --preset or in a --flagfile give way to the study's, the
+      others replace them.
 
   Returns:
     The grids, and their runs, none of them twice: values that a method does not read make no run.
@@ -137,10 +137,9 @@ def read(study: Study, arguments: Sequence[str]) -> tuple[list[Grid], list[sweep
   Raises:
     ConfigError: a combination contradicts itself.
   """
-  files = [argument for argument in arguments if argument.startswith("--flagfile=")]
-  own = [argument for argument in arguments if argument not in files]
+  files, own = flag_files.split(arguments)
   is_smoke = _parse(own)["smoke"].value
-  base = [*files, *_SMOKE] if is_smoke else files or [f"--flagfile={PRESET}"]
+  base = [*files, *_SMOKE] if is_smoke else files or [f"--preset={PRESET}"]
   grids = []
   runs: dict[Hashable, sweep.Run] = {}
   for block in study.blocks:
@@ -171,7 +170,7 @@ def _value_of(name: str, run: sweep.Run) -> str | None:
 def _parse(arguments: Sequence[str]) -> absl_flags.FlagValues:
   table = absl_flags.FlagValues()
   _define(table)
-  table(["study", *arguments])
+  table(["study", *flag_files.expand(arguments)])
   return table
 
 
