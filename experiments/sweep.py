@@ -46,7 +46,7 @@ _GRID_NAME = "grid.json"
 _GROUPS_NAME = "side_by_side"  # directory of the checkpoints of runs side by side
 MODES = ("sequential", "vmap")
 # Of the sweep, which always resumes, or of a run of several processes, which a sweep is not.
-_OWN = ("output_dir", "resume", "coordinator", "num_processes", "process_id")
+_OWN = ("output_dir", "resume", "discard_rounds", "coordinator", "num_processes", "process_id")
 _LISTS = ("client_sparsities", "client_sparsity_shares", "trackers")  # lists already; not swept
 
 
