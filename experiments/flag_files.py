@@ -41,10 +41,9 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
   Raises:
     flags.Error: a flag that names a file is without a value.
   """
-  files, others = [], []
-  for option, value, arguments_of_it in _items(arguments):
-    (files if option else others).append(f"--{option}={value}" if option else arguments_of_it)
-  return files, others
+  items = list(_items(arguments))
+  files = [f"--{option}={value}" for option, value, _ in items if option]
+  return files, [argument for option, _, argument in items if not option]
 
 
 def expand(arguments: Sequence[str], within: tuple[str, ...] = ()) -> list[str]:

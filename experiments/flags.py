@@ -1,5 +1,6 @@
 """The flags of a run, their defaults, and what is refused before anything is compiled."""
 
+import io
 import math
 import os
 import re
@@ -387,6 +388,7 @@ def define(flag_values: flags.FlagValues = _FLAGS) -> None:
 
 def parse(argv: list[str], flag_values: flags.FlagValues = _FLAGS) -> list[str]:
   """Parses flags for `absl.app.run`; a mistake is one line on stderr and exit code 2."""
+  print_anywhere()
   try:
     rest = flag_values([*argv[:1], *flag_files.expand(argv[1:])])
     if len(rest) > 1:
@@ -394,6 +396,12 @@ def parse(argv: list[str], flag_values: flags.FlagValues = _FLAGS) -> list[str]:
   except flags.Error as error:
     fail(flags.Error(str(error).removeprefix("ERROR:: ")))
   return rest
+
+
+def print_anywhere() -> None:
+  """Lets stdout write `?` for a letter that its encoding lacks, where it would end the program."""
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="replace")
 
 
 def fail(error: Exception, code: int = 2) -> NoReturn:
@@ -408,13 +416,18 @@ def read(flag_values: flags.FlagValues = _FLAGS) -> Config:
   Raises:
     ConfigError: a value is out of range, or two contradict each other.
   """
+  config = collect(flag_values)
+  check(config)
+  return config
+
+
+def collect(flag_values: flags.FlagValues) -> Config:
+  """Collects parsed flags, which may be out of range; raises ConfigError of what is no number."""
   values: dict[str, Any] = {name: flag_values[name].value for name in Config._fields}
   for name in ("client_sparsities", "client_sparsity_shares"):
     values[name] = _numbers(name, values[name])
   values["trackers"] = tuple(values["trackers"])
-  config = Config(**values)
-  check(config)
-  return config
+  return Config(**values)
 
 
 def _numbers(name: str, listed: Sequence[str | float]) -> tuple[float, ...]:

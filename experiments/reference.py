@@ -22,8 +22,10 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from experiments import flags, sweep
+from experiments.grid import read_grid
+from experiments.members import directory_of
 from experiments.plots import Curve, plot_sweep
-from sparsyfed_jax.io.writers import JSONL_NAME, read_metrics
+from experiments.sweep_results import LACKING, read_outcome
 
 PRESET = "cifar10-lda1000"
 LAST_ROUNDS = 50  # whose mean accuracy is compared
@@ -39,15 +41,17 @@ def main(argv: Sequence[str]) -> None:
   if traces and not pathlib.Path(traces).is_file():
     flags.fail(flags.ConfigError(f"--traces={traces}: no such file"))
   sweep.main(argv)
-  _, runs = sweep.read_grid(table)
-  directory = pathlib.Path(str(table["output_dir"].value))
+  _, runs = read_grid(table)
+  directory = directory_of(table["output_dir"].value)
   curves = []
   lines = [
     f"| | seed | accuracy, mean of {LAST_ROUNDS} rounds, % | zeros after rounds 1, 2, 3 |",
     "|---|---|---:|---|",
   ]
   for run in runs:
-    rows = read_metrics(sweep.place_of(run, directory) / JSONL_NAME)
+    summary, rows = read_outcome(run, directory)
+    if not rows or set(LACKING) & set(summary):
+      continue  # the sweep's table says why
     name = run.config.algorithm
     lines.append(_line(name, str(run.config.seed), rows))
     curves.append(Curve(name, [rows]))
