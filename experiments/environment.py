@@ -32,7 +32,7 @@ def describe_environment() -> dict[str, Any]:
     kind += f" ({os.cpu_count()} cores, {platform.machine()})"
   return {
     "device": f"{len(devices)} x {kind}",
-    "jax_enable_x64": bool(jax.config.jax_enable_x64),
+    "jax_enable_x64": bool(jax.config.values["jax_enable_x64"]),
     "xla_flags": os.environ.get("XLA_FLAGS", ""),
     "versions": versions,
   }

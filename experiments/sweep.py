@@ -20,7 +20,7 @@ from absl import flags as absl_flags
 from rich.console import Console
 from rich.markdown import Markdown
 
-from experiments import flag_files, flags
+from experiments import begun, flag_files, flags
 from experiments.build import fixed_flags, program_key
 from experiments.environment import keep_compiled
 from experiments.grid import LISTS, OWN, Run, read_grid
@@ -41,6 +41,7 @@ from experiments.programs import (
   stack_inputs,
 )
 from experiments.record import SUMMARY_NAME, DivergedError, Member, StoppedError, begin, record
+from experiments.resuming import restore, rounds_of
 from experiments.signals import leave_unread
 from experiments.sweep_results import write_results
 from experiments.terminal import Update, progress
@@ -205,6 +206,18 @@ def _shifted(update: Update, before: int, num_runs: int) -> Update:
   return lambda rounds, row: update(before + num_runs * rounds, row)
 
 
+def _restore(members: Sequence[Member], programs: Programs, checkpoints: pathlib.Path) -> Any:
+  """Reads the state from which runs go on; notes what has changed of the machine since."""
+  state = restore(members, programs.shapes, checkpoints)
+  for config, experiment, directory in members:
+    before = begun.read(directory)
+    for change in begun.note_changes(
+      before, config, experiment.facts, directory, rounds_of(state)
+    ):
+      print(f"warning: {directory.name}: {change}", file=sys.stderr)
+  return state
+
+
 def _run_alone(
   members: Sequence[Member],
   directory: pathlib.Path,
@@ -216,7 +229,7 @@ def _run_alone(
   if key not in compiled:
     compiled[key] = compile_programs(member.experiment)
   programs, inputs = compiled[key], inputs_of(member.experiment)
-  start = begin(member, programs, inputs, member.directory, resume=True)
+  start = begin(member, programs, inputs, _restore(members, programs, member.directory))
   try:
     record(members, programs, inputs, start, member.directory, update)
   except DivergedError as error:
@@ -236,7 +249,7 @@ def _run_side_by_side(
     compiled[key] = compile_side_by_side(first.experiment, inputs, axes)
   programs = compiled[key]
   checkpoints = group_directory(members, directory / _GROUPS_NAME)
-  start = begin(first, programs, inputs, checkpoints, resume=True)
+  start = begin(first, programs, inputs, _restore(members, programs, checkpoints))
   try:
     _note_failures(members, record(members, programs, inputs, start, checkpoints, update))
   except DivergedError as error:

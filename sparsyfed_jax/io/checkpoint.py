@@ -175,7 +175,9 @@ def _stored(path: Any, leaf: Any) -> Any:
   """Makes what orbax stores of a leaf: an array that is not empty, or a Python number."""
   if _is_plain(leaf):
     return leaf
-  array = np.asarray(jax.random.key_data(leaf) if hasattr(leaf, "dtype") and _is_key(leaf) else leaf)
+  array = np.asarray(
+    jax.random.key_data(leaf) if hasattr(leaf, "dtype") and _is_key(leaf) else leaf
+  )
   if array.dtype.kind in "OSU":
     raise TypeError(
       f"{jax.tree_util.keystr(path)}: must be an array or a number, is a {type(leaf).__name__}"

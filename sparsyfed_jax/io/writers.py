@@ -99,7 +99,7 @@ def read_whole_rows(path: PathLike) -> tuple[list[dict[str, Any]], str]:
     The rows, and a line that names the file, the place and the damage; "" where there is none.
   """
   *lines, tail = pathlib.Path(path).read_bytes().split(b"\n")
-  rows = []
+  rows: list[dict[str, Any]] = []
   for number, line in enumerate([*lines, tail], start=1):
     is_tail = number > len(lines)
     try:

@@ -11,7 +11,7 @@ import time
 import jax
 import pytest
 
-from experiments import flags, train
+from experiments import begun, flags, train
 from experiments.build import build
 from sparsyfed_jax.io import checkpoint
 from sparsyfed_jax.io.writers import read_metrics
@@ -32,9 +32,13 @@ NUM_KILLS = 10
 def run(directory, config=SMALL):
   directory.mkdir(exist_ok=True)
   config = flags.resolve(config._replace(output_dir=str(directory)))
-  if config.resume:
-    train.check_resumable(config, directory)
-  return train.run(config, build(config), directory)
+  if not config.resume:
+    return train.run(config, build(config), directory)
+  before = train.check_resumable(config, directory)
+  config = begun.with_recorded_chunk(config, begun.recorded_chunk(before))
+  experiment = build(config)
+  begun.check_data(before, config, experiment.facts, directory)
+  return train.run(config, experiment, directory)
 
 
 def final_state(directory, config=SMALL):
