@@ -25,7 +25,7 @@ from experiments.studies.study import (
   run,
   table_of,
 )
-from experiments.sweep import decimals
+from experiments.sweep_results import decimals
 
 _PANELS = {
   "test_accuracy": "Accuracy on the test set",

@@ -100,12 +100,14 @@ def main(argv: Sequence[str]) -> None:
     names = names or [*workloads.suiting(backend), SELECTION]
     check_sizes(names, backend, settings)
     directory = table["output_dir"].value
-    output_dir = create_run_dir(directory) if directory else None
+    output_dir = create_run_dir(flags.folder(directory)) if directory else None
   except (flags.ConfigError, MeasurementError, PeerError, OSError) as error:
     flags.fail(error)
   rows: list[Row] = []
   failures = []
-  with open(output_dir / "bench.jsonl" if output_dir else os.devnull, "w") as record:
+  with open(
+    output_dir / "bench.jsonl" if output_dir else os.devnull, "w", encoding="utf-8"
+  ) as record:
     for group in group_names(names):
       title = ", ".join(group)
       print(f"{title} ...", file=sys.stderr, flush=True)
@@ -125,7 +127,7 @@ def main(argv: Sequence[str]) -> None:
   if rows:
     print_table(table_cells(rows))
   if output_dir:
-    (output_dir / "table.md").write_text(markdown(table_cells(rows)))
+    (output_dir / "table.md").write_text(markdown(table_cells(rows)), encoding="utf-8")
   if failures:
     flags.fail(MeasurementError(f"not measured: {'; '.join(failures)}"), code=1)
 

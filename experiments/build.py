@@ -68,18 +68,39 @@ class Experiment(NamedTuple):
   facts: dict[str, Any]  # what the data made of the flags, for config.json
 
 
-def build(config: Config) -> Experiment:
-  """Loads the data and makes the simulation; nothing is compiled and nothing written.
+class _OnHost(NamedTuple):
+  """What data and flags make together, before anything is placed on devices."""
+
+  setup: Setup
+  model: nn.Module
+  algorithm: Algorithm
+  parts: list[np.ndarray]  # indices of each client's examples
+  parts_after: list[np.ndarray]  # after --shift_round; [] without
+  indices: np.ndarray  # of both phases
+  sizes: np.ndarray
+  mesh: Mesh
+  test_owners: TestOwners
+
+
+def load(config: Config) -> sources.Dataset:
+  """Loads the data set of a run; raises DataError."""
+  return sources.load(config.dataset, make_keys(jax.random.key(config.seed)).split)
+
+
+def check(config: Config, dataset: sources.Dataset) -> None:
+  """Refuses what `build` would refuse, and places nothing on devices.
 
   Args:
     config: checked and resolved flags.
+    dataset: as `load` makes it of them.
 
   Raises:
-    DataError: the data set cannot be used.
     ConfigError: a flag does not fit the data set.
   """
-  keys = make_keys(jax.random.key(config.seed))
-  dataset = sources.load(config.dataset, keys.split)
+  _prepare(config, dataset, make_keys(jax.random.key(config.seed)))
+
+
+def _prepare(config: Config, dataset: sources.Dataset, keys: Keys) -> _OnHost:
   input_shape = dataset.x_train.shape[1:]
   model = _make_model(config, input_shape, dataset.num_classes)
   parts, parts_after = _deal_phases(config, dataset, keys.partition)
@@ -109,8 +130,34 @@ def build(config: Config) -> Experiment:
     measures=make_measures(jnp.dtype(config.wire_dtype)) if config.metrics else NO_MEASURES,
     wire_dtype=jnp.dtype(config.wire_dtype),
   )
-  algorithm = _make_algorithm(config, setup)
-  mesh = _make_mesh(config)
+  return _OnHost(
+    setup,
+    model,
+    _make_algorithm(config, setup),
+    parts,
+    parts_after,
+    indices,
+    sizes,
+    _make_mesh(config),
+    _deal_tests(config, dataset, parts, parts_after, keys.partition),
+  )
+
+
+def build(config: Config) -> Experiment:
+  """Loads the data and makes the simulation; nothing is compiled and nothing written.
+
+  Args:
+    config: checked and resolved flags.
+
+  Raises:
+    DataError: the data set cannot be used.
+    ConfigError: a flag does not fit the data set.
+  """
+  keys = make_keys(jax.random.key(config.seed))
+  dataset = load(config)
+  prepared = _prepare(config, dataset, keys)
+  setup, model, algorithm, parts, parts_after, indices, sizes, mesh, test_owners = prepared
+  task, input_shape = setup.task, dataset.x_train.shape[1:]
   is_alone = mesh.size == 1 and config.data_placement != "streamed"
   scales = _density_scales(config, len(parts), keys.partition)
   federation = Federation(
@@ -173,7 +220,7 @@ def build(config: Config) -> Experiment:
     simulation=simulation,
     federation=federation,
     shifted=after,
-    test_owners=_deal_tests(config, dataset, parts, parts_after, keys.partition),
+    test_owners=test_owners,
     layers=layers,
     costs=layer_costs(model, input_shape) if config.metrics else (),
     x_test=x_test,

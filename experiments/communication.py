@@ -28,7 +28,7 @@ from experiments.studies.study import (
   run,
   table_of,
 )
-from experiments.sweep import decimals
+from experiments.sweep_results import decimals
 from experiments.terminal import format_bytes
 
 

@@ -7,7 +7,6 @@ Agreement is the intersection over union (IoU) of the weights that two masks kee
 """
 
 import functools
-import json
 import math
 import pathlib
 from collections.abc import Callable, Sequence
@@ -16,10 +15,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from experiments.mask_files import SIMILARITY_NAME
 from experiments.measures import mean_from
 from experiments.plots import Panel
 from experiments.plots import draw as draw_panel
+from experiments.run_files import read_similarity
 from experiments.studies import pictures
 from experiments.studies.study import (
   METHODS,
@@ -32,7 +31,7 @@ from experiments.studies.study import (
   run,
   table_of,
 )
-from experiments.sweep import decimals
+from experiments.sweep_results import decimals
 
 FIRST_ROUND = 2  # the models before round 1 are dense
 _PANEL = Panel("", "IoU", [], (0, 1), math.inf)
@@ -41,11 +40,8 @@ _KEYS = {"client_mask_iou": "Clients of a round", "mask_iou": "Global masks, rou
 
 def by_distance(outcome: Outcome) -> dict[int, float]:
   """Averages the IoU of global masks over the pairs that are as many rounds apart."""
-  path = outcome.directory / SIMILARITY_NAME
-  if not path.exists():
-    return {}
-  table = json.loads(path.read_text())
-  rounds = table["rounds"]
+  table = read_similarity(outcome.directory)
+  rounds = table.get("rounds", [])
   found: dict[int, list[float]] = {}
   for i, later in enumerate(rounds):
     for j, earlier in enumerate(rounds[:i]):

@@ -1,5 +1,6 @@
 """The flags of a run, their defaults, and what is refused before anything is compiled."""
 
+import io
 import math
 import os
 import re
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from absl import flags
 
+from experiments import flag_files
 from sparsyfed_jax.algorithms import ALGORITHMS, HETEROGENEOUS, READS_HYPER
 from sparsyfed_jax.algorithms.flash import AGGREGATIONS
 from sparsyfed_jax.algorithms.flash import FORMS as FLASH_FORMS
@@ -381,17 +383,25 @@ def define(flag_values: flags.FlagValues = _FLAGS) -> None:
   }
   for name, default in DEFAULTS._asdict().items():
     definers[types[name]](name, default, _HELP[name], flag_values=flag_values)
+  flag_files.define(flag_values)
 
 
-def parse(argv: list[str]) -> list[str]:
+def parse(argv: list[str], flag_values: flags.FlagValues = _FLAGS) -> list[str]:
   """Parses flags for `absl.app.run`; a mistake is one line on stderr and exit code 2."""
+  print_anywhere()
   try:
-    rest = _FLAGS(argv)
+    rest = flag_values([*argv[:1], *flag_files.expand(argv[1:])])
     if len(rest) > 1:
       raise flags.Error(f"{rest[1]!r} is not a flag; flags are written --name=value")
   except flags.Error as error:
     fail(flags.Error(str(error).removeprefix("ERROR:: ")))
   return rest
+
+
+def print_anywhere() -> None:
+  """Lets stdout write `?` for a letter that its encoding lacks, where it would end the program."""
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="replace")
 
 
 def fail(error: Exception, code: int = 2) -> NoReturn:
@@ -406,13 +416,18 @@ def read(flag_values: flags.FlagValues = _FLAGS) -> Config:
   Raises:
     ConfigError: a value is out of range, or two contradict each other.
   """
+  config = collect(flag_values)
+  check(config)
+  return config
+
+
+def collect(flag_values: flags.FlagValues) -> Config:
+  """Collects parsed flags, which may be out of range; raises ConfigError of what is no number."""
   values: dict[str, Any] = {name: flag_values[name].value for name in Config._fields}
   for name in ("client_sparsities", "client_sparsity_shares"):
     values[name] = _numbers(name, values[name])
   values["trackers"] = tuple(values["trackers"])
-  config = Config(**values)
-  check(config)
-  return config
+  return Config(**values)
 
 
 def _numbers(name: str, listed: Sequence[str | float]) -> tuple[float, ...]:

@@ -22,10 +22,12 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from experiments import flags, sweep
+from experiments.grid import read_grid
+from experiments.members import directory_of
 from experiments.plots import Curve, plot_sweep
-from sparsyfed_jax.io.writers import JSONL_NAME, read_metrics
+from experiments.sweep_results import LACKING, read_outcome
 
-PRESET = "experiments/presets/cifar10-lda1000.flags"
+PRESET = "cifar10-lda1000"
 LAST_ROUNDS = 50  # whose mean accuracy is compared
 _AUTHORS_NAMES = {"fedavg": "dense"}
 
@@ -39,15 +41,17 @@ def main(argv: Sequence[str]) -> None:
   if traces and not pathlib.Path(traces).is_file():
     flags.fail(flags.ConfigError(f"--traces={traces}: no such file"))
   sweep.main(argv)
-  _, runs = sweep.read_grid(table)
-  directory = pathlib.Path(str(table["output_dir"].value))
+  _, runs = read_grid(table)
+  directory = directory_of(table["output_dir"].value)
   curves = []
   lines = [
     f"| | seed | accuracy, mean of {LAST_ROUNDS} rounds, % | zeros after rounds 1, 2, 3 |",
     "|---|---|---:|---|",
   ]
   for run in runs:
-    rows = read_metrics(sweep.place_of(run, directory) / JSONL_NAME)
+    summary, rows = read_outcome(run, directory)
+    if not rows or set(LACKING) & set(summary):
+      continue  # the sweep's table says why
     name = run.config.algorithm
     lines.append(_line(name, str(run.config.seed), rows))
     curves.append(Curve(name, [rows]))
@@ -56,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
       lines.append(_line(name, "authors", theirs))
       curves.append(Curve(f"{name} (authors)", [theirs]))
   text = "\n".join(lines) + "\n"
-  (directory / "reference.md").write_text(text)
+  (directory / "reference.md").write_text(text, encoding="utf-8")
   plot_sweep(curves, directory / "reference.png")
   Console().print(Markdown(text))
 
@@ -78,7 +82,7 @@ def _read_trace(path: str, config: flags.Config) -> list[dict[str, Any]]:
   method = _AUTHORS_NAMES.get(config.algorithm, config.algorithm)
   sparsity = 0.0 if method == "dense" else config.sparsity
   rows = []
-  with open(path, newline="") as file:
+  with open(path, newline="", encoding="utf-8") as file:
     for row in csv.DictReader(file):
       setting = float(row["lda_alpha"]), row["method"], float(row["target_sparsity"])
       if setting == (config.dirichlet_alpha, method, sparsity) and int(row["round"]) > 0:
@@ -99,6 +103,6 @@ if __name__ == "__main__":
   absl_flags.DEFINE_string("traces", None, "the authors' accuracy by round, a csv file")
   absl_flags.adopt_module_key_flags(sys.modules[__name__])
   logging.set_verbosity(logging.WARNING)
-  sys.argv.insert(1, f"--flagfile={PRESET}")
+  sys.argv.insert(1, f"--preset={PRESET}")
   sys.argv.insert(2, "--algorithm=sparsyfed,fedavg")
   app.run(main, flags_parser=flags.parse)

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     print("\ninterrupted; the same command goes on", file=sys.stderr)
     sys.exit(130)
   cells = table_cells(rows)
-  (directory / "table.md").write_text(bench.markdown(cells))
+  (directory / "table.md").write_text(bench.markdown(cells), encoding="utf-8")
   plot_scaling(rows, directory / "scaling.png")
   bench.print_table(cells)
   print(f"files in {directory}", file=sys.stderr)
@@ -181,12 +181,12 @@ def _seconds_per_client(row: Row) -> float:
 def _open_directory(path: str | None, workload: str, settings: Settings) -> pathlib.Path:
   if not path:
     raise flags.ConfigError("--output_dir: must be given, so that the points can be kept")
-  directory = pathlib.Path(path)
+  directory = pathlib.Path(flags.folder(path))
   listed = directory / _SETTINGS_NAME
   values = {"workload": workload, **settings._asdict()}
   del values["clients_per_round"], values["metrics"]  # which every point has on
   if listed.exists():
-    if json.loads(listed.read_text()) != values:
+    if json.loads(listed.read_text(encoding="utf-8")) != values:
       raise FileExistsError(
         f"--output_dir={path}: holds points of other flags ({listed}); choose another directory"
       )
@@ -199,7 +199,7 @@ def _open_directory(path: str | None, workload: str, settings: Settings) -> path
 def _write_lines(path: pathlib.Path, rows: Sequence[Row]) -> None:
   """Replaces the file in one step, so that a crash loses no point."""
   temporary = path.with_suffix(".tmp")
-  temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
   os.replace(temporary, path)
 
 

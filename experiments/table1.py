@@ -44,7 +44,7 @@ def authors(config: flags.Config) -> float | None:
 
 @functools.cache
 def _read_authors() -> dict[tuple[str, float, float], float]:
-  with open(_AUTHORS, newline="") as file:
+  with open(_AUTHORS, newline="", encoding="utf-8") as file:
     return {
       (row["method"], float(row["dirichlet_alpha"]), float(row["target_sparsity"])): float(
         row["test_accuracy_percent"]

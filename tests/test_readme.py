@@ -39,7 +39,7 @@ def test_commands_name_presets_and_flags_that_exist(readme, request, monkeypatch
     arguments = shlex.split(command.partition("-m experiments.train")[2])
     values = FlagValues()
     flags.define(values)
-    values(["train", *(argument for argument in arguments if argument != "--help")])
+    flags.parse(["train", *(argument for argument in arguments if argument != "--help")], values)
     flags.read(values)
 
 

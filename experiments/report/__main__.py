@@ -20,7 +20,7 @@ _HEAD = 1000  # bytes of a page in which its mark is
 
 def main(argv: Sequence[str], flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
   """Reads the runs and writes the page."""
-  out = pathlib.Path(str(flag_values["out"].value))
+  out = pathlib.Path(flags.folder(str(flag_values["out"].value)))
   try:
     root = check(argv, out, bool(flag_values["overwrite"].value))
     report = runs.read(root)
@@ -48,6 +48,7 @@ def define(flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
 
 def parse(argv: list[str], flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> list[str]:
   """Parses flags for `absl.app.run`; what is left names the folder."""
+  flags.print_anywhere()
   try:
     return flag_values(argv)
   except absl_flags.Error as error:
@@ -66,7 +67,7 @@ def check(argv: Sequence[str], out: pathlib.Path, overwrite: bool) -> pathlib.Pa
   if len(argv) != 2:
     given = " ".join(argv[1:]) or "left out"
     raise flags.ConfigError(f"RUNS ({given}): must be one folder, that of the runs")
-  root = pathlib.Path(argv[1])
+  root = pathlib.Path(flags.folder(argv[1]))
   if not root.is_dir():
     raise flags.ConfigError(f"RUNS={root}: must be a folder that exists")
   if not out.parent.is_dir():

@@ -1,15 +1,15 @@
 """Studies: unions of grids of runs, and the table and the picture that are made of them.
 
 A study takes the flags of `experiments.sweep`, which replace its own, and goes on like a sweep when
-it is started again. What it does not name comes from --flagfile=FILE, or else from the preset
-cifar10-lda1000. With --smoke it is a small version of itself on the embedded digits.
+it is started again. What it does not name comes from --preset=NAME or --flagfile=FILE, or else from
+the preset cifar10-lda1000. With --smoke it is a small version of itself on the embedded digits.
 
 Besides the files of a sweep it writes its own table and picture, NAME.md and NAME.png.
 """
 
+import contextlib
 import datetime
 import functools
-import json
 import pathlib
 import statistics
 import sys
@@ -19,13 +19,10 @@ from typing import Any, NamedTuple, TypeAlias
 from absl import app, logging
 from absl import flags as absl_flags
 
-from experiments import flags, measures, sweep
-from experiments.environment import keep_compiled
-from experiments.record import SUMMARY_NAME
-from sparsyfed_jax.data.sources import DataError
-from sparsyfed_jax.io.writers import JSONL_NAME, read_metrics
+from experiments import flag_files, flags, grid, measures, members, sweep, sweep_results
+from experiments.sweep_results import LACKING, decimals
 
-PRESET = pathlib.Path(__file__).parents[1] / "presets" / "cifar10-lda1000.flags"
+PRESET = "cifar10-lda1000"
 METHODS = "--algorithm=fedavg,topk,zerofl,flash,feddst,sparsyfed,static"
 SPARSITIES = "--sparsity=0.9,0.95,0.99,0.995,0.999"
 SEEDS = "--seed=0,1,2"
@@ -47,7 +44,7 @@ class Outcome(NamedTuple):
   """A run that has ended."""
 
   config: flags.Config
-  summary: Mapping[str, Any]  # summary.json; `diverged` where it diverged
+  summary: Mapping[str, Any]  # summary.json; where it has no numbers, one of LACKING and the reason
   rows: Sequence[Mapping[str, Any]]  # metrics.jsonl
   directory: pathlib.Path
 
@@ -82,7 +79,7 @@ class Study(NamedTuple):
 ACCURACY = Column(
   "Test accuracy, %",
   lambda outcome: measures.final_accuracy(outcome.rows),
-  sweep.decimals(100, 2),
+  decimals(100, 2),
 )
 
 
@@ -111,25 +108,24 @@ def _main(study: Study, argv: Sequence[str]) -> None:
   if table["smoke"].value and not path:
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     path = f"runs/{now}-{study.name}-smoke"
-  try:
-    grids, runs = read(study, sys.argv[1:])
-    sweep.check_mode(mode, runs)
-    sweep.check_data(runs)
-    directory = sweep.open_directory(path, grids)
-  except (flags.ConfigError, DataError, absl_flags.Error, FileExistsError, OSError) as error:
-    flags.fail(error)
-  keep_compiled(runs[0].config.compilation_cache_dir)
-  sweep.finish(runs, directory, mode, functools.partial(write, study))
+  with contextlib.ExitStack() as stack:
+    try:
+      grids, runs = read(study, sys.argv[1:])
+      directory = members.directory_of(path)
+      runs = sweep.prepare(grids, runs, directory, mode, stack)
+    except (flags.ConfigError, absl_flags.Error, OSError) as error:
+      flags.fail(error)
+    sweep.finish(runs, directory, mode, functools.partial(write, study))
   print(f"picture: {directory / study.name}.png")
 
 
-def read(study: Study, arguments: Sequence[str]) -> tuple[list[Grid], list[sweep.Run]]:
+def read(study: Study, arguments: Sequence[str]) -> tuple[list[Grid], list[grid.Run]]:
   """Makes the runs of a study.
 
   Args:
     study: of them.
-    arguments: the flags given. Those in a --flagfile=FILE give way to the study's, the others
-      replace them.
+    arguments: the flags given. Those of a --preset or in a --flagfile give way to the study's, the
+      others replace them.
 
   Returns:
     The grids, and their runs, none of them twice: values that a method does not read make no run.
@@ -137,61 +133,57 @@ def read(study: Study, arguments: Sequence[str]) -> tuple[list[Grid], list[sweep
   Raises:
     ConfigError: a combination contradicts itself.
   """
-  files = [argument for argument in arguments if argument.startswith("--flagfile=")]
-  own = [argument for argument in arguments if argument not in files]
+  files, own = flag_files.split(arguments)
   is_smoke = _parse(own)["smoke"].value
-  base = [*files, *_SMOKE] if is_smoke else files or [f"--flagfile={PRESET}"]
+  base = [*files, *_SMOKE] if is_smoke else files or [f"--preset={PRESET}"]
   grids = []
-  runs: dict[Hashable, sweep.Run] = {}
+  runs: list[grid.Run] = []
   for block in study.blocks:
     over = [*block, *(study.smoke if is_smoke else ()), *own]
-    named = sweep.read_lists(_parse(over))
-    grid = study.complete(sweep.read_lists(_parse([*base, *over])))
-    grids.append(grid)
-    for run in sweep.expand(grid):
-      point = {name: run.point[name] for name in grid if name in named or len(grid[name]) > 1}
-      effective = {**run.config._asdict(), **dict.fromkeys(flags.ignored(run.config))}
-      runs.setdefault(tuple(effective.values()), sweep.Run(point, run.config))
-  varied = [name for name in flags.Config._fields if _is_varied(name, list(runs.values()))]
-  return grids, [
-    run._replace(point={name: _value_of(name, run) or "" for name in varied})
-    for run in runs.values()
-  ]
+    named = grid.read_lists(_parse(over))
+    values = study.complete(grid.read_lists(_parse([*base, *over])))
+    grids.append(values)
+    for run in grid.expand(values):
+      point = {name: run.point[name] for name in values if name in named or len(values[name]) > 1}
+      runs.append(run._replace(point=point))
+  once = grid.distinct(runs, flags.Config._fields)
+  return grids, grid.distinct(
+    once, [name for name in flags.Config._fields if _is_varied(name, once)]
+  )
 
 
-def _is_varied(name: str, runs: Sequence[sweep.Run]) -> bool:
+def _is_varied(name: str, runs: Sequence[grid.Run]) -> bool:
   return len({_value_of(name, run) for run in runs} - {None}) > 1
 
 
-def _value_of(name: str, run: sweep.Run) -> str | None:
+def _value_of(name: str, run: grid.Run) -> str | None:
   """Returns a flag as written, "" where a block does not name it, None where nothing reads it."""
-  return None if name in flags.ignored(run.config) else run.point.get(name, "")
+  return None if name in flags.ignored(run.config) else run.point[name]
 
 
 def _parse(arguments: Sequence[str]) -> absl_flags.FlagValues:
   table = absl_flags.FlagValues()
   _define(table)
-  table(["study", *arguments])
+  table(["study", *flag_files.expand(arguments)])
   return table
 
 
-def write(study: Study, runs: Sequence[sweep.Run], directory: pathlib.Path) -> str:
+def write(study: Study, runs: Sequence[grid.Run], directory: pathlib.Path) -> str:
   """Writes the files of a study whose runs have ended; returns its table."""
   sweep.write_results(runs, directory)
   settings = read_settings(runs, directory)
   text = study.report(settings)
-  (directory / f"{study.name}.md").write_text(text)
+  (directory / f"{study.name}.md").write_text(text, encoding="utf-8")
   study.draw(settings, directory / f"{study.name}.png")
   return text
 
 
-def read_settings(runs: Sequence[sweep.Run], directory: pathlib.Path) -> list[Setting]:
+def read_settings(runs: Sequence[grid.Run], directory: pathlib.Path) -> list[Setting]:
   """Reads the runs of a study, those that differ in the seed alone together."""
   groups: dict[Hashable, Setting] = {}
   for run in runs:
-    place = sweep.place_of(run, directory)
-    summary = json.loads((place / SUMMARY_NAME).read_text())
-    outcome = Outcome(run.config, summary, read_metrics(place / JSONL_NAME), place)
+    summary, rows = sweep_results.read_outcome(run, directory)
+    outcome = Outcome(run.config, summary, rows, grid.place_of(run, directory))
     point = {name: value for name, value in run.point.items() if name != "seed"}
     group = groups.setdefault(tuple(point.items()), Setting(point, []))
     groups[tuple(point.items())] = group._replace(outcomes=[*group.outcomes, outcome])
@@ -199,8 +191,8 @@ def read_settings(runs: Sequence[sweep.Run], directory: pathlib.Path) -> list[Se
 
 
 def finished(setting: Setting) -> list[Outcome]:
-  """Lists the runs that did not diverge."""
-  return [outcome for outcome in setting.outcomes if "diverged" not in outcome.summary]
+  """Lists the runs that have numbers: all but those that diverged or could not run."""
+  return [outcome for outcome in setting.outcomes if not set(LACKING) & set(outcome.summary)]
 
 
 def mean(setting: Setting, value: Callable[[Outcome], float | None]) -> float | None:
@@ -212,11 +204,12 @@ def mean(setting: Setting, value: Callable[[Outcome], float | None]) -> float | 
 def cell(setting: Setting, column: Column) -> str:
   """Writes the mean and the standard deviation over the seeds."""
   num_runs = len(setting.outcomes)
-  num_diverged = num_runs - len(finished(setting))
-  if num_diverged:
-    return f"{num_diverged} of {num_runs} diverged"
+  num_lacking = num_runs - len(finished(setting))
+  if num_lacking:
+    reasons = sweep_results.lack_of([outcome.summary for outcome in setting.outcomes])
+    return f"{num_lacking} of {num_runs} {reasons}"
   values = [column.value(outcome) for outcome in setting.outcomes]
-  return sweep.mean_and_deviation(values, column.text, column.lacking)
+  return sweep_results.mean_and_deviation(values, column.text, column.lacking)
 
 
 def table_of(settings: Sequence[Setting], columns: Sequence[Column]) -> str:

@@ -223,7 +223,7 @@ def _open_wandb(
     write_json(known, {"id": uuid.uuid4().hex})
   run = init(
     dir=str(directory.absolute()),
-    id=json.loads(known.read_text())["id"],
+    id=json.loads(known.read_text(encoding="utf-8"))["id"],
     name=directory.name,
     config=dict(config),
     resume="allow",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from experiments import communication, consensus, flags, regrowth, sweep, table1
+from experiments import communication, consensus, flags, grid, regrowth, sweep, sweep_results, table1
 from experiments.measures import final_accuracy
 from experiments.studies import pictures, study
 from sparsyfed_jax.io.writers import read_metrics
@@ -52,7 +52,7 @@ def write_runs(runs, directory, diverged=()):
   """Writes what runs leave; returns the rows by place."""
   written = {}
   for i, run in enumerate(runs):
-    place = sweep.place_of(run, directory)
+    place = grid.place_of(run, directory)
     place.mkdir()
     rows = make_rows(i)
     summary = {
@@ -84,7 +84,7 @@ def test_runs_are_distinct_and_have_directories_of_their_own(tmp_path, made, arg
   grids, runs = study.read(made, arguments)
   assert len(grids) == len(made.blocks)
   assert len({run.config for run in runs}) == len(runs)
-  assert len({sweep.place_of(run, tmp_path) for run in runs}) == len(runs)
+  assert len({grid.place_of(run, tmp_path) for run in runs}) == len(runs)
   assert len({tuple(run.point) for run in runs}) == 1
   seeds = {run.config.seed for run in runs}
   assert len(seeds) >= 2
@@ -97,7 +97,7 @@ def test_runs_are_distinct_and_have_directories_of_their_own(tmp_path, made, arg
 
 @by_name
 def test_every_study_ends_in_its_table_and_picture(tmp_path, made, monkeypatch):
-  monkeypatch.setattr(sweep, "plot_sweep", lambda *_: None)
+  monkeypatch.setattr(sweep_results, "plot_sweep", lambda *_: None)
   _, runs = study.read(made, ["--smoke", "--rounds=14"])
   write_runs(runs, tmp_path, diverged=[0])
   text = study.write(made, runs, tmp_path)
@@ -155,7 +155,7 @@ def test_a_cell_is_the_mean_and_deviation_over_the_seeds(tmp_path):
   expected = {}
   for run in runs:
     # Of 14 rounds the last alone counts.
-    accuracy = 100 * written[sweep.place_of(run, tmp_path)][-1]["test_accuracy"]
+    accuracy = 100 * written[grid.place_of(run, tmp_path)][-1]["test_accuracy"]
     key = run.config.algorithm, f"{run.config.dirichlet_alpha:g}", run.point["sparsity"]
     expected.setdefault(key, []).append(accuracy)
   for method, alpha, *cells in rows:
@@ -177,10 +177,10 @@ def test_a_cell_is_the_mean_and_deviation_over_the_seeds(tmp_path):
 
 
 def test_what_was_not_measured_has_not_diverged(tmp_path, monkeypatch):
-  monkeypatch.setattr(sweep, "plot_sweep", lambda *_: None)
+  monkeypatch.setattr(sweep_results, "plot_sweep", lambda *_: None)
   _, runs = study.read(table1.STUDY, ["--smoke", "--algorithm=fedavg", "--dirichlet_alpha=1"])
   write_runs(runs, tmp_path)
-  (row,) = cells_of(sweep.write_results(runs, tmp_path))[1:]
+  (row,) = cells_of(sweep_results.write_results(runs, tmp_path))[1:]
   assert "±" in row[0] and row[1] == "2 of 2 not measured" and row[2] == "0.1 ± 0.0"
 
 
@@ -339,7 +339,7 @@ def test_a_smoke_run_ends_in_its_files_and_goes_on(tmp_path, capsys, monkeypatch
     monkeypatch.setattr(sys, "argv", ["table1", *given])
     table = study._parse(given)
     monkeypatch.setattr(study.absl_flags, "FLAGS", table)
-    monkeypatch.setattr(study, "keep_compiled", lambda _: None)
+    monkeypatch.setattr(sweep, "keep_compiled", lambda _: None)
     study._main(table1.STUDY, [])
     return capsys.readouterr().out
 
@@ -347,13 +347,9 @@ def test_a_smoke_run_ends_in_its_files_and_goes_on(tmp_path, capsys, monkeypatch
   assert "4 runs, 0 done before" in output and "table1.png" in output
   text = (directory / "table1.md").read_text()
   for alpha, cell in cells_of(text)[1:]:
-    ends = [
-      100
-      * read_metrics(directory / f"dirichlet_alpha={alpha},seed={seed}" / "metrics.jsonl")[-1][
-        "test_accuracy"
-      ]
-      for seed in (0, 1)
-    ]
+    names = [f"dirichlet_alpha={alpha},seed={seed}-*/metrics.jsonl" for seed in (0, 1)]
+    places = [place for name in names for place in directory.glob(name)]
+    ends = [100 * read_metrics(place)[-1]["test_accuracy"] for place in places]
     assert cell == f"{statistics.mean(ends):.2f} ± {statistics.stdev(ends):.2f}"
   assert imread(directory / "table1.png").shape[0] > 100
   assert "4 runs, 4 done before" in start()

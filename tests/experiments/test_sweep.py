@@ -1,5 +1,6 @@
 """A grid of tiny runs, read back."""
 
+import contextlib
 import csv
 import json
 import shutil
@@ -9,8 +10,7 @@ import pytest
 from absl import flags as absl_flags
 
 from experiments import build as building
-from experiments import flags, sweep
-from sparsyfed_jax.data.sources import DataError
+from experiments import flags, grid, members, sweep, sweep_results
 from sparsyfed_jax.fed import simulation
 from sparsyfed_jax.io.writers import MetricsWriter, read_metrics
 
@@ -32,15 +32,22 @@ def parse(*arguments):
 
 
 def run(directory, *arguments, mode="sequential"):
-  grid, runs = sweep.read_grid(parse(*arguments))
-  opened = sweep.open_directory(str(directory), grid)
-  sweep.run_all(runs, opened, mode)
-  return sweep.write_results(runs, opened)
+  values, runs = grid.read_grid(parse(*arguments))
+  with contextlib.ExitStack() as stack:
+    runs = sweep.prepare(values, runs, directory, mode, stack)
+    sweep.run_all(runs, directory, mode)
+    return sweep_results.write_results(runs, directory)
+
+
+def place(directory, name):
+  """Finds the directory of a run by the readable part of its name."""
+  (found,) = directory.glob(f"{name}-*")
+  return found
 
 
 def test_the_grid_is_every_combination():
-  grid, runs = sweep.read_grid(parse("--sparsity=0.5,0.9", "--seed=0, 1,2", "--algorithm=topk"))
-  assert grid["seed"] == ["0", "1", "2"]
+  values, runs = grid.read_grid(parse("--sparsity=0.5,0.9", "--seed=0, 1,2", "--algorithm=topk"))
+  assert values["seed"] == ["0", "1", "2"]
   points = [(run.config.sparsity, run.config.seed) for run in runs]
   assert points == [(s, k) for s in (0.5, 0.9) for k in (0, 1, 2)]
   assert {run.config.algorithm for run in runs} == {"topk"}
@@ -48,7 +55,7 @@ def test_the_grid_is_every_combination():
 
 
 def test_lists_of_a_run_are_not_swept():
-  _, runs = sweep.read_grid(
+  _, runs = grid.read_grid(
     parse("--client_sparsities=0.95,0.99", "--client_sparsity_shares=0.5,0.5", "--seed=0,1")
   )
   assert [run.config.client_sparsities for run in runs] == [(0.95, 0.99)] * 2
@@ -60,7 +67,7 @@ def test_lists_of_a_run_are_not_swept():
 )
 def test_a_bad_value_is_refused_before_anything_runs(argument, message):
   with pytest.raises((flags.ConfigError, absl_flags.Error), match=message):
-    sweep.read_grid(parse(argument))
+    grid.read_grid(parse(argument))
 
 
 def test_runs_share_programs_resume_and_are_averaged(tmp_path, capsys, monkeypatch):
@@ -76,22 +83,23 @@ def test_runs_share_programs_resume_and_are_averaged(tmp_path, capsys, monkeypat
   assert len(compiled) == 2  # one for each method
   with open(directory / "sweep.csv") as file:
     rows = list(csv.DictReader(file))
-  assert len(rows) == 8
+  assert len(rows) == 2 + 4  # dense training reads no sparsity
   for row in rows:
-    place = f"algorithm={row['algorithm']},sparsity={row['sparsity']},seed={row['seed']}"
-    summary = json.loads((directory / place / "summary.json").read_text())
+    sparsity = f"sparsity={row['sparsity']}," if row["sparsity"] else ""
+    name = f"algorithm={row['algorithm']},{sparsity}seed={row['seed']}"
+    summary = json.loads((place(directory, name) / "summary.json").read_text())
     assert float(row["test_accuracy"]) == summary["test_accuracy"]
     assert (summary["algorithm"], summary["seed"]) == (row["algorithm"], int(row["seed"]))
-  assert table.count("±") == 4 * 4 and "| topk | 0.9 |" in table
+  assert table.count("±") == 3 * 4 and "| topk | 0.9 |" in table and "| fedavg |  |" in table
   assert (directory / "sweep.png").stat().st_size > 10_000
 
   # A run that never ended is done again, the others are kept.
-  shutil.rmtree(directory / "algorithm=topk,sparsity=0.9,seed=1")
-  kept = directory / "algorithm=topk,sparsity=0.9,seed=0" / "metrics.jsonl"
+  shutil.rmtree(place(directory, "algorithm=topk,sparsity=0.9,seed=1"))
+  kept = place(directory, "algorithm=topk,sparsity=0.9,seed=0") / "metrics.jsonl"
   before = kept.stat().st_mtime_ns
   assert run(directory, *arguments) == table
   assert kept.stat().st_mtime_ns == before and len(compiled) == 3
-  assert "8 runs, 7 done before" in capsys.readouterr().out
+  assert "6 runs, 5 done before" in capsys.readouterr().out
 
   with pytest.raises(FileExistsError, match="other flags"):
     run(directory, "--seed=0")
@@ -100,7 +108,7 @@ def test_runs_share_programs_resume_and_are_averaged(tmp_path, capsys, monkeypat
 def test_a_shared_program_gives_what_its_own_would(tmp_path):
   run(tmp_path / "both", "--sparsity=0.5,0.9", "--beta=1.1,1.3")
   run(tmp_path / "one", "--sparsity=0.9", "--beta=1.3")
-  names = tmp_path / "both" / "sparsity=0.9,beta=1.3", tmp_path / "one" / "run"
+  names = place(tmp_path / "both", "sparsity=0.9,beta=1.3"), place(tmp_path / "one", "run")
   first, second = ((name / "metrics.jsonl").read_text() for name in names)
   assert first == second
 
@@ -112,32 +120,33 @@ def test_runs_side_by_side_are_the_runs_alone(tmp_path, capsys, monkeypatch):
   tables = [run(tmp_path / mode, *arguments, mode=mode) for mode in sweep.MODES]
   output = capsys.readouterr().out
   assert output.count("2 runs by 1 compiled programs") == 2
-  places = sorted(place.name for place in (tmp_path / "vmap").glob("sparsity*"))
+  places = sorted(found.name for found in (tmp_path / "vmap").glob("sparsity*"))
   assert len(places) == 2
-  for place in places:
+  for name in places:
     rows, expected = (
-      read_metrics(tmp_path / mode / place / "metrics.jsonl") for mode in sweep.MODES
+      read_metrics(tmp_path / mode / name / "metrics.jsonl") for mode in sweep.MODES
     )
     assert len(rows) == len(expected) == 2
     for row, other in zip(rows, expected, strict=True):
       assert row.keys() == other.keys()
-      for name, value in other.items():
-        assert value is None or row[name] == pytest.approx(value, rel=1e-4), name
+      for column, value in other.items():
+        assert value is None or row[column] == pytest.approx(value, rel=1e-4), column
       assert row["client_mask_iou"] is not None
       assert (row["client_accuracy_min"] is None) == (row["test_loss"] is None)
-    assert (tmp_path / "vmap" / place / "curves.png").exists()
+    assert (tmp_path / "vmap" / name / "curves.png").exists()
   assert tables[0].splitlines()[0] == tables[1].splitlines()[0]
 
   # Killed after round 1: the group goes on from its checkpoint.
-  group = tmp_path / "vmap" / "side_by_side" / places[0]
+  (group,) = (tmp_path / "vmap" / "side_by_side").iterdir()
+  assert json.loads((group / "members.json").read_text()) == places
   shutil.rmtree(group / "checkpoints" / "00000002")
-  before = {place: (tmp_path / "vmap" / place / "metrics.jsonl").read_text() for place in places}
-  for place in places:
-    (tmp_path / "vmap" / place / "summary.json").unlink()
+  before = {name: (tmp_path / "vmap" / name / "metrics.jsonl").read_text() for name in places}
+  for name in places:
+    (tmp_path / "vmap" / name / "summary.json").unlink()
   assert run(tmp_path / "vmap", *arguments, mode="vmap") == tables[1]
   assert "going on after round 1" in capsys.readouterr().out
-  for place in places:
-    assert (tmp_path / "vmap" / place / "metrics.jsonl").read_text() == before[place]
+  for name in places:
+    assert (tmp_path / "vmap" / name / "metrics.jsonl").read_text() == before[name]
 
 
 def test_data_that_vanishes_and_a_full_disk_end_a_sweep_that_can_go_on(
@@ -147,10 +156,11 @@ def test_data_that_vanishes_and_a_full_disk_end_a_sweep_that_can_go_on(
   path = tmp_path / "data.npz"
   arrays = dict(x=rng.normal(size=(200, 3)).astype(np.float32), y=rng.integers(0, 2, 200))
   np.savez(path, **arrays)
-  grid, runs = sweep.read_grid(
+  values, runs = grid.read_grid(
     parse(f"--dataset=npz:{path}", "--seed=0,1", "--algorithm=fedavg", "--checkpoint_every=1")
   )
-  directory = sweep.open_directory(str(tmp_path / "grid"), grid)
+  directory = tmp_path / "grid"
+  members.open_directory(directory, values, runs)
   record = sweep.record
 
   def then_vanish(members, *args):
@@ -160,39 +170,39 @@ def test_data_that_vanishes_and_a_full_disk_end_a_sweep_that_can_go_on(
   with monkeypatch.context() as patch:
     patch.setattr(sweep, "record", then_vanish)
     with pytest.raises(SystemExit) as ended:
-      sweep.finish(runs, directory, "sequential", sweep.write_results)
+      sweep.finish(runs, directory, "sequential", sweep_results.write_results)
   assert ended.value.code == 2
   assert f"error: {path}: no such file" in capsys.readouterr().err
-  first = directory / "seed=0" / "summary.json"
+  first = place(directory, "seed=0") / "summary.json"
   kept = first.read_bytes()
-  assert (directory / "seed=0" / "checkpoints" / "00000002").is_dir()
+  assert (first.parent / "checkpoints" / "00000002").is_dir()
 
   np.savez(path, **arrays)
   full = OSError(28, "No space left on device")
   with monkeypatch.context() as patch:
     patch.setattr(MetricsWriter, "write", lambda *_: (_ for _ in ()).throw(full))
     with pytest.raises(SystemExit) as ended:
-      sweep.finish(runs, directory, "sequential", sweep.write_results)
+      sweep.finish(runs, directory, "sequential", sweep_results.write_results)
   assert ended.value.code == 1
   assert "No space left on device" in capsys.readouterr().err
-  sweep.finish(runs, directory, "sequential", sweep.write_results)
+  sweep.finish(runs, directory, "sequential", sweep_results.write_results)
   assert first.read_bytes() == kept
-  assert (directory / "seed=1" / "summary.json").exists()
+  assert (place(directory, "seed=1") / "summary.json").exists()
 
 
 def test_side_by_side_one_may_diverge(tmp_path):
   arguments = "--client_lr=0.1,1e30", "--algorithm=fedavg"
   table = run(tmp_path / "grid", *arguments, mode="vmap")
   summaries = [
-    json.loads((tmp_path / "grid" / f"client_lr={rate}" / "summary.json").read_text())
+    json.loads((place(tmp_path / "grid", f"client_lr={rate}") / "summary.json").read_text())
     for rate in ("0.1", "1e30")
   ]
   assert summaries[0]["test_accuracy"] > 0 and "round 1" in summaries[1]["diverged"]
   assert "1 of 1 diverged" in table
 
   # Killed after the last checkpoint, before the summaries: it is known from the rows.
-  for place in (tmp_path / "grid").glob("client_lr=*"):
-    (place / "summary.json").unlink()
+  for summary in (tmp_path / "grid").glob("client_lr=*/summary.json"):
+    summary.unlink()
   assert run(tmp_path / "grid", *arguments, mode="vmap") == table
 
 
@@ -223,7 +233,7 @@ def test_fifteen_runs_trace_the_round_once(tmp_path, monkeypatch):
 )
 def test_a_mode_that_cannot_be_is_refused(mode, arguments, message):
   with pytest.raises(flags.ConfigError, match=message):
-    sweep.check_mode(mode, sweep.read_grid(parse(*arguments))[1])
+    sweep.check_mode(mode, grid.read_grid(parse(*arguments))[1])
 
 
 def test_what_changes_the_program_changes_its_key():
@@ -254,8 +264,3 @@ def test_what_changes_the_program_changes_its_key():
   assert len({key(**change) for change in other} | {key()}) == len(other) + 1
 
 
-def test_data_that_is_not_there_is_refused_before_anything_is_written(tmp_path):
-  _, runs = sweep.read_grid(parse(f"--dataset=digits,npz:{tmp_path}/none.npz"))
-  with pytest.raises(DataError, match="none.npz: no such file"):
-    sweep.check_data(runs)
-  sweep.check_data(runs[:1])

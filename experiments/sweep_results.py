@@ -1,0 +1,128 @@
+"""What a sweep makes of its runs: sweep.csv, table.md and sweep.png."""
+
+import csv
+import math
+import pathlib
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from experiments import run_files
+from experiments.grid import Run, place_of
+from experiments.plots import Curve, plot_sweep
+
+# Entries of an outcome without numbers, which say why, and what is said of such runs in a table.
+LACKING = ("refused", "damaged", "diverged")
+
+
+def decimals(factor: float, digits: int) -> Callable[[float], str]:
+  """Makes what writes a number times `factor` with `digits` behind the point."""
+  return lambda value: f"{factor * value:.{digits}f}"
+
+
+# Columns of the table: of summary.json, heading, how a value is written.
+_MEASURES = (
+  ("test_accuracy", "test accuracy, %", decimals(100, 2)),
+  ("prunable_sparsity", "sparsity of the model, %", decimals(100, 2)),
+  ("uplink_bytes_per_client_round", "uplink, kB a client and round", decimals(1e-3, 1)),
+  ("downlink_bytes_per_client_round", "downlink, kB", decimals(1e-3, 1)),
+)
+
+
+class Outcome(NamedTuple):
+  """What is left of a run."""
+
+  summary: dict[str, Any]  # summary.json, or one of LACKING and the reason
+  rows: list[dict[str, Any]]  # metrics.jsonl
+
+
+def read_outcome(run: Run, directory: pathlib.Path) -> Outcome:
+  """Reads what a run has left; where a file is damaged, the summary says so in its place."""
+  if run.refusal:
+    return Outcome({"refused": run.refusal}, [])
+  place = place_of(run, directory)
+  try:
+    run_files.read_similarity(place)
+    return Outcome(run_files.read_summary(place), run_files.read_rows(place))
+  except (run_files.DamagedError, OSError) as error:
+    return Outcome({"damaged": " ".join(str(error).split())}, [])
+
+
+def write_results(runs: Sequence[Run], directory: pathlib.Path) -> str:
+  """Writes sweep.csv, table.md and sweep.png of runs that have ended; returns the table."""
+  outcomes = [read_outcome(run, directory) for run in runs]
+  _write_csv(runs, outcomes, directory / "sweep.csv")
+  groups: dict[tuple[str, ...], list[int]] = {}
+  for i, run in enumerate(runs):
+    label = tuple(value for flag, value in run.point.items() if flag != "seed")
+    groups.setdefault(label, []).append(i)
+  heads = [flag for flag in runs[0].point if flag != "seed"]
+  lines = [
+    "| " + " | ".join([*heads, *(title for _, title, _ in _MEASURES), "seeds"]) + " |",
+    "|" + "---|" * len(heads) + "---:|" * (len(_MEASURES) + 1),
+  ]
+  for label, members in groups.items():
+    found = [outcomes[i].summary for i in members]
+    lacking = lack_of(found) or "not measured"
+    cells = [
+      mean_and_deviation([summary.get(name) for summary in found], text, lacking)
+      for name, _, text in _MEASURES
+    ]
+    lines.append("| " + " | ".join([*map(_cell, label), *cells, str(len(members))]) + " |")
+  reasons = [
+    f"- {kind} {_name(run)}: {outcome.summary[kind]}"
+    for run, outcome in zip(runs, outcomes, strict=True)
+    for kind in LACKING
+    if kind in outcome.summary
+  ]
+  table = "\n".join([*lines, *([""] if reasons else []), *reasons]) + "\n"
+  (directory / "table.md").write_text(table, encoding="utf-8")
+
+  curves = []
+  for label, members in groups.items():
+    rows = [outcomes[i].rows for i in members if outcomes[i].rows]
+    if rows:
+      curves.append(Curve(", ".join(filter(None, label)) or "run", rows))
+  plot_sweep(curves, directory / "sweep.png")
+  return table
+
+
+def _write_csv(runs: Sequence[Run], outcomes: Sequence[Outcome], path: pathlib.Path) -> None:
+  columns = [*(name for name, *_ in _MEASURES), "seconds_per_round"]
+  with open(path, "w", newline="", encoding="utf-8") as file:
+    writer = csv.writer(file)
+    writer.writerow([*runs[0].point, *columns, "note"])
+    for run, (summary, _) in zip(runs, outcomes, strict=True):
+      notes = [f"{kind}: {summary[kind]}" for kind in LACKING if kind in summary]
+      writer.writerow([*run.point.values(), *map(summary.get, columns), "; ".join(notes)])
+
+
+def lack_of(summaries: Sequence[Mapping[str, Any]]) -> str:
+  """Says in a word why runs have no numbers, if some have none."""
+  return " or ".join(kind for kind in LACKING if any(kind in summary for summary in summaries))
+
+
+def _cell(value: str) -> str:
+  """Writes a flag's value into a cell of a Markdown table, where a bar would begin the next."""
+  return value.replace("|", "\\|")
+
+
+def _name(run: Run) -> str:
+  return ", ".join(f"{flag}={value}" for flag, value in run.point.items() if value) or "the run"
+
+
+def mean_and_deviation(
+  values: Sequence[float | None], text: Callable[[float], str], lacking: str
+) -> str:
+  """Writes the mean and the standard deviation of the runs of a setting.
+
+  Args:
+    values: of each run; None or not finite where it has none.
+    text: writes a value.
+    lacking: what is said of runs without a value.
+  """
+  known = [value for value in values if value is not None and math.isfinite(value)]
+  if len(known) < len(values):
+    return f"{len(values) - len(known)} of {len(values)} {lacking}"
+  mean = text(statistics.mean(known))
+  return f"{mean} ± {text(statistics.stdev(known))}" if len(known) > 1 else mean
