@@ -21,7 +21,6 @@ from sparsyfed_jax.fed.pruning import (
   Masks,
   apply_masks,
   largest_kept,
-  largest_masks,
   mask_densities,
   overall_density,
   positive_noise,
@@ -29,7 +28,7 @@ from sparsyfed_jax.fed.pruning import (
 )
 from sparsyfed_jax.fed.rule import Memory, Rule, train_by
 from sparsyfed_jax.io.wire import payload_bytes
-from sparsyfed_jax.ops import count_one, largest_mask, topk_mask
+from sparsyfed_jax.ops import ceil_of_share, count_one, floor_of_share, largest_mask, topk_mask
 from sparsyfed_jax.types import ClientData, Key, Mean, Metrics, Params, Variables, weighted
 
 _START = 2**31 - 1  # no epoch has this number, whose keys also come from the client's
@@ -150,7 +149,7 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
       new = masked.masked_to(new, masked.unless_nobody(upload, union, state.masks))
     elif form == "magnitude":
       new = lax.cond(
-        number == 1, lambda: masked.masked_to(new, largest_masks(params, found)), lambda: new
+        number == 1, lambda: masked.masked_to(new, _floor_masks(params, found)), lambda: new
       )
     elif form == "jmwst":
       # Not more than the target, but fewer where the clients ended with fewer.
@@ -175,6 +174,13 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     server=server,
     model=lambda state: state.variables,
   )
+
+
+def _floor_masks(params: Params, densities: jax.Array) -> Masks:
+  """Marks each layer's largest weights, by the floor of its share, as SparsyFed's authors did."""
+  kernels, _ = trees.split_prunable(params)
+  pairs = zip(kernels, densities, strict=True)
+  return [largest_mask(leaf, floor_of_share(leaf.size, share)) for leaf, share in pairs]
 
 
 def _weights_in_memory(params: Params, memory: Memory) -> Params:
@@ -220,8 +226,7 @@ def _exchange(params: Params, masks: Masks, rate: jax.Array, key: Key) -> tuple[
     active = jnp.where(mask, w, 0)
     count = count_one(mask)
     magnitudes.append(jnp.sum(jnp.abs(active)) / jnp.maximum(count, 1).astype(jnp.float32))
-    num_dropped = jnp.ceil(rate * count.astype(jnp.float32)).astype(jnp.int32)
-    survivors.append(largest_mask(active, count - num_dropped))
+    survivors.append(largest_mask(active, count - ceil_of_share(count, rate)))
     dropped.append(count - count_one(survivors[-1]))
   room = [mask.size - count_one(mask) for mask in survivors]
   budgets = _share_out(jnp.stack(magnitudes), jnp.stack(room), jnp.sum(jnp.stack(dropped)))
