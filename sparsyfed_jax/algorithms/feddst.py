@@ -11,7 +11,7 @@ from jax import lax
 
 from sparsyfed_jax import trees
 from sparsyfed_jax.fed import masked
-from sparsyfed_jax.fed.algorithm import Algorithm, Setup
+from sparsyfed_jax.fed.algorithm import Algorithm, Setup, require_prunable
 from sparsyfed_jax.fed.client import last_batch
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.pruning import Masks, apply_masks, largest_kept, largest_masks
@@ -27,6 +27,7 @@ _WRITTEN = PLAIN._replace(dot_general=lax.dot_general)
 
 def feddst(setup: Setup) -> Algorithm:
   """Makes FedDST, with any server optimizer."""
+  require_prunable("feddst", setup.task)
 
   def init(variables: Variables, hyper: Hyper, key: Key) -> masked.State:
     params = variables["params"]

@@ -14,12 +14,13 @@ from jax import lax
 
 from sparsyfed_jax import trees
 from sparsyfed_jax.fed import masked
-from sparsyfed_jax.fed.algorithm import Algorithm, Setup, require_one_of
+from sparsyfed_jax.fed.algorithm import Algorithm, Setup, require_one_of, require_prunable
 from sparsyfed_jax.fed.averaging import scaled
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.pruning import (
   Masks,
   apply_masks,
+  global_masks,
   largest_kept,
   mask_densities,
   overall_density,
@@ -28,7 +29,7 @@ from sparsyfed_jax.fed.pruning import (
 )
 from sparsyfed_jax.fed.rule import Memory, Rule, train_by
 from sparsyfed_jax.io.wire import payload_bytes
-from sparsyfed_jax.ops import ceil_of_share, count_one, floor_of_share, largest_mask, topk_mask
+from sparsyfed_jax.ops import ceil_of_share, count_one, floor_of_share, largest_mask
 from sparsyfed_jax.types import ClientData, Key, Mean, Metrics, Params, Variables, weighted
 
 _START = 2**31 - 1  # no epoch has this number, whose keys also come from the client's
@@ -61,6 +62,7 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
   form = options.form
   require_one_of("form", form, FORMS)
   require_one_of("aggregation", options.aggregation, AGGREGATIONS)
+  require_prunable("flash", setup.task)
   warms_up = form in ("spdst", "jmwst")
   exchanges = warms_up or form == "nst"
 
@@ -123,9 +125,8 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     )
     masks = memory["masks"]
     if form == "magnitude":
-      kernels, _ = trees.split_prunable(trained["params"])
       share = scaled(hyper.density, data)
-      masks = lax.cond(number == 1, lambda: topk_mask(kernels, share), lambda: masks)
+      masks = lax.cond(number == 1, lambda: global_masks(trained["params"], share), lambda: masks)
     upload, sent = masked.send(setup, download, trained, masks, data)
     if warms_up and "uplink_bytes" in sent:
       alone = payload_bytes(masks, download.masks).astype(jnp.float32)
@@ -225,7 +226,8 @@ def _exchange(params: Params, masks: Masks, rate: jax.Array, key: Key) -> tuple[
   for w, mask in zip(kernels, masks, strict=True):
     active = jnp.where(mask, w, 0)
     count = count_one(mask)
-    magnitudes.append(jnp.sum(jnp.abs(active)) / jnp.maximum(count, 1).astype(jnp.float32))
+    total = jnp.sum(jnp.abs(active).astype(jnp.float32))
+    magnitudes.append(total / jnp.maximum(count, 1).astype(jnp.float32))
     survivors.append(largest_mask(active, count - ceil_of_share(count, rate)))
     dropped.append(count - count_one(survivors[-1]))
   room = [mask.size - count_one(mask) for mask in survivors]

@@ -16,9 +16,15 @@ from jax import lax
 
 from sparsyfed_jax import trees
 from sparsyfed_jax.fed import averaging
-from sparsyfed_jax.fed.algorithm import Algorithm, Setup, require_one_of
+from sparsyfed_jax.fed.algorithm import (
+  Algorithm,
+  Setup,
+  require_injected,
+  require_one_of,
+  require_prunable,
+)
 from sparsyfed_jax.fed.hyper import Hyper
-from sparsyfed_jax.fed.pruning import apply_masks, largest_masks
+from sparsyfed_jax.fed.pruning import apply_masks, global_masks, largest_masks
 from sparsyfed_jax.fed.rule import Memory, Rule
 from sparsyfed_jax.fed.server import Upload
 from sparsyfed_jax.fed.task import Layers
@@ -33,7 +39,6 @@ from sparsyfed_jax.ops import (
   num_kept,
   residual_layers,
   share_threshold,
-  topk_mask,
 )
 from sparsyfed_jax.types import Batch, ClientData, Key, Metrics, Params, Variables
 
@@ -66,10 +71,13 @@ def zerofl(setup: Setup, options: Options = DEFAULT) -> Algorithm:
   require_one_of("form", options.form, FORMS)
   is_paper = options.form == "paper"
   is_excluded = trees.name_finder(options.exclude)
-  first_layer = setup.task.layer_names[0]
+  first_layer = setup.task.layer_names[:1]
 
   def is_plain(name: str) -> bool:
-    return name == first_layer or is_excluded(name)
+    return name in first_layer or is_excluded(name)
+
+  require_prunable("zerofl", setup.task)
+  require_injected("zerofl", setup.task, is_excluded)
 
   def map_sparse(fn: Callable[[jax.Array], jax.Array], params: Params) -> Params:
     leaves, rebuild = trees.split_prunable(params)
@@ -77,15 +85,14 @@ def zerofl(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     return rebuild([leaf if is_plain(name) else fn(leaf) for name, leaf in named])
 
   def rank(params: Params, density: jax.Array) -> list[jax.Array]:
-    leaves, _ = trees.split_prunable(params)
-    return (
-      largest_masks(params, [density] * len(leaves)) if is_paper else topk_mask(leaves, density)
-    )
+    if not is_paper:
+      return global_masks(params, density)
+    return largest_masks(params, [density] * len(trees.layer_names(params)))
 
   def select(received: Params, trained: Params, density: jax.Array) -> Params:
     if options.uplink == "weights":
       return apply_masks(trained, rank(trained, density))
-    changes = trees.map_prunable(jnp.subtract, trained, received)
+    changes = averaging.changes(received, trained)
     ranked = trained if options.uplink == "masked_changes" else changes
     return apply_masks(changes, rank(ranked, density))
 
@@ -130,8 +137,9 @@ def zerofl(setup: Setup, options: Options = DEFAULT) -> Algorithm:
       return rebuild([leaf if is_plain(name) else zero(leaf, start) for name, leaf, start in named])
 
     def zero(w: jax.Array, start: jax.Array) -> jax.Array:
-      is_kept = is_at_least(w, start) if w.ndim > 2 else largest_mask(w, ceil_of_share(w.size, share))
-      return jnp.where(is_kept, w, 0)
+      if w.ndim > 2:
+        return jnp.where(is_at_least(w, start), w, 0)
+      return jnp.where(largest_mask(w, ceil_of_share(w.size, share)), w, 0)
 
     def send(received: Params, trained: Params, density: jax.Array) -> Params:
       more = jnp.minimum(density + download.hyper.zerofl_mask_ratio, 1.0)

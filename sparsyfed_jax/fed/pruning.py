@@ -23,7 +23,12 @@ def prune_globally(params: Params, density: jax.Array) -> Params:
   Returns:
     Pytree like `params`; leaves that are not prunable are untouched.
   """
-  return apply_masks(params, topk_mask(trees.split_prunable(params)[0], density))
+  return apply_masks(params, global_masks(params, density))
+
+
+def global_masks(params: Params, density: jax.Array) -> Masks:
+  """Marks what `prune_globally` keeps; leaves of several dtypes are ranked in float32."""
+  return topk_mask(trees.widened(trees.split_prunable(params)[0]), density)
 
 
 def apply_masks(params: Params, masks: Masks) -> Params:
