@@ -264,6 +264,7 @@ _VALUES = (
   "client_lr_final",
   "weight_decay",
   "server_lr",
+  "server_tau",
   "proximal_mu",
   "client_dropout",
   "straggler_fraction",

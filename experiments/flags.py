@@ -20,7 +20,7 @@ from sparsyfed_jax.algorithms.zerofl import FORMS as ZEROFL_FORMS
 from sparsyfed_jax.algorithms.zerofl import UPLINKS
 from sparsyfed_jax.data.shift import SHIFTS
 from sparsyfed_jax.fed.devices import PLACEMENTS
-from sparsyfed_jax.fed.optimizers import SERVER_OPTIMIZERS
+from sparsyfed_jax.fed.optimizers import FEDOPT, SERVER_OPTIMIZERS
 from sparsyfed_jax.fed.sampling import AVAILABILITIES
 from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES
 from sparsyfed_jax.fed.server import CLIENT_WEIGHTS
@@ -128,7 +128,7 @@ class Config(NamedTuple):
   rounds: int
   local_epochs: int
   batch_size: int
-  client_lr: float
+  client_lr: float | None
   client_lr_final: float | None
   client_lr_schedule: str
   client_optimizer: str
@@ -137,7 +137,8 @@ class Config(NamedTuple):
   proximal_mu: float
   weight_decay: float
   server_optimizer: str
-  server_lr: float
+  server_lr: float | None
+  server_tau: float
   partition: str
   dirichlet_alpha: float
   shards_per_client: int
@@ -208,7 +209,7 @@ DEFAULTS = Config(
   rounds=100,
   local_epochs=5,
   batch_size=16,
-  client_lr=0.5,
+  client_lr=None,
   client_lr_final=None,
   client_lr_schedule="exponential",
   client_optimizer="sgd",
@@ -217,7 +218,8 @@ DEFAULTS = Config(
   proximal_mu=0.0,
   weight_decay=1e-3,
   server_optimizer="sgd",
-  server_lr=1.0,
+  server_lr=None,
+  server_tau=1e-3,
   partition="dirichlet",
   dirichlet_alpha=1.0,
   shards_per_client=2,
@@ -301,7 +303,8 @@ _HELP = dict(
   rounds="rounds of the run, over which the client's rate decays",
   local_epochs="passes of a client over its examples each round",
   batch_size="examples of a local step; a client's last batch of an epoch may be smaller",
-  client_lr="rate of the clients at the start",
+  client_lr="rate of the clients at the start; default: 0.5 * (1 - --client_momentum), or 0.003"
+  " with adamw",
   client_lr_final="rate after the last round; default: client_lr / 10",
   client_lr_schedule=f"how the rate gets there; one of {', '.join(RATE_SCHEDULES)}",
   client_optimizer=f"one of {', '.join(CLIENT_OPTIMIZERS)}; its state lasts one round",
@@ -309,8 +312,12 @@ _HELP = dict(
   client_clip_norm="largest global norm of a step's gradient; 0 does not clip",
   proximal_mu="coefficient of FedProx's term, which pulls clients towards what they received",
   weight_decay="L2 on all trained parameters, in the clients; decoupled with adamw",
-  server_optimizer=f"on the pseudo-gradient; one of {', '.join(SERVER_OPTIMIZERS)}",
-  server_lr="rate of the server; 1 with sgd adopts the clients' mean",
+  server_optimizer=f"on the pseudo-gradient; one of {', '.join(SERVER_OPTIMIZERS)}; fedadagrad,"
+  " fedadam and fedyogi are those of Reddi et al. 2021, adagrad, adam and yogi optax's",
+  server_lr="rate of the server; 1 with sgd adopts the clients' mean; default: 1 with sgd and"
+  " momentum, 0.01 with the adaptive ones",
+  server_tau="adaptivity of fedadagrad, fedadam and fedyogi (Reddi et al. 2021): the larger, the"
+  " less small steps are scaled up",
   partition="how the training data is dealt to the clients: dirichlet (equal sizes, class"
   " frequencies of each client ~ Dirichlet(--dirichlet_alpha), as in the paper),"
   " dirichlet_per_class (sizes vary too), iid, shards (--shards_per_client of the sorted data),"
@@ -506,13 +513,12 @@ def check(config: Config) -> None:
     "client_momentum",
     "above 0 with --client_optimizer=nesterov",
   )
-  for name in ("client_lr", "server_lr", "dirichlet_alpha"):
-    require(0 < getattr(config, name) < math.inf, name, "positive and finite")
+  for name in ("client_lr", "client_lr_final", "server_lr", "server_tau", "dirichlet_alpha"):
+    value = getattr(config, name)
+    require(value is None or 0 < value < math.inf, name, "positive and finite")
   for name in ("weight_decay", "power_law_exponent", "client_clip_norm", "proximal_mu"):
     require(0 <= getattr(config, name) < math.inf, name, "at least 0 and finite")
   require(0 <= config.seed < 2**32, "seed", "between 0 and 2^32 - 1")
-  if config.client_lr_final is not None:
-    require(0 < config.client_lr_final < math.inf, "client_lr_final", "positive and finite")
   if config.num_clients is not None:
     require(config.num_clients >= 1, "num_clients", "at least 1")
     require(
@@ -653,11 +659,11 @@ def options(config: Config) -> dict[str, str]:
 
 
 def ignored(config: Config) -> list[str]:
-  """Names the flags that the method does not read."""
+  """Names the flags that neither the method nor the server's optimizer reads."""
   reads = READS_HYPER[config.algorithm]
   numbers = [flag for flag, name in _HYPER_OF_FLAG.items() if name not in reads]
   forms = [flag for flag, (method, _, _) in _OPTION_OF_FLAG.items() if method != config.algorithm]
-  return numbers + forms
+  return numbers + forms + ([] if config.server_optimizer in FEDOPT else ["server_tau"])
 
 
 def notes(config: Config, flag_values: flags.FlagValues = _FLAGS) -> list[str]:
@@ -669,11 +675,19 @@ def notes(config: Config, flag_values: flags.FlagValues = _FLAGS) -> list[str]:
     for name in ignored(config)
     if flag_values[name].present and not name.startswith(prefixes)
   ]
-  return [f"note: no effect with --algorithm={config.algorithm}: {', '.join(vain)}"] if vain else []
+  said = []
+  if "--server_tau" in vain:
+    vain.remove("--server_tau")
+    said.append(f"note: no effect with --server_optimizer={config.server_optimizer}: --server_tau")
+  if vain:
+    said.append(f"note: no effect with --algorithm={config.algorithm}: {', '.join(vain)}")
+  return said
 
 
 # Flags whose defaults follow from others, in `resolve`.
 DERIVED = (
+  "client_lr",
+  "server_lr",
   "client_lr_final",
   "sparsity_ramp_rounds",
   "feddst_update_until",
@@ -687,6 +701,18 @@ def folder(path: str) -> str:
   return os.path.expanduser(path)
 
 
+def default_client_lr(config: Config) -> float:
+  """Chooses the clients' first rate for their optimizer; of SGD one that suits its momentum."""
+  if config.client_optimizer == "adamw":
+    return 0.003
+  return round(0.5 * (1 - config.client_momentum), 9)
+
+
+def default_server_lr(config: Config) -> float:
+  """Chooses the server's rate: adaptive optimizers move every weight by about so much a round."""
+  return 1.0 if config.server_optimizer in ("sgd", "momentum") else 0.01
+
+
 def resolve(config: Config) -> Config:
   """Fills in the defaults that follow from other flags."""
   ramp = 0 if config.sparsity_schedule == "constant" else config.rounds // 2
@@ -696,11 +722,13 @@ def resolve(config: Config) -> Config:
       shift_dirichlet_alpha=config.dirichlet_alpha if alpha is None else alpha,
       shift_seed=(config.seed + 1) % 2**32 if seed is None else seed,
     )
+  client_lr = default_client_lr(config) if config.client_lr is None else config.client_lr
+  server_lr = default_server_lr(config) if config.server_lr is None else config.server_lr
   return config._replace(
     output_dir=folder(config.output_dir) if config.output_dir else None,
-    client_lr_final=(
-      config.client_lr / 10 if config.client_lr_final is None else config.client_lr_final
-    ),
+    client_lr=client_lr,
+    server_lr=server_lr,
+    client_lr_final=client_lr / 10 if config.client_lr_final is None else config.client_lr_final,
     sparsity_ramp_rounds=(
       ramp if config.sparsity_ramp_rounds is None else config.sparsity_ramp_rounds
     ),

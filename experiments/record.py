@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments import flags, processes
 from experiments.build import Experiment, everywhere
+from experiments.chance import describe_chance
 from experiments.clients import client_accuracies, client_spread, owners_at
 from experiments.environment import describe_environment
 from experiments.mask_files import save_mask, write_similarity
@@ -340,6 +341,7 @@ def _summarise(
     "rounds": config.rounds,
     "seed": config.seed,
     **{name: last[name] for name in ("test_accuracy", "test_loss")},
+    **describe_chance(last["test_accuracy"], experiment.y_test),
     "output_dir": str(member.directory),
     "empty_clients": experiment.facts["empty_clients"],
     **dict.fromkeys(("global_sparsity", "prunable_sparsity")),

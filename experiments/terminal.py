@@ -66,12 +66,13 @@ def progress(total_rounds: int, first_round: int = 0) -> Iterator[Update]:
       yield update
 
 
-def closing_table(summary: Row) -> None:
+def closing_table(summary: Row, note: str = "") -> None:
   """Prints what came out of a run.
 
   Args:
     summary: the contents of `summary.json`, and `dense_bytes` and `output_dir`. What is missing or
       None is left out.
+    note: the last line, if any.
   """
   names = [summary.get(key) for key in ("algorithm", "dataset", "model")]
   title = Text(", ".join(str(name) for name in names if name), style="bold")
@@ -112,6 +113,8 @@ def closing_table(summary: Row) -> None:
   if summary.get("output_dir"):
     # Below the table, where no border breaks a long path.
     console.print(Text(f"files in {summary['output_dir']}"), soft_wrap=True)
+  if note:
+    console.print(Text(note), soft_wrap=True)
 
 
 def _make_pace(total_rounds: int, first_round: int) -> Callable[[int], str]:

@@ -16,6 +16,7 @@ from absl import flags as absl_flags
 
 from experiments import begun, flags, processes, run_directory
 from experiments.build import Experiment, build
+from experiments.chance import chance_note
 from experiments.environment import describe_environment, keep_compiled
 from experiments.programs import compile_programs, inputs_of
 from experiments.record import DivergedError, Member, StoppedError, begin, record
@@ -88,7 +89,7 @@ def run(config: flags.Config, experiment: Experiment, directory: pathlib.Path) -
     results = record([member], programs, inputs, start, directory, update)
   for summary in results:
     assert not isinstance(summary, DivergedError)  # of a run alone, it is raised
-    closing_table(summary)
+    closing_table(summary, chance_note(config, summary))
     return summary
   return {}
 

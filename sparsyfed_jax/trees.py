@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from sparsyfed_jax.types import Params
 
@@ -71,6 +72,26 @@ def map_prunable(fn: Callable[..., jax.Array], params: Params, *others: Params) 
   leaves, rebuild = split_prunable(params)
   beside = [split_prunable(other)[0] for other in others]
   return rebuild([fn(*group) for group in zip(leaves, *beside, strict=True)])
+
+
+def widened(tree: Any) -> Any:
+  """Makes float32 of the leaves of fewer bits, to compute with; leaves the others as they are."""
+
+  def widen(leaf: jax.Array) -> jax.Array:
+    is_narrow = jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits < 32
+    return leaf.astype(jnp.float32) if is_narrow else leaf
+
+  return jax.tree.map(widen, tree)
+
+
+def cast_like(tree: Any, other: Any) -> Any:
+  """Gives leaves the dtypes of the leaves of another tree; what becomes an integer is rounded."""
+
+  def cast(leaf: jax.Array, like: jax.Array) -> jax.Array:
+    is_integer = not jnp.issubdtype(like.dtype, jnp.inexact)
+    return (jnp.round(leaf) if is_integer else leaf).astype(like.dtype)
+
+  return jax.tree.map(cast, tree, other)
 
 
 def size(tree: Any) -> int:

@@ -5,7 +5,6 @@ Compilation is what takes time here. So functions are cached by what they are ma
 call them with the same shapes where they can.
 """
 
-from collections.abc import Callable
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from sparsyfed_jax.fed.algorithm import Setup
 from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
 from sparsyfed_jax.fed.hyper import Hyper
-from sparsyfed_jax.fed.optimizers import sgd
+from sparsyfed_jax.fed.optimizers import FEDOPT, ServerOptimizer, sgd, without_tau
 from sparsyfed_jax.fed.sampling import Cohort
 from sparsyfed_jax.fed.schedules import SPARSITY_SCHEDULES
 from sparsyfed_jax.fed.simulation import simulate
@@ -78,12 +77,13 @@ EVAL_BATCH_SIZE = 4
 SIZES = (6, 0, 1, 7, 4, 3, 1)
 EMPTY, PARTIAL = 1, 5  # of those clients: no example; fewer than a batch
 CLIENTS_PER_ROUND = 5
-SERVER_OPTIMIZERS: dict[str, Callable[[jax.Array], optax.GradientTransformation]] = {
-  "sgd": optax.sgd,
-  "momentum": partial(optax.sgd, momentum=0.9),
-  "adam": optax.adam,
-  "yogi": optax.yogi,
-  "adagrad": optax.adagrad,
+SERVER_OPTIMIZERS: dict[str, ServerOptimizer] = {
+  "sgd": without_tau(optax.sgd),
+  "momentum": without_tau(partial(optax.sgd, momentum=0.9)),
+  "adam": without_tau(optax.adam),
+  "yogi": without_tau(optax.yogi),
+  "adagrad": without_tau(optax.adagrad),
+  **FEDOPT,
 }
 HYPER = {
   "rounds": 10.0,
@@ -91,6 +91,7 @@ HYPER = {
   "client_lr_final": 0.05,
   "weight_decay": 0.01,
   "server_lr": 1.0,
+  "server_tau": 1e-3,
   "client_dropout": 0.0,
   "straggler_fraction": 0.0,
   "density": 0.4,

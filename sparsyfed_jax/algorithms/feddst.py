@@ -11,12 +11,12 @@ from jax import lax
 
 from sparsyfed_jax import trees
 from sparsyfed_jax.fed import masked
-from sparsyfed_jax.fed.algorithm import Algorithm, Setup
+from sparsyfed_jax.fed.algorithm import Algorithm, Setup, require_prunable
 from sparsyfed_jax.fed.client import last_batch
 from sparsyfed_jax.fed.hyper import Hyper
-from sparsyfed_jax.fed.pruning import Masks, apply_masks, largest_kept, largest_masks, num_kept
+from sparsyfed_jax.fed.pruning import Masks, apply_masks, largest_kept, largest_masks
 from sparsyfed_jax.fed.rule import train_by
-from sparsyfed_jax.ops import PLAIN, count_one, erk_densities, largest_mask
+from sparsyfed_jax.ops import PLAIN, count_one, erk_densities, largest_mask, num_kept
 from sparsyfed_jax.types import Batch, ClientData, Key, Metrics, Params, Variables
 
 # Gradients that are matrix products, which are computed once and written down. Sums of products are
@@ -27,6 +27,7 @@ _WRITTEN = PLAIN._replace(dot_general=lax.dot_general)
 
 def feddst(setup: Setup) -> Algorithm:
   """Makes FedDST, with any server optimizer."""
+  require_prunable("feddst", setup.task)
 
   def init(variables: Variables, hyper: Hyper, key: Key) -> masked.State:
     params = variables["params"]
@@ -104,8 +105,8 @@ def _exchange(
   gradients, _ = trees.split_prunable(gradient)
   survivors, grown = [], []
   for w, mask, g, density in zip(kernels, masks, gradients, densities, strict=True):
-    kept = largest_mask(jnp.where(mask, w, 0), num_kept(w, density * (1 - rate)))
-    num_grown = num_kept(w, density) - count_one(kept)
+    kept = largest_mask(jnp.where(mask, w, 0), num_kept(w.size, density * (1 - rate)))
+    num_grown = num_kept(w.size, density) - count_one(kept)
     survivors.append(kept)
     grown.append(kept | largest_mask(jnp.where(kept, 0, g), num_grown))
   return apply_masks(params, survivors), grown

@@ -14,14 +14,14 @@ from jax import lax
 
 from sparsyfed_jax import trees
 from sparsyfed_jax.fed import masked
-from sparsyfed_jax.fed.algorithm import Algorithm, Setup, require_one_of
+from sparsyfed_jax.fed.algorithm import Algorithm, Setup, require_one_of, require_prunable
 from sparsyfed_jax.fed.averaging import scaled
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.pruning import (
   Masks,
   apply_masks,
+  global_masks,
   largest_kept,
-  largest_masks,
   mask_densities,
   overall_density,
   positive_noise,
@@ -29,7 +29,7 @@ from sparsyfed_jax.fed.pruning import (
 )
 from sparsyfed_jax.fed.rule import Memory, Rule, train_by
 from sparsyfed_jax.io.wire import payload_bytes
-from sparsyfed_jax.ops import count_one, largest_mask, topk_mask
+from sparsyfed_jax.ops import ceil_of_share, count_one, floor_of_share, largest_mask
 from sparsyfed_jax.types import ClientData, Key, Mean, Metrics, Params, Variables, weighted
 
 _START = 2**31 - 1  # no epoch has this number, whose keys also come from the client's
@@ -62,6 +62,7 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
   form = options.form
   require_one_of("form", form, FORMS)
   require_one_of("aggregation", options.aggregation, AGGREGATIONS)
+  require_prunable("flash", setup.task)
   warms_up = form in ("spdst", "jmwst")
   exchanges = warms_up or form == "nst"
 
@@ -124,9 +125,8 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     )
     masks = memory["masks"]
     if form == "magnitude":
-      kernels, _ = trees.split_prunable(trained["params"])
       share = scaled(hyper.density, data)
-      masks = lax.cond(number == 1, lambda: topk_mask(kernels, share), lambda: masks)
+      masks = lax.cond(number == 1, lambda: global_masks(trained["params"], share), lambda: masks)
     upload, sent = masked.send(setup, download, trained, masks, data)
     if warms_up and "uplink_bytes" in sent:
       alone = payload_bytes(masks, download.masks).astype(jnp.float32)
@@ -150,7 +150,7 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
       new = masked.masked_to(new, masked.unless_nobody(upload, union, state.masks))
     elif form == "magnitude":
       new = lax.cond(
-        number == 1, lambda: masked.masked_to(new, largest_masks(params, found)), lambda: new
+        number == 1, lambda: masked.masked_to(new, _floor_masks(params, found)), lambda: new
       )
     elif form == "jmwst":
       # Not more than the target, but fewer where the clients ended with fewer.
@@ -175,6 +175,13 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     server=server,
     model=lambda state: state.variables,
   )
+
+
+def _floor_masks(params: Params, densities: jax.Array) -> Masks:
+  """Marks each layer's largest weights, by the floor of its share, as SparsyFed's authors did."""
+  kernels, _ = trees.split_prunable(params)
+  pairs = zip(kernels, densities, strict=True)
+  return [largest_mask(leaf, floor_of_share(leaf.size, share)) for leaf, share in pairs]
 
 
 def _weights_in_memory(params: Params, memory: Memory) -> Params:
@@ -219,9 +226,9 @@ def _exchange(params: Params, masks: Masks, rate: jax.Array, key: Key) -> tuple[
   for w, mask in zip(kernels, masks, strict=True):
     active = jnp.where(mask, w, 0)
     count = count_one(mask)
-    magnitudes.append(jnp.sum(jnp.abs(active)) / jnp.maximum(count, 1).astype(jnp.float32))
-    num_dropped = jnp.ceil(rate * count.astype(jnp.float32)).astype(jnp.int32)
-    survivors.append(largest_mask(active, count - num_dropped))
+    total = jnp.sum(jnp.abs(active).astype(jnp.float32))
+    magnitudes.append(total / jnp.maximum(count, 1).astype(jnp.float32))
+    survivors.append(largest_mask(active, count - ceil_of_share(count, rate)))
     dropped.append(count - count_one(survivors[-1]))
   room = [mask.size - count_one(mask) for mask in survivors]
   budgets = _share_out(jnp.stack(magnitudes), jnp.stack(room), jnp.sum(jnp.stack(dropped)))

@@ -15,7 +15,13 @@ import jax.numpy as jnp
 
 from sparsyfed_jax import trees
 from sparsyfed_jax.fed import averaging
-from sparsyfed_jax.fed.algorithm import Algorithm, Setup, require_one_of
+from sparsyfed_jax.fed.algorithm import (
+  Algorithm,
+  Setup,
+  require_injected,
+  require_one_of,
+  require_prunable,
+)
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.rule import Memory, Rule
 from sparsyfed_jax.fed.server import Upload
@@ -64,6 +70,8 @@ def sparsyfed(setup: Setup, options: Options = DEFAULT) -> Algorithm:
   require_one_of("reparameterisation", options.reparameterisation, REPARAMETERISATIONS)
   require_one_of("upload", options.upload, UPLOADS)
   is_plain = trees.name_finder(options.reparam_exclude)
+  require_prunable("sparsyfed", setup.task)
+  require_injected("sparsyfed", setup.task, is_plain)
 
   def exponents_of(theta: Params, beta: jax.Array) -> list[jax.Array]:
     if options.reparameterisation == "spectral":

@@ -15,7 +15,7 @@ from sparsyfed_jax import trees
 from sparsyfed_jax.data.batches import take_batch
 from sparsyfed_jax.data.shuffle import shuffle
 from sparsyfed_jax.fed import masked
-from sparsyfed_jax.fed.algorithm import Algorithm, Setup, require_one_of
+from sparsyfed_jax.fed.algorithm import Algorithm, Setup, require_one_of, require_prunable
 from sparsyfed_jax.fed.client import train_metrics
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.pruning import random_masks
@@ -42,6 +42,7 @@ DEFAULT = Options()
 def static(setup: Setup, options: Options = DEFAULT) -> Algorithm:
   """Makes FedAvg inside a fixed mask, with any server optimizer."""
   require_one_of("mask", options.mask, MASKS)
+  require_prunable("static", setup.task)
   is_by_saliency = options.mask == "saliency"
 
   def init(variables: Variables, hyper: Hyper, key: Key) -> masked.State:
@@ -109,5 +110,8 @@ def _saliency(
     return value, metrics
 
   gradient, metrics = jax.grad(loss, has_aux=True)(variables["params"])
-  saliency = trees.map_prunable(lambda w, g: jnp.abs(w * g), variables["params"], gradient)
+  saliency = trees.map_prunable(
+    lambda w, g: jnp.abs(w * g), *map(trees.widened, (variables["params"], gradient))
+  )
+  saliency = trees.cast_like(saliency, variables["params"])
   return {**variables, "params": saliency}, train_metrics(metrics)

@@ -8,7 +8,7 @@ denser than each upload.
 from functools import partial
 
 from sparsyfed_jax.fed import averaging
-from sparsyfed_jax.fed.algorithm import Algorithm, Setup
+from sparsyfed_jax.fed.algorithm import Algorithm, Setup, require_prunable
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.rule import Rule
 from sparsyfed_jax.types import Key, Variables
@@ -16,6 +16,7 @@ from sparsyfed_jax.types import Key, Variables
 
 def topk(setup: Setup) -> Algorithm:
   """Makes Top-K, with any server optimizer."""
+  require_prunable("topk", setup.task)
 
   def init(variables: Variables, hyper: Hyper, key: Key) -> averaging.State:
     return averaging.init(setup, variables, hyper)

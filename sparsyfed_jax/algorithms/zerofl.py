@@ -16,22 +16,29 @@ from jax import lax
 
 from sparsyfed_jax import trees
 from sparsyfed_jax.fed import averaging
-from sparsyfed_jax.fed.algorithm import Algorithm, Setup, require_one_of
+from sparsyfed_jax.fed.algorithm import (
+  Algorithm,
+  Setup,
+  require_injected,
+  require_one_of,
+  require_prunable,
+)
 from sparsyfed_jax.fed.hyper import Hyper
-from sparsyfed_jax.fed.pruning import apply_masks, largest_masks, num_kept
+from sparsyfed_jax.fed.pruning import apply_masks, global_masks, largest_masks
 from sparsyfed_jax.fed.rule import Memory, Rule
 from sparsyfed_jax.fed.server import Upload
 from sparsyfed_jax.fed.task import Layers
 from sparsyfed_jax.ops import (
   PLAIN,
   LayerOps,
+  ceil_of_share,
   first_found,
   is_at_least,
   kth_magnitude,
   largest_mask,
+  num_kept,
   residual_layers,
   share_threshold,
-  topk_mask,
 )
 from sparsyfed_jax.types import Batch, ClientData, Key, Metrics, Params, Variables
 
@@ -48,7 +55,8 @@ class Options(NamedTuple):
   # "paper": weights stay dense between steps, layers are ranked each on its own, and the evaluation
   # is as sparse as training. "comparison", what SparsyFed was compared with: steps set the stored
   # weights to 0, thresholds of convolutions are those of the client's first batch, the upload ranks
-  # all layers together, and the evaluation takes what the server has.
+  # all layers together, and the evaluation takes what the server has. A layer computes with
+  # ceil(share * size) weights in it.
   form: str = "paper"
   # Layers whose names this regular expression finds are plain, as the first one always is.
   exclude: str = ""
@@ -63,10 +71,13 @@ def zerofl(setup: Setup, options: Options = DEFAULT) -> Algorithm:
   require_one_of("form", options.form, FORMS)
   is_paper = options.form == "paper"
   is_excluded = trees.name_finder(options.exclude)
-  first_layer = setup.task.layer_names[0]
+  first_layer = setup.task.layer_names[:1]
 
   def is_plain(name: str) -> bool:
-    return name == first_layer or is_excluded(name)
+    return name in first_layer or is_excluded(name)
+
+  require_prunable("zerofl", setup.task)
+  require_injected("zerofl", setup.task, is_excluded)
 
   def map_sparse(fn: Callable[[jax.Array], jax.Array], params: Params) -> Params:
     leaves, rebuild = trees.split_prunable(params)
@@ -74,15 +85,14 @@ def zerofl(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     return rebuild([leaf if is_plain(name) else fn(leaf) for name, leaf in named])
 
   def rank(params: Params, density: jax.Array) -> list[jax.Array]:
-    leaves, _ = trees.split_prunable(params)
-    return (
-      largest_masks(params, [density] * len(leaves)) if is_paper else topk_mask(leaves, density)
-    )
+    if not is_paper:
+      return global_masks(params, density)
+    return largest_masks(params, [density] * len(trees.layer_names(params)))
 
   def select(received: Params, trained: Params, density: jax.Array) -> Params:
     if options.uplink == "weights":
       return apply_masks(trained, rank(trained, density))
-    changes = trees.map_prunable(jnp.subtract, trained, received)
+    changes = averaging.changes(received, trained)
     ranked = trained if options.uplink == "masked_changes" else changes
     return apply_masks(changes, rank(ranked, density))
 
@@ -116,7 +126,8 @@ def zerofl(setup: Setup, options: Options = DEFAULT) -> Algorithm:
       return map_sparse(lambda w: _active(w, share), params) if is_paper else params
 
     # A convolution finds the threshold of its weights in the first step, where they are `received`.
-    starts = [kth_magnitude(w, num_kept(w, share)) for w in trees.split_prunable(received)[0]]
+    kernels, _ = trees.split_prunable(received)
+    starts = [kth_magnitude(w, ceil_of_share(w.size, share)) for w in kernels]
 
     def before_step(params: Params) -> Params:
       if is_paper:
@@ -126,8 +137,9 @@ def zerofl(setup: Setup, options: Options = DEFAULT) -> Algorithm:
       return rebuild([leaf if is_plain(name) else zero(leaf, start) for name, leaf, start in named])
 
     def zero(w: jax.Array, start: jax.Array) -> jax.Array:
-      is_kept = is_at_least(w, start) if w.ndim > 2 else largest_mask(w, num_kept(w, share))
-      return jnp.where(is_kept, w, 0)
+      if w.ndim > 2:
+        return jnp.where(is_at_least(w, start), w, 0)
+      return jnp.where(largest_mask(w, ceil_of_share(w.size, share)), w, 0)
 
     def send(received: Params, trained: Params, density: jax.Array) -> Params:
       more = jnp.minimum(density + download.hyper.zerofl_mask_ratio, 1.0)
@@ -154,6 +166,6 @@ def zerofl(setup: Setup, options: Options = DEFAULT) -> Algorithm:
 
 def _active(w: jax.Array, share: jax.Array) -> jax.Array:
   """The largest weights, whose gradient goes to all of them."""
-  is_active = largest_mask(w, num_kept(w, share))
+  is_active = largest_mask(w, num_kept(w.size, share))
   # Exact: w - 0 or w - w.
   return w - lax.stop_gradient(jnp.where(is_active, 0, w))

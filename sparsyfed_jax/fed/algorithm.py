@@ -65,3 +65,38 @@ def require_one_of(name: str, value: str, known: Sequence[str]) -> None:
   """
   if value not in known:
     raise ValueError(f"{name}={value!r}: must be one of {', '.join(known)}")
+
+
+def require_prunable(method: str, task: Task) -> None:
+  """Checks that a model has parameters that a method can prune.
+
+  Raises:
+    ValueError: it has none.
+  """
+  if task.kernels is not None and not task.kernels:
+    raise ValueError(
+      f"{method}: the model has no prunable parameters, which are those called 'kernel' of at least"
+      " two axes; fedavg trains it dense"
+    )
+
+
+def require_injected(method: str, task: Task, is_plain: Callable[[str], bool]) -> None:
+  """Checks that a method that changes how layers compute reaches all that have prunable parameters.
+
+  Args:
+    method: its name.
+    task: whose model is checked.
+    is_plain: tells of a layer's name whether the method leaves it alone.
+
+  Raises:
+    ValueError: naming the layers that do not compute with the model's `ops`.
+  """
+  missed = [
+    name for name in task.kernels or () if name not in task.layer_names and not is_plain(name)
+  ]
+  if missed:
+    raise ValueError(
+      f"{method}: the model's layers {', '.join(missed)} do not compute with its `ops`, so their"
+      " activations cannot be pruned; pass dot_general=self.ops.dot_general to dense layers and"
+      " conv_general_dilated=self.ops.conv_general_dilated to convolutions, or exclude them by name"
+    )

@@ -11,6 +11,7 @@ from sparsyfed_jax import trees
 from sparsyfed_jax.fed import server as server_step
 from sparsyfed_jax.fed.algorithm import Setup
 from sparsyfed_jax.fed.hyper import Hyper
+from sparsyfed_jax.fed.optimizers import in_float32
 from sparsyfed_jax.fed.precision import as_sent
 from sparsyfed_jax.fed.pruning import prune_globally
 from sparsyfed_jax.fed.rule import Memory, Rates, Rule, train_by
@@ -43,8 +44,13 @@ class Download(NamedTuple):
 
 def init(setup: Setup, variables: Variables, hyper: Hyper) -> State:
   """Makes the state before round 1."""
-  optimizer = setup.server_optimizer(hyper.server_lr)
+  optimizer = server_optimizer(setup, hyper)
   return State(jnp.int32(0), dict(variables), optimizer.init(variables["params"]), hyper)
+
+
+def server_optimizer(setup: Setup, hyper: Hyper) -> optax.GradientTransformation:
+  """Makes the optimizer of a setup at the rate of the run."""
+  return in_float32(setup.server_optimizer(hyper.server_lr, hyper.server_tau))
 
 
 def rates_at(setup: Setup, hyper: Hyper, round_number: jax.Array) -> Rates:
@@ -81,7 +87,13 @@ def largest_trained(received: Params, trained: Params, density: jax.Array) -> Pa
 
 def largest_changes(received: Params, trained: Params, density: jax.Array) -> Params:
   """Sends the largest changes of the whole model's prunable parameters, and all others whole."""
-  return prune_globally(trees.map_prunable(jnp.subtract, trained, received), density)
+  return prune_globally(changes(received, trained), density)
+
+
+def changes(received: Params, trained: Params) -> Params:
+  """Subtracts prunable parameters; leaves the others as they are trained."""
+  moved = trees.map_prunable(jnp.subtract, trees.widened(trained), trees.widened(received))
+  return trees.cast_like(moved, trained)
 
 
 def client(
@@ -148,12 +160,14 @@ def server(
     nobody = {**state.variables, "params": unmoved}
   target = server_step.mean(upload, nobody)
   if is_change:
-    moved = trees.map_prunable(jnp.add, target["params"], state.variables["params"])
+    before = trees.widened(state.variables["params"])
+    moved = trees.map_prunable(jnp.add, target["params"], before)
     target = {**target, "params": moved}
-  optimizer = setup.server_optimizer(state.hyper.server_lr)
+  optimizer = server_optimizer(setup, state.hyper)
   params, opt_state = server_step.step(
     optimizer, state.opt_state, state.variables["params"], target["params"]
   )
-  new = State(state.round + 1, {**target, "params": params}, opt_state, state.hyper)
+  variables = trees.cast_like({**target, "params": params}, dict(state.variables))
+  new = State(state.round + 1, variables, opt_state, state.hyper)
   sent = broadcast(setup, state)
   return new, {"client_lr": sent.rates.client_lr, "target_sparsity": 1 - sent.density}

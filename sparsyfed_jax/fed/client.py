@@ -10,7 +10,7 @@ from jax import lax
 
 from sparsyfed_jax.data.batches import num_batches, take_batch
 from sparsyfed_jax.data.shuffle import shuffle
-from sparsyfed_jax.fed.optimizers import ClientOptimizer
+from sparsyfed_jax.fed.optimizers import ClientOptimizer, apply_updates, in_float32
 from sparsyfed_jax.fed.ragged import ragged_loop
 from sparsyfed_jax.types import Batch, ClientData, Key, Mean, Metrics, Params, Variables
 
@@ -77,7 +77,7 @@ def train(
       batch = take_batch(shuffled, step, local.batch_size)
       grads, (state, scores) = grad_fn(variables, batch, jax.random.fold_in(epoch_key, step))
       updates, opt_state = optimizer.update(grads, opt_state, variables["params"])
-      params = optax.apply_updates(variables["params"], updates)
+      params = apply_updates(variables["params"], updates)
       metrics = jax.tree.map(jnp.add, metrics, train_metrics(scores))
       return {**state, "params": params}, opt_state, metrics
 
@@ -89,6 +89,7 @@ def train(
     variables, *rest = carry
     return hooks.after_epoch(variables, epoch, jax.random.fold_in(epoch_key, _AFTER_EPOCH)), *rest
 
+  optimizer = in_float32(optimizer)
   zero = Mean(jnp.float32(0), jnp.float32(0))
   carry = (
     dict(variables),

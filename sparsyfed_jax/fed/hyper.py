@@ -14,6 +14,7 @@ class Hyper(NamedTuple):
   weight_decay: jax.Array  # L2 on all trained parameters
   proximal_mu: jax.Array  # FedProx's coefficient
   server_lr: jax.Array
+  server_tau: jax.Array  # adaptivity of the server optimizers of Reddi et al.
   client_dropout: jax.Array  # probability that a sampled client vanishes
   straggler_fraction: jax.Array  # probability that a client does only a part of its work
   density: jax.Array  # share of prunable weights that a client may upload at the end of the ramp

@@ -13,7 +13,7 @@ import optax
 from sparsyfed_jax import trees
 from sparsyfed_jax.fed import server as server_step
 from sparsyfed_jax.fed.algorithm import Setup
-from sparsyfed_jax.fed.averaging import rates_at
+from sparsyfed_jax.fed.averaging import rates_at, server_optimizer
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.precision import as_sent
 from sparsyfed_jax.fed.pruning import Masks, apply_masks
@@ -54,7 +54,7 @@ class Upload(NamedTuple):
 def init(setup: Setup, variables: Variables, masks: Masks, hyper: Hyper, key: Key) -> State:
   """Makes the state before round 1, with everything outside the masks set to 0."""
   params = apply_masks(variables["params"], masks)
-  opt_state = setup.server_optimizer(hyper.server_lr).init(params)
+  opt_state = server_optimizer(setup, hyper).init(params)
   return State(jnp.int32(0), {**variables, "params": params}, masks, opt_state, hyper, key)
 
 
@@ -83,7 +83,7 @@ def send(
   pruned = {**variables, "params": apply_masks(variables["params"], masks)}
   inside = as_sent(pruned, setup.wire_dtype)
   kept = [weight * mask.astype(jnp.float32) for mask in masks]
-  upload = Upload(jax.tree.map(lambda leaf: weight * leaf, inside), kept, weight)
+  upload = Upload(server_step.weighed(inside, weight), kept, weight)
   before = marked(download.variables, download.masks)
   after = marked(inside, masks)
   return upload, setup.measures.exchange(before, after, data.size)
@@ -109,7 +109,7 @@ def mean(upload: Upload, state: State, of_masks: bool) -> Variables:
     return plain
   totals, _ = trees.split_prunable(upload.variables["params"])
   _, rebuild = trees.split_prunable(plain["params"])
-  old, _ = trees.split_prunable(state.variables["params"])
+  old, _ = trees.split_prunable(trees.widened(state.variables["params"]))
   kernels = [
     jnp.where(upload.weight == 0, before, total / jnp.where(kept > 0, kept, 1.0))
     for total, kept, before in zip(totals, upload.kept, old, strict=True)
@@ -119,11 +119,11 @@ def mean(upload: Upload, state: State, of_masks: bool) -> Variables:
 
 def advance(setup: Setup, state: State, target: Variables) -> State:
   """Takes the server's step towards a model; the masks are left as they were."""
-  optimizer = setup.server_optimizer(state.hyper.server_lr)
+  optimizer = server_optimizer(setup, state.hyper)
   params, opt_state = server_step.step(
     optimizer, state.opt_state, state.variables["params"], target["params"]
   )
-  variables = {**target, "params": params}
+  variables = trees.cast_like({**target, "params": params}, dict(state.variables))
   return state._replace(round=state.round + 1, variables=variables, opt_state=opt_state)
 
 

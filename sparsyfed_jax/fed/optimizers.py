@@ -1,21 +1,51 @@
-"""The optimizers of clients and of the server, all optax's.
+"""The optimizers of clients and of the server, made of optax's parts.
 
-A client's takes its rate and the L2 coefficient of the round; the server's takes its rate.
+A client's takes its rate and the L2 coefficient of the round; the server's takes its rate and tau,
+the adaptivity of Reddi et al.
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import TypeAlias
+from functools import partial, reduce
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax import lax
 
+from sparsyfed_jax import trees
 from sparsyfed_jax.types import Params
 
 # (learning rate, weight decay) -> optimizer of a client's round
 ClientOptimizer: TypeAlias = Callable[[jax.Array, jax.Array], optax.GradientTransformation]
-# learning rate -> optimizer on the pseudo-gradient
-ServerOptimizer: TypeAlias = Callable[[jax.Array], optax.GradientTransformation]
+# (learning rate, tau) -> optimizer on the pseudo-gradient
+ServerOptimizer: TypeAlias = Callable[[jax.Array, jax.Array], optax.GradientTransformation]
+
+_EXPONENT_BITS = 0x7F800000  # of a float32
+_LARGE = 2.0**126  # whose inverse is a normal number too
+
+
+def in_float32(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Makes an optimizer compute in float32 at least, whatever the dtypes of the parameters.
+
+  Its state and its updates are float32 where parameters are bfloat16 or float16; `apply_updates`
+  adds them. With float32 parameters it is the optimizer itself, to the bit.
+  """
+
+  def init(params: Params) -> optax.OptState:
+    return optimizer.init(trees.widened(params))
+
+  def update(
+    updates: Params, state: optax.OptState, params: Params | None = None
+  ) -> tuple[Params, optax.OptState]:
+    return optimizer.update(trees.widened(updates), state, trees.widened(params))
+
+  return optax.GradientTransformation(init, update)
+
+
+def apply_updates(params: Params, updates: Params) -> Params:
+  """Adds updates in their own dtypes; the result has those of the parameters."""
+  return jax.tree.map(lambda p, u: (p.astype(u.dtype) + u).astype(p.dtype), params, updates)
 
 
 def sgd(momentum: float = 0.0, nesterov: bool = False) -> ClientOptimizer:
@@ -38,9 +68,42 @@ def clipped(optimizer: ClientOptimizer, max_norm: float) -> ClientOptimizer:
   """Clips the gradient of each step by its global norm, before the L2 term."""
 
   def make(lr: jax.Array, weight_decay: jax.Array) -> optax.GradientTransformation:
-    return optax.chain(optax.clip_by_global_norm(max_norm), optimizer(lr, weight_decay))
+    return optax.chain(clip_by_global_norm(max_norm), optimizer(lr, weight_decay))
 
   return make
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+  """Scales updates whose global norm is above `max_norm` down to it.
+
+  Equals optax's of that name to the bit, but for updates whose squares float32 cannot hold, of
+  which optax's makes 0 or which it does not clip. A NaN or an infinity makes NaN of the updates.
+  """
+
+  def clip(updates: Params, params: Params | None) -> Params:
+    del params
+    leaves = jax.tree.leaves(updates)
+    tops = [jnp.max(jnp.abs(leaf), initial=0).astype(jnp.float32) for leaf in leaves]
+    inverse = _inverse_power_of_two(reduce(jnp.maximum, tops, jnp.float32(0)))
+    # By a power of two, which rounds nothing.
+    small = [leaf * inverse.astype(leaf.dtype) for leaf in leaves]
+    squares = [jnp.sum(jnp.square(leaf)) for leaf in small]
+    norm = jnp.sqrt(sum(squares[1:], squares[0]) if squares else jnp.float32(0))
+    is_small = norm < max_norm * inverse.astype(norm.dtype)
+
+    def scale(update: jax.Array, scaled: jax.Array) -> jax.Array:
+      return jnp.where(is_small, update, scaled / norm.astype(update.dtype) * max_norm)
+
+    clipped = [scale(update, scaled) for update, scaled in zip(leaves, small, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(updates), clipped)
+
+  return optax.stateless(clip)
+
+
+def _inverse_power_of_two(x: jax.Array) -> jax.Array:
+  """Computes 1 / 2^floor(log2(x)) of a float32 that is not negative, as far as it is normal."""
+  bits = lax.bitcast_convert_type(jnp.clip(x, 1 / _LARGE, _LARGE), jnp.uint32)
+  return 1 / lax.bitcast_convert_type(bits & jnp.uint32(_EXPONENT_BITS), jnp.float32)
 
 
 def proximal(coefficient: jax.Array, anchor: Params) -> optax.GradientTransformation:
@@ -56,18 +119,74 @@ def proximal(coefficient: jax.Array, anchor: Params) -> optax.GradientTransforma
 
   def pull(updates: Params, params: Params | None) -> Params:
     def add(gradient: jax.Array, here: jax.Array, there: jax.Array) -> jax.Array:
-      return gradient + coefficient * (here - there)
+      return gradient + coefficient * (here - there.astype(here.dtype))
 
     return jax.tree.map(add, updates, params, anchor)
 
   return optax.stateless(pull)
 
 
+class Moments(NamedTuple):
+  """The state of a `fedopt` optimizer; both like the parameters."""
+
+  mean: Params  # m
+  square: Params  # v
+
+
+# v of a round, of v of the round before and the square of the pseudo-gradient.
+SecondMoment: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def fedopt(second_moment: SecondMoment, b1: float) -> ServerOptimizer:
+  """Makes an adaptive server optimizer of algorithm 2 of Reddi et al.
+
+  With the pseudo-gradient g = -Delta, m = b1 m + (1 - b1) g, v = second_moment(v, g^2) and the
+  update -lr m / (sqrt(v) + tau); m starts at 0 and v at tau^2. Unlike optax's adam nothing is
+  corrected for the start, and unlike optax's adagrad tau is not under the root.
+
+  Reddi et al., Adaptive federated optimization, ICLR 2021, arXiv 2003.00295.
+
+  Args:
+    second_moment: the rule of v, entry by entry.
+    b1: weight of the old m, in [0, 1).
+  """
+
+  def make(lr: jax.Array, tau: jax.Array) -> optax.GradientTransformation:
+    def init(params: Params) -> Moments:
+      square = jax.tree.map(lambda p: jnp.full_like(p, jnp.square(tau)), params)
+      return Moments(jax.tree.map(jnp.zeros_like, params), square)
+
+    def update(updates: Params, state: Moments, params: Any = None) -> tuple[Params, Moments]:
+      del params
+      mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, updates)
+      square = jax.tree.map(lambda v, g: second_moment(v, jnp.square(g)), state.square, updates)
+      steps = jax.tree.map(lambda m, v: -lr * m / (jnp.sqrt(v) + tau), mean, square)
+      return steps, Moments(mean, square)
+
+    return optax.GradientTransformation(init, update)
+
+  return make
+
+
+def without_tau(
+  make: Callable[[jax.Array], optax.GradientTransformation],
+) -> ServerOptimizer:
+  """Makes a server optimizer of one of optax's that takes a learning rate alone."""
+  return lambda lr, tau: make(lr)
+
+
+_B2 = 0.99  # section 5 of Reddi et al., as b1 is below
+FEDOPT: dict[str, ServerOptimizer] = {
+  "fedadagrad": fedopt(lambda v, square: v + square, b1=0.0),
+  "fedadam": fedopt(lambda v, square: _B2 * v + (1 - _B2) * square, b1=0.9),
+  "fedyogi": fedopt(lambda v, square: v - (1 - _B2) * square * jnp.sign(v - square), b1=0.9),
+}
 SERVER_OPTIMIZERS: dict[str, ServerOptimizer] = {
-  "sgd": optax.sgd,
-  "momentum": partial(optax.sgd, momentum=0.9),
-  # The adaptivity of Reddi et al. 2021 (arXiv 2003.00295), whose moments start small.
-  "adagrad": partial(optax.adagrad, initial_accumulator_value=0.0, eps=1e-3),
-  "adam": partial(optax.adam, b1=0.9, b2=0.99, eps=1e-3),
-  "yogi": partial(optax.yogi, b1=0.9, b2=0.99, eps=1e-3),
+  "sgd": without_tau(optax.sgd),
+  "momentum": without_tau(partial(optax.sgd, momentum=0.9)),
+  # Optax's own, with a fixed eps: adagrad has it under the root, adam and yogi correct the bias.
+  "adagrad": without_tau(partial(optax.adagrad, initial_accumulator_value=0.0, eps=1e-3)),
+  "adam": without_tau(partial(optax.adam, b1=0.9, b2=0.99, eps=1e-3)),
+  "yogi": without_tau(partial(optax.yogi, b1=0.9, b2=0.99, eps=1e-3)),
+  **FEDOPT,
 }

@@ -8,13 +8,13 @@ from jax import lax
 
 
 def as_sent(tree: Any, dtype: Any) -> Any:
-  """Rounds a pytree of float32 arrays to what another dtype can hold, as the wire format does.
+  """Rounds the floats of a pytree to what another dtype can hold, as the wire format does.
 
   An entry that is not 0 stays so, at the least normal magnitude of `dtype`, because a mask travels
   as zeros; one that `dtype` has no room for becomes infinite.
 
   Args:
-    tree: pytree of float32 arrays.
+    tree: pytree of arrays; integers stay as they are.
     dtype: `jnp.float32`, `jnp.bfloat16` or `jnp.float16`.
   """
   if dtype == jnp.float32:
@@ -22,6 +22,8 @@ def as_sent(tree: Any, dtype: Any) -> Any:
   least = float(jnp.finfo(dtype).smallest_normal)
 
   def round_leaf(leaf: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+      return leaf
     # The barrier keeps the compiler from taking both conversions away.
     rounded = lax.optimization_barrier(leaf.astype(dtype)).astype(leaf.dtype)
     return jnp.where((leaf != 0) & (rounded == 0), jnp.copysign(least, leaf), rounded)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sparsyfed_jax import trees
-from sparsyfed_jax.ops import count_one, largest_mask, layerwise_mask, topk_mask
+from sparsyfed_jax.ops import count_one, largest_mask, layerwise_mask, num_kept, topk_mask
 from sparsyfed_jax.types import Key, Params
 
 # One bool array for each prunable leaf, in the order of `trees.split_prunable`.
@@ -23,7 +23,12 @@ def prune_globally(params: Params, density: jax.Array) -> Params:
   Returns:
     Pytree like `params`; leaves that are not prunable are untouched.
   """
-  return apply_masks(params, topk_mask(trees.split_prunable(params)[0], density))
+  return apply_masks(params, global_masks(params, density))
+
+
+def global_masks(params: Params, density: jax.Array) -> Masks:
+  """Marks what `prune_globally` keeps; leaves of several dtypes are ranked in float32."""
+  return topk_mask(trees.widened(trees.split_prunable(params)[0]), density)
 
 
 def apply_masks(params: Params, masks: Masks) -> Params:
@@ -47,7 +52,7 @@ def random_masks(params: Params, densities: Sequence[jax.Array] | jax.Array, key
   kernels, _ = trees.split_prunable(params)
   keys = jax.random.split(key, max(len(kernels), 1))
   return [
-    largest_mask(positive_noise(one_key, leaf.shape), num_kept(leaf, share))
+    largest_mask(positive_noise(one_key, leaf.shape), num_kept(leaf.size, share))
     for one_key, leaf, share in zip(keys, kernels, densities, strict=False)
   ]
 
@@ -55,11 +60,6 @@ def random_masks(params: Params, densities: Sequence[jax.Array] | jax.Array, key
 def positive_noise(key: Key, shape: tuple[int, ...]) -> jax.Array:
   """Draws float32 numbers in (0, 1] to rank entries by."""
   return 1 - jax.random.uniform(key, shape)
-
-
-def num_kept(leaf: jax.Array, density: jax.Array) -> jax.Array:
-  """Computes the budget of a layer; () int32."""
-  return jnp.round(density * leaf.size).astype(jnp.int32)
 
 
 def mask_densities(masks: Masks) -> jax.Array:
@@ -94,7 +94,7 @@ def largest_kept(
   keys = jax.random.split(key, max(len(kernels), 1))
   masks = []
   for w, vote, density, one_key in zip(kernels, votes, densities, keys, strict=False):
-    budget = num_kept(w, density)
+    budget = num_kept(w.size, density)
     kept = largest_mask(jnp.where(vote > 0, w, 0), budget)
     is_new = (vote > 0) & ~kept & (w == 0)
     ranking = vote + positive_noise(one_key, w.shape) / 2

@@ -1,15 +1,17 @@
-"""The server step: a weighted mean, a pseudo-gradient, an optax optimizer.
+"""The server step: a weighted mean, a pseudo-gradient, an optimizer.
 
-Reddi et al., Adaptive federated optimization, ICLR 2021, arXiv 2003.00295, algorithm 2.
+Reddi et al., Adaptive federated optimization, ICLR 2021, arXiv 2003.00295, algorithm 2. What is
+sent and averaged is float32 at least, whatever the dtypes of the model.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from sparsyfed_jax import trees
+from sparsyfed_jax.fed.optimizers import apply_updates
 from sparsyfed_jax.types import Params, Variables
 
 
@@ -35,7 +37,17 @@ CLIENT_WEIGHTS = {"size": by_size, "uniform": alike}
 
 def weigh(variables: Variables, weight: jax.Array) -> Upload:
   """Multiplies a client's model by its weight, () float32."""
-  return Upload(jax.tree.map(lambda leaf: weight * leaf, dict(variables)), weight)
+  return Upload(weighed(dict(variables), weight), weight)
+
+
+def weighed(tree: Any, weight: jax.Array) -> Any:
+  """Multiplies the leaves of a tree by a weight, () float32, in float32 at least."""
+
+  def multiply(leaf: jax.Array) -> jax.Array:
+    is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
+    return weight * (leaf if is_float else leaf.astype(jnp.float32))
+
+  return jax.tree.map(multiply, trees.widened(tree))
 
 
 def mean(upload: Upload, fallback: Variables) -> Variables:
@@ -44,7 +56,7 @@ def mean(upload: Upload, fallback: Variables) -> Variables:
   weight = jnp.where(is_empty, 1.0, upload.weight)
 
   def divide(total: jax.Array, otherwise: jax.Array) -> jax.Array:
-    return jnp.where(is_empty, otherwise, total / weight)
+    return jnp.where(is_empty, otherwise.astype(total.dtype), total / weight)
 
   return jax.tree.map(divide, upload.variables, dict(fallback))
 
@@ -65,13 +77,13 @@ def step(
     optimizer: of the server.
     opt_state: its state.
     params: the server's parameters.
-    target: mean of the clients' parameters.
+    target: mean of the clients' parameters, float32 at least.
 
   Returns:
     New parameters and optimizer state.
   """
-  pseudo_gradient = jax.tree.map(jnp.subtract, params, target)
+  pseudo_gradient = jax.tree.map(jnp.subtract, trees.widened(params), target)
   updates, opt_state = optimizer.update(pseudo_gradient, opt_state, params)
-  moved = optax.apply_updates(params, updates)
+  moved = apply_updates(params, updates)
   kept = trees.map_prunable(lambda new, goal: jnp.where(goal == 0, 0, new), moved, target)
   return kept, opt_state

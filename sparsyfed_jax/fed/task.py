@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from sparsyfed_jax import trees
 from sparsyfed_jax.ops import PLAIN, LayerOps, cast_layers
 from sparsyfed_jax.ops.naming import layer_tracker
 from sparsyfed_jax.types import Batch, Key, Mean, Metrics, Variables
@@ -32,6 +33,7 @@ class Task(NamedTuple):
   evaluate: Callable[[Variables, Batch], Metrics]
   is_right: Callable[[Variables, Batch], jax.Array]  # of each row of a batch; (batch,) bool
   layer_names: tuple[str, ...]  # of the layers with injected operations, in the order of computing
+  kernels: tuple[str, ...] | None = None  # of the layers of the prunable parameters, where known
 
 
 def classification(
@@ -51,6 +53,9 @@ def classification(
     std: see `mean`.
     dtype: in which the model's layers compute, in training and evaluation; parameters, and all
       between the layers, are float32 all the same.
+
+  Raises:
+    ValueError: the model has no parameters.
   """
 
   def in_dtype(layers: Layers) -> Layers:
@@ -94,7 +99,7 @@ def classification(
   def is_right(variables: Variables, batch: Batch) -> jax.Array:
     return _is_right(predict(variables, batch), batch)
 
-  return Task(init, loss, evaluate, is_right, _layer_names(model, input_shape))
+  return Task(init, loss, evaluate, is_right, *_layer_names(model, input_shape))
 
 
 def _named(layers: Layers) -> tuple[LayerOps, Callable[..., Any]]:
@@ -110,7 +115,10 @@ def _named(layers: Layers) -> tuple[LayerOps, Callable[..., Any]]:
   return LayerOps(dot_general, conv_general_dilated), interceptor
 
 
-def _layer_names(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[str, ...]:
+def _layer_names(
+  model: nn.Module, input_shape: tuple[int, ...]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """Names the layers with injected operations, and those of the prunable parameters."""
   names: dict[str, None] = {}
 
   def note(name: str) -> LayerOps:
@@ -121,8 +129,10 @@ def _layer_names(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[str, .
   layered: Any = model.clone(ops=ops)
   with nn.intercept_methods(interceptor):
     x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    jax.eval_shape(partial(layered.init, train=False), jax.random.key(0), x)
-  return tuple(names)
+    shapes = jax.eval_shape(partial(layered.init, train=False), jax.random.key(0), x)
+  if not jax.tree.leaves(shapes.get("params", {})):
+    raise ValueError(f"{type(model).__name__}: the model has no parameters to train")
+  return tuple(names), tuple(trees.layer_names(shapes["params"]))
 
 
 def _score(logits: jax.Array, batch: Batch) -> Metrics:

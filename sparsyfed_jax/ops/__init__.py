@@ -29,6 +29,7 @@ from sparsyfed_jax.ops.select import (
   layerwise_mask,
   topk_mask,
 )
+from sparsyfed_jax.ops.share import ceil_of_share, floor_of_share, num_kept
 
 __all__ = [
   "LOWERINGS",
@@ -38,6 +39,7 @@ __all__ = [
   "Threshold",
   "activation_threshold",
   "cast_layers",
+  "ceil_of_share",
   "conv_general_dilated",
   "conv_patches",
   "conv_shifted",
@@ -48,12 +50,14 @@ __all__ = [
   "count_true",
   "erk_densities",
   "first_found",
+  "floor_of_share",
   "is_at_least",
   "kth_magnitude",
   "largest_mask",
   "layerwise_mask",
   "max_pool",
   "max_pool_overlapping",
+  "num_kept",
   "powerprop",
   "powerprop_inverse",
   "prune_residual",

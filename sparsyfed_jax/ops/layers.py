@@ -92,7 +92,10 @@ def cast_layers(ops: LayerOps, dtype: Any) -> LayerOps:
 
 
 def first_found(threshold: Threshold, memory: dict[str, jax.Array], name: str) -> Threshold:
-  """Makes a threshold that is found once and then stays.
+  """Makes a threshold that is found once, in the first batch with weights of 0, and then stays.
+
+  While all weights of a layer are non-zero nothing is pruned, and nothing is remembered, as in
+  SparsyFed's release: a threshold of that batch would prune all that follow.
 
   Args:
     threshold: finds it.
@@ -105,8 +108,11 @@ def first_found(threshold: Threshold, memory: dict[str, jax.Array], name: str) -
     def find() -> jax.Array:
       return threshold(lax.stop_gradient(x), lax.stop_gradient(w)).astype(jnp.float32)
 
+    def find_if_sparse() -> jax.Array:
+      return lax.cond(jnp.any(w == 0), find, lambda: memory[name])
+
     # A client alone pays for the first batch only; clients side by side for every batch.
-    memory[name] = lax.cond(memory[name] < 0, find, lambda: memory[name])
-    return memory[name].astype(x.dtype)
+    memory[name] = lax.cond(memory[name] < 0, find_if_sparse, lambda: memory[name])
+    return jnp.maximum(memory[name], 0).astype(x.dtype)
 
   return found

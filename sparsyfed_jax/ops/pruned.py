@@ -15,6 +15,7 @@ from jax import lax
 from sparsyfed_jax.ops.branch import is_worth_a_branch
 from sparsyfed_jax.ops.count import count_nonzero, count_one
 from sparsyfed_jax.ops.select import is_at_least, kth_magnitude
+from sparsyfed_jax.ops.share import ceil_of_share
 
 
 def prune_residual(
@@ -71,11 +72,11 @@ def activation_threshold(
 
   Returns:
     () array of x's dtype: the k-th largest magnitude among the n entries of valid examples. k is
-    ceil(n * nonzeros(w) / size(w)), exactly, or ceil(n * floor) in float32 if that is more.
+    ceil(n * nonzeros(w) / size(w)), or ceil(n * floor) if that is more; both exact.
   """
   num_entries = _count_entries(x, valid)
   k = _ceil_of_share(num_entries, count_nonzero(w), w.size)
-  return _threshold_of(x, valid, jnp.maximum(k, _ceil_times(floor, num_entries)))
+  return _threshold_of(x, valid, jnp.maximum(k, ceil_of_share(num_entries, floor)))
 
 
 def share_threshold(x: jax.Array, valid: jax.Array, share: jax.Array | float) -> jax.Array:
@@ -90,17 +91,13 @@ def share_threshold(x: jax.Array, valid: jax.Array, share: jax.Array | float) ->
 
   Returns:
     () array of x's dtype: the k-th largest magnitude among the n entries of valid examples, where k
-    is ceil(n * share) in float32.
+    is ceil(n * share).
   """
-  return _threshold_of(x, valid, _ceil_times(share, _count_entries(x, valid)))
+  return _threshold_of(x, valid, ceil_of_share(_count_entries(x, valid), share))
 
 
 def _count_entries(x: jax.Array, valid: jax.Array) -> jax.Array:
   return count_one(valid) * (x.size // x.shape[0])
-
-
-def _ceil_times(share: jax.Array | float, num_entries: jax.Array) -> jax.Array:
-  return jnp.ceil(share * num_entries.astype(jnp.float32)).astype(jnp.int32)
 
 
 def _threshold_of(x: jax.Array, valid: jax.Array, k: jax.Array) -> jax.Array:

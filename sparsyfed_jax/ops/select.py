@@ -24,6 +24,7 @@ from jax import lax
 
 from sparsyfed_jax.ops.branch import is_worth_a_branch
 from sparsyfed_jax.ops.count import count_one, count_true
+from sparsyfed_jax.ops.share import num_kept
 
 _PIVOTS_PER_PASS = 3
 _SAMPLE_SIZE = 1024
@@ -67,9 +68,8 @@ def topk_mask(tree: Any, density: jax.Array | float) -> Any:
 
   Args:
     tree: pytree of float arrays of one dtype.
-    density: () share to keep, in [0, 1]; may be traced. The mask keeps round(density * N) of the N
-      entries, more where magnitudes tie, fewer where fewer are not 0. A traced density is
-      multiplied in float32, which is exact enough up to 2^24 entries.
+    density: () share to keep, in [0, 1]; may be traced. The mask keeps `num_kept` of the entries,
+      more where magnitudes tie, fewer where fewer are not 0.
 
   Returns:
     Pytree of bool arrays.
@@ -77,7 +77,7 @@ def topk_mask(tree: Any, density: jax.Array | float) -> Any:
   leaves, treedef = jax.tree.flatten(tree)
   if not leaves:
     return tree
-  k = _num_kept(density, sum(leaf.size for leaf in leaves))
+  k = num_kept(sum(leaf.size for leaf in leaves), density)
   return jax.tree.unflatten(treedef, _mask_of(leaves, k))
 
 
@@ -107,12 +107,6 @@ def layerwise_mask(tree: Any, densities: Any) -> Any:
   if jax.tree_util.all_leaves([densities]):
     densities = jax.tree.map(lambda _: densities, tree)
   return jax.tree.map(lambda leaf, density: topk_mask(leaf, density), tree, densities)
-
-
-def _num_kept(density: jax.Array | float, num_entries: int) -> jax.Array:
-  if isinstance(density, float | int):
-    return jnp.asarray(round(density * num_entries), jnp.int32)
-  return jnp.round(jnp.asarray(density, jnp.float32) * num_entries).astype(jnp.int32)
 
 
 def _mask_of(leaves: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:

@@ -6,6 +6,8 @@ masks are part of the server's state.
 """
 
 import re
+from fractions import Fraction
+from math import ceil
 from typing import NamedTuple
 
 import jax
@@ -158,9 +160,15 @@ def largest(magnitudes, kept):
   return (magnitudes > 0) & (magnitudes >= cut(magnitudes, kept))
 
 
+def exact(share):
+  """A share as the decimal it stands for, if it is one of up to six places."""
+  millionths = round(share * 10**6)
+  return Fraction(millionths, 10**6) if abs(share * 10**6 - millionths) < 1e-6 else Fraction(share)
+
+
 def budget(share, size):
-  """A layer's number of weights."""
-  return int(np.round(min(share, 1) * size))
+  """A layer's number of weights: without round(sparsity * size), half to even."""
+  return size - round((1 - min(exact(share), 1)) * size)
 
 
 def largest_of_all(theta, density):
@@ -189,7 +197,7 @@ def masked(theta, masks):
 
 def share_of(x, share):
   """How many of the activations are at least a share of them."""
-  return int(np.ceil(np.float32(share) * np.float32(x.size)))
+  return ceil(exact(share) * x.size)
 
 
 def client_rule(method, theta):
@@ -271,7 +279,8 @@ class SparsyFed(Rule):
       return x
     in_proportion = -(-x.size * np.count_nonzero(weights) // weights.size)
     threshold = cut(np.abs(x), max(in_proportion, share_of(x, self._floor)))
-    if self._first_batch and weights.ndim == 4:
+    # Of a dense layer nothing is pruned, and nothing remembered.
+    if self._first_batch and weights.ndim == 4 and np.any(weights == 0):
       threshold = self._thresholds.setdefault(name, threshold)
     return np.where(np.abs(x) >= threshold, x, 0)
 
@@ -307,7 +316,7 @@ class InPlace(Rule):
     self._input_cuts = {}
     for name in NAMES:
       w = np.abs(theta[name]["kernel"])
-      self._weight_cuts[name] = cut(w, budget(self._share, w.size))
+      self._weight_cuts[name] = cut(w, share_of(w, self._share))
 
   def before_step(self, theta):
     masks = {}
@@ -318,7 +327,7 @@ class InPlace(Rule):
       elif w.ndim == 4:
         masks[name] = w >= self._weight_cuts[name]
       else:
-        masks[name] = largest(w, budget(self._share, w.size))
+        masks[name] = largest(w, share_of(w, self._share))
     return masked(theta, masks)
 
   def inputs(self, name, weights, x):

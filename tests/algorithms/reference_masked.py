@@ -3,6 +3,7 @@
 Random masks cannot be predicted, only their sizes can: `Masks` says where only the size is known.
 """
 
+from math import ceil, floor
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from tests.algorithms.reference import (
   budget,
   cut,
   double,
+  exact,
   largest,
   largest_of_all,
   largest_of_each,
@@ -143,7 +145,13 @@ def run_round(method, number, params, masks, warm_up, clients, epochs):
     layers = np.minimum(found, _scaled(method, theta, found))
     chosen = _prune_kept(new, dict(zip(NAMES, layers, strict=True)), results)
   elif what == "magnitude":
-    chosen = _exactly(largest_of_each(new, dict(zip(NAMES, found, strict=True))))
+    kernels = {name: np.abs(new[name]["kernel"]) for name in NAMES}
+    counts = {
+      # The clients' mean is whole where it is within rounding of it.
+      name: floor(share * kernels[name].size + 1e-6)
+      for name, share in zip(NAMES, found, strict=True)
+    }
+    chosen = _exactly({name: largest(w, counts[name]) for name, w in kernels.items()})
   elif what == "independent":
     chosen = _exactly({name: votes > 0 for name, votes in _votes(results).items()})
   else:
@@ -197,7 +205,7 @@ def _exchange(theta, masks, rate, key):
   for name in NAMES:
     magnitudes, active = np.abs(theta[name]["kernel"]), masks[name].sum()
     means.append(magnitudes[masks[name]].mean() if active else 0.0)
-    out = int(np.ceil(rate * active))
+    out = ceil(exact(rate) * int(active))
     kept[name] = largest(np.where(masks[name], magnitudes, 0), active - out)
     dropped += active - kept[name].sum()
   room = np.array([(~kept[name]).sum() for name in NAMES])

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from sparsyfed_jax.algorithms import ALGORITHMS, HETEROGENEOUS, OPTIONS
+from sparsyfed_jax.fed import masked
+from sparsyfed_jax.fed.pruning import prune_globally
 from sparsyfed_jax.fed.server import Upload
 from tests import cases
 
@@ -167,3 +169,33 @@ def test_an_unknown_form_is_refused_by_name(name):
       continue
     with pytest.raises(ValueError, match=f"{field}='nosuch': must be one of {value[:3]}|, {value}"):
       ALGORITHMS[name](setup, OPTIONS[name](**{field: "nosuch"}))
+
+
+def kernel_only(shape, seed=0):
+  noise = np.random.default_rng(seed).normal(size=shape)
+  return {"params": {"Conv_0": {"kernel": jnp.asarray(noise, jnp.float32)}}}
+
+
+def test_topk_keeps_what_rounding_the_pruned_leaves():
+  # round(0.5 * 11) = 6 are pruned.
+  pruned = prune_globally(kernel_only((1, 11))["params"], jnp.float32(0.5))
+  assert np.count_nonzero(pruned["Conv_0"]["kernel"]) == 5
+
+
+def test_flash_magnitude_keeps_the_floor_of_a_layers_share():
+  # 432 * 0.00903 = 3.9, if one client of the round keeps 3 and nine keep 4.
+  kernel = (3, 3, 3, 16)
+  variables = kernel_only(kernel)
+  algorithm = ALGORITHMS["flash"](
+    cases.make_setup(cases.problem("cnn").task), OPTIONS["flash"](form="magnitude")
+  )
+  state = algorithm.init(variables, cases.hyper(server_lr=1.0), jax.random.key(0))
+  kept = np.zeros(432, np.float32)
+  kept[:3], kept[3] = 10.0, 9.0
+  upload = masked.Upload(
+    jax.tree.map(lambda leaf: 10 * leaf, variables),
+    [jnp.asarray(kept).reshape(kernel)],
+    jnp.float32(10),
+  )
+  new, _ = jax.jit(algorithm.server)(state, upload)
+  assert int(np.sum(new.masks[0])) == 3

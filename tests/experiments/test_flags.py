@@ -85,13 +85,42 @@ def test_the_defaults_and_their_edges_are_accepted():
   flags.check(ACCEPTED._replace(sparsity_ramp_rounds=ACCEPTED.rounds))
 
 
+@pytest.mark.parametrize(
+  ("changes", "client_lr", "server_lr"),
+  [
+    ({}, 0.5, 1.0),
+    (dict(client_momentum=0.9), 0.05, 1.0),
+    (dict(client_optimizer="nesterov", client_momentum=0.5), 0.25, 1.0),
+    (dict(client_optimizer="adamw"), 0.003, 1.0),
+    (dict(server_optimizer="momentum"), 0.5, 1.0),
+    *(
+      (dict(server_optimizer=name), 0.5, 0.01)
+      for name in ("adagrad", "adam", "yogi", "fedadagrad", "fedadam", "fedyogi")
+    ),
+    (dict(server_optimizer="adam", server_lr=1.0, client_lr=2.0), 2.0, 1.0),
+  ],
+)
+def test_rates_suit_the_optimizers_unless_they_are_given(changes, client_lr, server_lr):
+  config = ACCEPTED._replace(**changes)
+  flags.check(config)
+  resolved = flags.resolve(config)
+  assert (resolved.client_lr, resolved.server_lr) == (client_lr, server_lr)
+  assert resolved.client_lr_final == client_lr / 10
+
+
 def test_defaults_follow_from_other_flags():
   resolved = flags.resolve(ACCEPTED._replace(rounds=41, client_lr=0.2))
   assert resolved.sparsity_ramp_rounds == 20
   assert resolved.client_lr_final == pytest.approx(0.02)
   assert flags.resolve(ACCEPTED._replace(sparsity_schedule="constant")).sparsity_ramp_rounds == 0
   assert resolved.feddst_update_until == 20
-  given = ACCEPTED._replace(sparsity_ramp_rounds=3, client_lr_final=0.3, feddst_update_until=7)
+  given = ACCEPTED._replace(
+    sparsity_ramp_rounds=3,
+    client_lr=0.4,
+    client_lr_final=0.3,
+    server_lr=0.7,
+    feddst_update_until=7,
+  )
   assert flags.resolve(given) == given
 
 

@@ -176,10 +176,38 @@ def test_a_threshold_that_is_found_first_stays():
 
   memory = {"a": jnp.float32(-1), "b": jnp.float32(-1)}
   found = ops.first_found(threshold, memory, "a")
-  w = jnp.ones(2)
+  w = jnp.float32([1, 0])
   assert float(found(jnp.float32([1, 2]), w)) == 2
   assert float(found(jnp.float32([5, 7]), w)) == 2
   assert float(memory["a"]) == 2 and float(memory["b"]) == -1
+
+
+def test_no_threshold_is_remembered_of_a_layer_that_is_dense():
+  memory = {"Conv_0": jnp.float32(-1)}
+
+  def second_gradient(w):
+    def threshold(x, w):
+      return ops.activation_threshold(x, w, jnp.ones(4, bool))
+
+    layer = ops.residual_layers(ops.first_found(threshold, memory, "Conv_0"))
+    conv = partial(
+      layer.conv_general_dilated,
+      window_strides=(1, 1),
+      padding="VALID",
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    for batch in ([1, 2, 3, 4], [0.5, 1, 1, 1]):
+      x = jnp.float32(batch).reshape(4, 1, 1, 1)
+      y, vjp = jax.vjp(lambda w, x=x: conv(jnp.broadcast_to(x, (4, 1, 1, w.shape[2])), w), w)
+      (dw,) = vjp(jnp.ones_like(y))
+    return dw
+
+  # Dense: 0.5 + 1 + 1 + 1, although 0.5 is below all of the first batch.
+  assert float(second_gradient(jnp.full((1, 1, 1, 1), 2.0))[0, 0, 0, 0]) == 3.5
+  assert float(memory["Conv_0"]) == -1
+  # Half of the weights are 0: the threshold is 3, of the 4 largest of 1, 1, 2, 2, 3, 3, 4, 4.
+  assert not np.any(second_gradient(jnp.float32([2, 0]).reshape(1, 1, 2, 1)))
+  assert float(memory["Conv_0"]) == 3
 
 
 def test_residual_layers_prune_by_the_threshold_they_are_given():

@@ -210,11 +210,11 @@ class TestTopkMask:
       np.testing.assert_array_equal(found, mask)
 
   @pytest.mark.parametrize("size", [10, 1000, 12_345])
-  def test_a_traced_density_keeps_as_many_as_a_python_float(self, size):
+  def test_a_traced_density_prunes_as_many_as_a_python_float(self, size):
     x = np.random.default_rng(0).permutation(np.arange(1, size + 1, dtype=np.float32))
-    for density in (0.0, 0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.95, 0.999, 1.0):
-      traced = mask_of(x, jnp.float32(density))
-      np.testing.assert_array_equal(traced, x > size - round(density * size))
+    for sparsity in (0.0, 0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.95, 0.999, 1.0):
+      traced = mask_of(x, jnp.float32(1 - sparsity))
+      np.testing.assert_array_equal(traced, x > round(sparsity * size))
 
   @pytest.mark.parametrize(
     ("density", "expected"),

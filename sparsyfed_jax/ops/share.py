@@ -1,0 +1,68 @@
+"""How many entries a share of them is, counted exactly although the share is a float32.
+
+float32 cannot hold 0.05, and its product with ten million entries is off by more than the rounding
+of the result allows. So a share is read as the number of millionths that it is nearest to, if
+float32 tells no difference, and the product is one of integers: exact for every share of up to six
+decimals and every count below 2^31. Any other share, such as one on the way of a ramp, is as exact
+as float32, and its product is taken for whole where float32 tells no difference.
+"""
+
+import jax
+import jax.numpy as jnp
+
+_MILLION = 10**6
+# A share that was computed from decimals has been rounded a few times, by 2^-24 of it at most each.
+_ROUNDED = 2.0**-22
+_PRODUCT_ROUNDED = 2.0**-20
+
+
+def num_kept(size: jax.Array | int, density: jax.Array | float) -> jax.Array:
+  """Counts what is left of `size` entries once round(sparsity * size) of them are pruned.
+
+  Half rounds to even in what is pruned, not in what is kept: 5 of 11 entries are kept at density
+  0.5.
+
+  Args:
+    size: () integer below 2^31; may be traced.
+    density: () 1 - sparsity, in [0, 1]; may be traced.
+
+  Returns:
+    () int32.
+  """
+  whole, rest = _product(density, size)
+  is_odd = (jnp.asarray(size, jnp.int32) - whole) % 2
+  return whole + (2 * rest + is_odd > _MILLION).astype(jnp.int32)
+
+
+def ceil_of_share(size: jax.Array | int, share: jax.Array | float) -> jax.Array:
+  """Computes ceil(share * size); arguments and result as in `num_kept`."""
+  whole, rest = _product(share, size)
+  return whole + (rest > 0).astype(jnp.int32)
+
+
+def floor_of_share(size: jax.Array | int, share: jax.Array | float) -> jax.Array:
+  """Computes floor(share * size); arguments and result as in `num_kept`."""
+  return _product(share, size)[0]
+
+
+def _product(share: jax.Array | float, size: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+  """Computes share * size as a whole number and millionths; () int32 each."""
+  share, size = jnp.asarray(share, jnp.float32), jnp.asarray(size, jnp.int32)
+  scaled = share * _MILLION
+  nearest = jnp.round(scaled)
+  is_decimal = jnp.abs(scaled - nearest) <= _ROUNDED * scaled
+  # Of size = high * 10^6 + low and millionths = thousands * 1000 + ones: no product reaches 2^31.
+  millionths = nearest.astype(jnp.int32)
+  high, low = size // _MILLION, size % _MILLION
+  thousands, ones = (millionths // 1000) * low, (millionths % 1000) * low
+  rest = thousands % 1000 * 1000 + ones % _MILLION
+  whole = millionths * high + thousands // 1000 + ones // _MILLION
+  missing = jnp.where(is_decimal, 0, scaled - nearest) * size.astype(jnp.float32)
+  rest = rest + jnp.round(missing).astype(jnp.int32)
+  whole, rest = whole + rest // _MILLION, rest % _MILLION
+  # As whole as float32 can tell.
+  margin = jnp.minimum(_PRODUCT_ROUNDED * scaled * size.astype(jnp.float32), _MILLION // 4)
+  margin = jnp.where(is_decimal, 0, margin).astype(jnp.int32)
+  whole = whole + (rest >= _MILLION - margin).astype(jnp.int32)
+  is_whole = (rest <= margin) | (rest >= _MILLION - margin)
+  return whole, jnp.where(is_whole, 0, rest)
