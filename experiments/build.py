@@ -417,6 +417,8 @@ def _deal(config: Config, dataset: sources.Dataset, key: jax.Array) -> list[np.n
   try:
     if config.partition == "dirichlet":
       return partition.dirichlet(key, labels, num_clients, config.dirichlet_alpha)
+    if config.partition == "dirichlet_symmetric":
+      return partition.dirichlet_symmetric(key, labels, num_clients, config.dirichlet_alpha)
     if config.partition == "dirichlet_per_class":
       return partition.dirichlet_per_class(key, labels, num_clients, config.dirichlet_alpha)
     if config.partition == "shards":

@@ -26,7 +26,10 @@ from sparsyfed_jax.models.norm import Norm
 
 MODELS = ("mlp", "cnn", "resnet18", "speech_resnet18", "vit")
 NORMS = ("batch", "group")
-PARTITIONS = ("dirichlet", "dirichlet_per_class", "iid", "shards", "power_law", "natural")
+PARTITIONS = (
+  *("dirichlet", "dirichlet_symmetric", "dirichlet_per_class"),
+  *("iid", "shards", "power_law", "natural"),
+)
 CLIENT_OPTIMIZERS = ("sgd", "nesterov", "adamw")
 COMPUTE_DTYPES = ("float32", "tf32", "bfloat16")
 WIRE_DTYPES = ("float32", "bfloat16", "float16")
@@ -306,7 +309,9 @@ _HELP = dict(
   server_optimizer=f"on the pseudo-gradient; one of {', '.join(SERVER_OPTIMIZERS)}",
   server_lr="rate of the server; 1 with sgd adopts the clients' mean",
   partition="how the training data is dealt to the clients: dirichlet (equal sizes, class"
-  " frequencies of each client ~ Dirichlet(--dirichlet_alpha), as in the paper),"
+  " frequencies of each client ~ Dirichlet(--dirichlet_alpha * classes * frequency of the class)),"
+  " dirichlet_symmetric (~ Dirichlet(--dirichlet_alpha), as in the paper: the same where all classes"
+  " are equally frequent; where not, some clients get nothing but the frequent ones),"
   " dirichlet_per_class (sizes vary too), iid, shards (--shards_per_client of the sorted data),"
   " power_law (sizes ~ rank^-exponent), natural (the file's own clients)",
   dirichlet_alpha="concentration of the Dirichlet splits: 1000 is uniform, 0.1 very skewed",
