@@ -13,10 +13,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import processes
 from experiments.environment import free_bytes
-from experiments.flags import AUTO, Config, ConfigError, ignored, options
+from experiments.flags import AUTO, Config, ConfigError, ignored, input_range, options
 from sparsyfed_jax import trees
 from sparsyfed_jax.algorithms import ALGORITHMS, OPTIONS
-from sparsyfed_jax.data import partition, sources
+from sparsyfed_jax.data import partition, scaling, sources
+from sparsyfed_jax.data.remarks import remarks
 from sparsyfed_jax.data.shift import SHIFTS
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.client import LocalTraining
@@ -65,6 +66,7 @@ class Experiment(NamedTuple):
   layers: tuple[str, ...]  # names of the prunable leaves' layers
   costs: tuple[LayerCost, ...]  # of the model's layers; () without --metrics
   facts: dict[str, Any]  # what the data made of the flags, for config.json
+  remarks: tuple[str, ...]  # what is allowed in the data and yet often a mistake
 
 
 def build(config: Config) -> Experiment:
@@ -78,7 +80,7 @@ def build(config: Config) -> Experiment:
     ConfigError: a flag does not fit the data set.
   """
   keys = make_keys(jax.random.key(config.seed))
-  dataset = sources.load(config.dataset, keys.split)
+  dataset = sources.load(config.dataset, keys.split, input_range(config))
   input_shape = dataset.x_train.shape[1:]
   model = _make_model(config, input_shape, dataset.num_classes)
   parts, parts_after = _deal_phases(config, dataset, keys.partition)
@@ -159,6 +161,8 @@ def build(config: Config) -> Experiment:
     processes=jax.process_count(),
     mean=dataset.mean,
     std=dataset.std,
+    input_range=scaling.as_range(dataset.mean, dataset.std),
+    classes=dataset.classes,
   )
   others = (dataset.x_test, dataset.y_test, make_hyper(config), keys)
   x_test, y_test, hyper, keys = put(others, everywhere(mesh))
@@ -177,6 +181,7 @@ def build(config: Config) -> Experiment:
     keys=keys,
     mesh=mesh,
     facts=facts,
+    remarks=tuple(remarks(dataset)),
   )
 
 
@@ -192,6 +197,7 @@ def everywhere(mesh: Mesh) -> NamedSharding:
 # Flags that become values of the state or of the data, and leave the compiled programs alone.
 _VALUES = (
   "dataset",
+  "input_range",
   "num_clients",
   "rounds",
   "sparsity",

@@ -47,7 +47,7 @@ _GROUPS_NAME = "side_by_side"  # directory of the checkpoints of runs side by si
 MODES = ("sequential", "vmap")
 # Of the sweep, which always resumes, or of a run of several processes, which a sweep is not.
 _OWN = ("output_dir", "resume", "coordinator", "num_processes", "process_id")
-_LISTS = ("client_sparsities", "client_sparsity_shares", "trackers")  # lists already; not swept
+_LISTS = ("client_sparsities", "client_sparsity_shares", "trackers", "input_range")  # not swept
 
 
 def decimals(factor: float, digits: int) -> Callable[[float], str]:
