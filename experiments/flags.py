@@ -252,8 +252,8 @@ DEFAULTS = Config(
 _HELP = dict(
   dataset="digits (scikit-learn's, embedded), npz:PATH (see the README for its arrays), or"
   " tfds:NAME (prepared by tensorflow-datasets)",
-  input_range="LOW,HIGH: the stored values that the model sees as -1 and 1; auto (by the values that"
-  " the training set has, see the README), or none (all values as they are)",
+  input_range="LOW,HIGH: the stored values that the model sees as -1 and 1; auto (by the values of"
+  " the training set, see the README), or none (all values as they are)",
   model=f"one of {', '.join(MODELS)}",
   norm="of the ResNets: batch or group",
   algorithm=f"one of {', '.join(sorted(ALGORITHMS))}",

@@ -20,10 +20,6 @@ ACCEPTED = flags.DEFAULTS
     (dict(sparsity_schedule="step"), "one of constant, cubic, linear"),
     (dict(server_optimizer="lion"), "one of sgd"),
     (dict(partition="label"), "one of dirichlet"),
-    (dict(input_range=("0",)), "LOW,HIGH with LOW < HIGH, auto or none"),
-    (dict(input_range=("255", "0")), "LOW,HIGH"),
-    (dict(input_range=("0", "inf")), "LOW,HIGH"),
-    (dict(input_range=("auto", "none")), "LOW,HIGH"),
     (dict(rounds=0), "at least 1"),
     (dict(batch_size=0), "at least 1"),
     (dict(eval_every=0), "at least 1"),
@@ -79,6 +75,24 @@ def test_a_bad_flag_is_named_with_its_value_and_what_is_right(change, right):
   (name,) = [name for name in change if message.startswith(f"--{name}={change[name]}:")]
   assert name in change
   assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+  "text", ["0", "255,0", "1,1", "0,inf", "nan,1", "auto,none", "a,b", "0,1,2"]
+)
+def test_a_bad_input_range_is_named_with_what_is_right(text):
+  with pytest.raises(flags.ConfigError) as caught:
+    flags.check(ACCEPTED._replace(input_range=tuple(text.split(","))))
+  right = "must be LOW,HIGH with LOW < HIGH, auto or none"
+  assert str(caught.value) == f"--input_range={text}: {right}"
+
+
+def test_an_input_range_reaches_the_model():
+  config = ACCEPTED._replace(input_range=("0", "32"))
+  assert flags.input_range(config) == (0, 32)
+  facts = build(flags.resolve(config)).facts
+  assert (facts["mean"], facts["std"], facts["input_range"]) == (16, 16, (0, 32))
+  assert flags.input_range(ACCEPTED._replace(input_range=("none",))) is None
 
 
 def test_the_defaults_and_their_edges_are_accepted():
