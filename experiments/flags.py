@@ -383,7 +383,8 @@ def define(flag_values: flags.FlagValues = _FLAGS) -> None:
     bool: flags.DEFINE_boolean,
   }
   for name, default in DEFAULTS._asdict().items():
-    definers[types[name]](name, default, _HELP[name], flag_values=flag_values)
+    shown = list(default) if isinstance(default, tuple) else default  # as absl's lists are
+    definers[types[name]](name, shown, _HELP[name], flag_values=flag_values)
 
 
 def parse(argv: list[str]) -> list[str]:
