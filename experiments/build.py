@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from experiments import processes
 from experiments.environment import free_bytes
 from experiments.flags import AUTO, Config, ConfigError, ignored, input_range, options
+from experiments.split import Split, count_phases
 from sparsyfed_jax import trees
 from sparsyfed_jax.algorithms import ALGORITHMS, OPTIONS
 from sparsyfed_jax.data import partition, scaling, sources
@@ -67,6 +68,7 @@ class Experiment(NamedTuple):
   costs: tuple[LayerCost, ...]  # of the model's layers; () without --metrics
   facts: dict[str, Any]  # what the data made of the flags, for config.json
   remarks: tuple[str, ...]  # what is allowed in the data and yet often a mistake
+  split: tuple[Split, ...]  # before and, with --shift_round, after
 
 
 def build(config: Config) -> Experiment:
@@ -182,6 +184,7 @@ def build(config: Config) -> Experiment:
     mesh=mesh,
     facts=facts,
     remarks=tuple(remarks(dataset)),
+    split=count_phases(config, (parts, parts_after), dataset.y_train, dataset.num_classes),
   )
 
 

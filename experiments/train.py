@@ -1,6 +1,7 @@
 """Runs one method on one data set: `python -m experiments.train --algorithm=sparsyfed`.
 
-Writes config.json, metrics.jsonl (and .csv), summary.json and curves.png into --output_dir.
+Writes config.json, metrics.jsonl (and .csv), summary.json, curves.png and partition.png into
+--output_dir.
 """
 
 import contextlib

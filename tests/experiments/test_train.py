@@ -25,7 +25,7 @@ def run(directory, config):
 def test_a_run_leaves_its_record(tmp_path, capsys):
   summary = run(tmp_path / "run", SMALL)
   files = {path.name for path in (tmp_path / "run").iterdir()}
-  assert {"config.json", "metrics.jsonl", "summary.json", "curves.png"} <= files
+  assert {"config.json", "metrics.jsonl", "summary.json", "curves.png", "partition.png"} <= files
 
   rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
   assert [row["round"] for row in rows] == [1, 2, 3, 4, 5]
