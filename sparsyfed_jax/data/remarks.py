@@ -58,6 +58,12 @@ def _of_clients(dataset: Dataset) -> list[str]:
 def _of_values(dataset: Dataset) -> list[str]:
   train, test = dataset.x_train, dataset.x_test
   lines = []
+  shape = train.shape[1:]
+  if len(shape) == 3 and shape[0] <= 4 < min(shape[1:]):
+    lines.append(
+      f"examples of shape {shape} are read as images {shape[0]} high and {shape[1]} wide with"
+      f" {shape[2]} channels; if the channels come first, save x.transpose(0, 2, 3, 1)"
+    )
   (low, high), (test_low, test_high) = _ends(train), _ends(test)
   ratio = (test_high - test_low) / ((high - low) or 1.0)
   if high > low and not 1 / _SCALES_APART <= ratio <= _SCALES_APART:

@@ -177,6 +177,11 @@ class TestRemarks:
     (line,) = self.look(tmp_path, x_train=x, x_test=x)
     assert "between 0 and 255, a small part of 0 to 1e+06; --input_range=0,255" in line
 
+  def test_what_may_be_images_with_the_channel_first(self, tmp_path):
+    x = np.broadcast_to(BYTES[:40, :1, :, :], (40, 1, 8, 9))
+    (line,) = self.look(tmp_path, x_train=x, x_test=x)
+    assert "1 high and 8 wide with 9 channels" in line and "x.transpose(0, 2, 3, 1)" in line
+
   def test_labels_that_are_numbers_to_be_predicted(self, tmp_path):
     y = 3 * np.arange(40) + 5
     (line,) = self.look(tmp_path, y_train=y, y_test=y)
