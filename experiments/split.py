@@ -1,5 +1,6 @@
 """How the examples lie with the clients: counts by client and class."""
 
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import numpy as np
 from experiments.flags import Config
 
 _MOST_CELLS = 10**7  # of a table of counts; of more clients every second, third, ... is counted
+_LONGEST_NAME = 40
 
 
 class Split(NamedTuple):
@@ -48,7 +50,9 @@ def count_phases(
     labels: (n,) integer classes, from 0.
     num_classes: their number.
   """
-  titles = [f"{config.dataset}  ·  {_rule(config, config.dirichlet_alpha)}"]
+  kind, _, path = config.dataset.partition(":")
+  name = os.path.basename(path) if kind == "npz" else config.dataset
+  titles = [f"{name[:_LONGEST_NAME]}  ·  {_rule(config, config.dirichlet_alpha)}"]
   if config.shift_round is not None:
     alpha = config.shift_dirichlet_alpha or config.dirichlet_alpha
     titles.append(
