@@ -7,7 +7,6 @@ import numpy as np
 
 Range: TypeAlias = tuple[float, float]  # the values that become -1 and 1
 
-BYTES: Range = (0.0, 255.0)
 AUDIO: Range = (-32768.0, 32768.0)
 # Largest values of common encodings: masks, digits, images of 8 and 16 bits; int8, int16.
 _UNSIGNED = (1, 16, 255, 65535)

@@ -78,7 +78,7 @@ class TestFindRange:
     assert ((-3 - mean) / std, (5 - mean) / std) == (-1, 1)
     assert scaling.as_range(mean, std) == (-3, 5)
     assert scaling.mean_and_std(scaling.AUDIO) == (0.0, 32768.0)
-    assert scaling.mean_and_std(scaling.BYTES) == (127.5, 127.5)
+    assert scaling.mean_and_std((0.0, 255.0)) == (127.5, 127.5)
 
 
 @pytest.mark.parametrize(
