@@ -25,13 +25,13 @@ def find_range(x: np.ndarray) -> Range | None:
   | 0 to between 9 and 16                       | 0 to 16                          |
   | 0 to between 128 and 255                    | 0 to 255                         |
   | 0 to between 32,768 and 65,535              | 0 to 65,535                      |
-  | of both signs, largest between 65 and 128   | -128 to 128                      |
-  | of both signs, between 16,385 and 32,768    | -32,768 to 32,768                |
+  | of both signs, largest between 33 and 128   | -128 to 128                      |
+  | of both signs, between 8,193 and 32,768     | -32,768 to 32,768                |
   | of both signs otherwise                     | -max to max, so that 0 stays 0   |
   | others                                      | min to max                       |
 
   A set need not use the whole of a common encoding: images whose brightest pixel is 250 are scaled
-  like all others of 8 bits. Standardised floats have a root mean square of 1, those in [0, 1] or
+  like all others of 8 bits, and so are waveforms that peak at a quarter of 16 bits. Standardised floats have a root mean square of 1, those in [0, 1] or
   [-1, 1] one of at most 1, whatever their distribution, so that neither is ever scaled.
 
   Args:
@@ -48,7 +48,7 @@ def find_range(x: np.ndarray) -> Range | None:
     low = 0.0 if high in _UNSIGNED else low
   elif high > 0:
     largest = max(-low, high)
-    largest = next((float(top) for top in _SIGNED if top / 2 < largest <= top), largest)
+    largest = next((float(top) for top in _SIGNED if top / 4 < largest <= top), largest)
     low, high = -largest, largest
   return (low, high) if low < high else (low - 1.0, low + 1.0)  # all alike: they become 0
 

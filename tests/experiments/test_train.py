@@ -112,7 +112,16 @@ def write_npz(path, num_examples=60, clients=None, **changes):
 def test_an_empty_client_is_allowed_and_counted(tmp_path, capsys):
   clients = np.arange(60) % 10
   clients[clients == 7] = 8
-  dataset = write_npz(tmp_path / "data.npz", clients=clients)
+  rng = np.random.default_rng(0)
+  arrays = dict(
+    x_train=rng.integers(0, 256, (60, 8, 8, 1), dtype=np.uint8),
+    y_train=rng.integers(0, 3, 60),
+    client_train=clients,
+    x_test=rng.integers(0, 256, (20, 8, 8, 1), dtype=np.uint8),
+    y_test=rng.integers(0, 3, 20),
+    client_test=np.arange(20) % 10,
+  )
+  dataset = write_npz(tmp_path / "data.npz", x=None, y=None, **arrays)
   config = SMALL._replace(dataset=dataset, partition="natural", num_clients=None)
   summary = run(tmp_path / "run", config)
   assert summary["empty_clients"] == 1
@@ -126,7 +135,7 @@ def test_an_empty_client_is_allowed_and_counted(tmp_path, capsys):
   [
     (dict(y=None), "y"),
     (dict(x=np.full((60, 8, 8, 1), np.nan, np.float32)), "x"),
-    (dict(client=np.full(60, 10**6)), "client"),
+    (dict(client=np.linspace(0, 1, 60)), "client"),
   ],
 )
 def test_a_bad_file_is_refused(tmp_path, changes, named):
