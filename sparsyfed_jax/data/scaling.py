@@ -31,8 +31,10 @@ def find_range(x: np.ndarray) -> Range | None:
   | others                                      | min to max                       |
 
   A set need not use the whole of a common encoding: images whose brightest pixel is 250 are scaled
-  like all others of 8 bits, and so are waveforms that peak at a quarter of 16 bits. Standardised floats have a root mean square of 1, those in [0, 1] or
-  [-1, 1] one of at most 1, whatever their distribution, so that neither is ever scaled.
+  like all others of 8 bits, and so are waveforms that peak at a quarter of 16 bits.
+
+  Standardised floats have a root mean square of 1, those in [0, 1] or [-1, 1] one of at most 1,
+  whatever their distribution, so that neither is ever scaled.
 
   Args:
     x: training examples, (n, *shape) bool, integer or float32 of any size, finite.

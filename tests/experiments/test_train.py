@@ -96,14 +96,12 @@ def test_clients_may_vanish_and_straggle(tmp_path):
   assert np.isfinite(summary["test_loss"])
 
 
-def write_npz(path, num_examples=60, clients=None, **changes):
+def write_npz(path, num_examples=60, **changes):
   rng = np.random.default_rng(0)
   arrays = dict(
     x=rng.integers(0, 256, (num_examples, 8, 8, 1), dtype=np.uint8),
     y=rng.integers(0, 3, num_examples),
   )
-  if clients is not None:
-    arrays["client"] = clients
   arrays |= changes
   np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
   return f"npz:{path}"
