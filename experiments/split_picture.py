@@ -38,8 +38,8 @@ def plot_split(
     path: the PNG to write.
   """
   figure = Figure(figsize=(12, 5.4 * len(phases)), dpi=110, facecolor="white")
-  rows = np.atleast_1d(figure.subfigures(len(phases), 1))
-  for row, split in zip(rows, phases, strict=True):
+  rows = figure.subfigures(len(phases), 1, squeeze=False)
+  for row, split in zip(rows[:, 0], phases, strict=True):
     _draw_phase(row, split, [_shortened(label) for label in classes])
   figure.savefig(path, format="png")
 
