@@ -13,11 +13,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import processes
 from experiments.environment import free_bytes
-from experiments.flags import AUTO, Config, ConfigError, ignored, options
+from experiments.flags import AUTO, Config, ConfigError, ignored, input_range, options
 from experiments.identity import digest, examples_digest
+from experiments.split import Split, count_phases
 from sparsyfed_jax import trees
 from sparsyfed_jax.algorithms import ALGORITHMS, OPTIONS
-from sparsyfed_jax.data import partition, sources
+from sparsyfed_jax.data import partition, scaling, sources
+from sparsyfed_jax.data.remarks import remarks
 from sparsyfed_jax.data.shift import SHIFTS
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.client import LocalTraining
@@ -66,6 +68,8 @@ class Experiment(NamedTuple):
   layers: tuple[str, ...]  # names of the prunable leaves' layers
   costs: tuple[LayerCost, ...]  # of the model's layers; () without --metrics
   facts: dict[str, Any]  # what the data made of the flags, for config.json
+  remarks: tuple[str, ...]  # what is allowed in the data and yet often a mistake
+  split: tuple[Split, ...]  # before and, with --shift_round, after
 
 
 class _OnHost(NamedTuple):
@@ -84,7 +88,9 @@ class _OnHost(NamedTuple):
 
 def load(config: Config) -> sources.Dataset:
   """Loads the data set of a run; raises DataError."""
-  return sources.load(config.dataset, make_keys(jax.random.key(config.seed)).split)
+  return sources.load(
+    config.dataset, make_keys(jax.random.key(config.seed)).split, input_range(config)
+  )
 
 
 def check(config: Config, dataset: sources.Dataset) -> None:
@@ -209,6 +215,8 @@ def build(config: Config) -> Experiment:
     processes=jax.process_count(),
     mean=dataset.mean,
     std=dataset.std,
+    input_range=scaling.as_range(dataset.mean, dataset.std),
+    classes=dataset.classes,
     examples_sha256=examples_digest(dataset),
     split_sha256=digest([*parts, len(parts), *parts_after, scales]),
   )
@@ -229,6 +237,8 @@ def build(config: Config) -> Experiment:
     keys=keys,
     mesh=mesh,
     facts=facts,
+    remarks=tuple(remarks(dataset)),
+    split=count_phases(config, (parts, parts_after), dataset.y_train, dataset.num_classes),
   )
 
 
@@ -244,6 +254,7 @@ def everywhere(mesh: Mesh) -> NamedSharding:
 # Flags that become values of the state or of the data, and leave the compiled programs alone.
 _VALUES = (
   "dataset",
+  "input_range",
   "num_clients",
   "rounds",
   "sparsity",
@@ -471,6 +482,8 @@ def _deal(config: Config, dataset: sources.Dataset, key: jax.Array) -> list[np.n
   try:
     if config.partition == "dirichlet":
       return partition.dirichlet(key, labels, num_clients, config.dirichlet_alpha)
+    if config.partition == "dirichlet_symmetric":
+      return partition.dirichlet_symmetric(key, labels, num_clients, config.dirichlet_alpha)
     if config.partition == "dirichlet_per_class":
       return partition.dirichlet_per_class(key, labels, num_clients, config.dirichlet_alpha)
     if config.partition == "shards":

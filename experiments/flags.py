@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 from absl import flags
 
@@ -19,6 +19,7 @@ from sparsyfed_jax.algorithms.static import MASKS
 from sparsyfed_jax.algorithms.zerofl import FORMS as ZEROFL_FORMS
 from sparsyfed_jax.algorithms.zerofl import UPLINKS
 from sparsyfed_jax.data.shift import SHIFTS
+from sparsyfed_jax.data.sources import InputRange
 from sparsyfed_jax.fed.devices import PLACEMENTS
 from sparsyfed_jax.fed.optimizers import FEDOPT, SERVER_OPTIMIZERS
 from sparsyfed_jax.fed.sampling import AVAILABILITIES
@@ -29,7 +30,10 @@ from sparsyfed_jax.models.norm import Norm
 
 MODELS = ("mlp", "cnn", "resnet18", "speech_resnet18", "vit")
 NORMS = ("batch", "group")
-PARTITIONS = ("dirichlet", "dirichlet_per_class", "iid", "shards", "power_law", "natural")
+PARTITIONS = (
+  *("dirichlet", "dirichlet_symmetric", "dirichlet_per_class"),
+  *("iid", "shards", "power_law", "natural"),
+)
 CLIENT_OPTIMIZERS = ("sgd", "nesterov", "adamw")
 COMPUTE_DTYPES = ("float32", "tf32", "bfloat16")
 WIRE_DTYPES = ("float32", "bfloat16", "float16")
@@ -64,7 +68,7 @@ _OPTION_OF_FLAG: dict[str, tuple[str, str, tuple[str, ...]]] = {
   "flash_aggregation": ("flash", "aggregation", AGGREGATIONS),
   "static_mask": ("static", "mask", MASKS),
 }
-AUTO = "auto"
+AUTO: Literal["auto"] = "auto"
 # Flags that change no result, so that a resumed run may change them.
 WITHOUT_EFFECT = (
   "output_dir",
@@ -91,6 +95,7 @@ class Config(NamedTuple):
   """The flags of a run, by name."""
 
   dataset: str
+  input_range: tuple[str, ...]
   model: str
   norm: Norm
   algorithm: str
@@ -172,6 +177,7 @@ class Config(NamedTuple):
 
 DEFAULTS = Config(
   dataset="digits",
+  input_range=(AUTO,),
   model="cnn",
   norm="batch",
   algorithm="sparsyfed",
@@ -254,6 +260,8 @@ DEFAULTS = Config(
 _HELP = dict(
   dataset="digits (scikit-learn's, embedded), npz:PATH (see the README for its arrays), or"
   " tfds:NAME (prepared by tensorflow-datasets)",
+  input_range="LOW,HIGH: the stored values that the model sees as -1 and 1; auto (by the values of"
+  " the training set, see the README), or none (all values as they are)",
   model=f"one of {', '.join(MODELS)}",
   norm="of the ResNets: batch or group",
   algorithm=f"one of {', '.join(sorted(ALGORITHMS))}",
@@ -319,7 +327,9 @@ _HELP = dict(
   server_tau="adaptivity of fedadagrad, fedadam and fedyogi (Reddi et al. 2021): the larger, the"
   " less small steps are scaled up",
   partition="how the training data is dealt to the clients: dirichlet (equal sizes, class"
-  " frequencies of each client ~ Dirichlet(--dirichlet_alpha), as in the paper),"
+  " frequencies of each client ~ Dirichlet(--dirichlet_alpha * classes * frequency of the class)),"
+  " dirichlet_symmetric (~ Dirichlet(--dirichlet_alpha), as in the paper: the same where classes"
+  " are equally frequent; where not, some clients get nothing but the frequent ones),"
   " dirichlet_per_class (sizes vary too), iid, shards (--shards_per_client of the sorted data),"
   " power_law (sizes ~ rank^-exponent), natural (the file's own clients)",
   dirichlet_alpha="concentration of the Dirichlet splits: 1000 is uniform, 0.1 very skewed",
@@ -389,7 +399,8 @@ def define(flag_values: flags.FlagValues = _FLAGS) -> None:
     bool: flags.DEFINE_boolean,
   }
   for name, default in DEFAULTS._asdict().items():
-    definers[types[name]](name, default, _HELP[name], flag_values=flag_values)
+    shown = list(default) if isinstance(default, tuple) else default  # as absl's lists are
+    definers[types[name]](name, shown, _HELP[name], flag_values=flag_values)
   flag_files.define(flag_values)
 
 
@@ -433,8 +444,19 @@ def collect(flag_values: flags.FlagValues) -> Config:
   values: dict[str, Any] = {name: flag_values[name].value for name in Config._fields}
   for name in ("client_sparsities", "client_sparsity_shares"):
     values[name] = _numbers(name, values[name])
-  values["trackers"] = tuple(values["trackers"])
+  for name in ("trackers", "input_range"):
+    values[name] = tuple(values[name])
   return Config(**values)
+
+
+def input_range(config: Config) -> InputRange:
+  """Reads --input_range as `sources.load` takes it."""
+  if config.input_range == (AUTO,):
+    return AUTO
+  if config.input_range == ("none",):
+    return None
+  low, high = _numbers("input_range", config.input_range)
+  return low, high
 
 
 def _numbers(name: str, listed: Sequence[str | float]) -> tuple[float, ...]:
@@ -459,6 +481,7 @@ def check(config: Config) -> None:
   def require_one_of(name: str, known: tuple[str, ...]) -> None:
     require(getattr(config, name) in known, name, "one of " + ", ".join(known))
 
+  _check_input_range(config)
   require_one_of("model", MODELS)
   require_one_of("algorithm", tuple(sorted(ALGORITHMS)))
   require_one_of("sparsity_schedule", tuple(SPARSITY_SCHEDULES))
@@ -552,6 +575,19 @@ def check(config: Config) -> None:
     "clients_per_chunk",
     "auto or a whole number of at least 1",
   )
+
+
+def _check_input_range(config: Config) -> None:
+  if config.input_range in ((AUTO,), ("none",)):
+    return
+  joined = ",".join(config.input_range)
+  refusal = ConfigError(f"--input_range={joined}: must be LOW,HIGH with LOW < HIGH, auto or none")
+  try:
+    low, high = map(float, config.input_range)
+  except ValueError:
+    raise refusal from None
+  if not -math.inf < low < high < math.inf:
+    raise refusal
 
 
 def _check_processes(config: Config, require: Callable[[bool, str, str], None]) -> None:

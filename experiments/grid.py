@@ -13,7 +13,8 @@ from experiments import flags
 
 # Of the sweep, which always resumes, or of a run of several processes, which a sweep is not.
 OWN = ("output_dir", "resume", "discard_rounds", "coordinator", "num_processes", "process_id")
-LISTS = ("client_sparsities", "client_sparsity_shares", "trackers")  # lists already; not swept
+# Lists already, which are not swept.
+LISTS = ("client_sparsities", "client_sparsity_shares", "trackers", "input_range")
 _MOST_BYTES = 100  # of the readable part of a name; file systems take 255
 _DIGITS = 8  # of the hash behind it
 

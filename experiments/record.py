@@ -21,6 +21,7 @@ from experiments.measures import bytes_to_accuracy, recovery, rounds_to_accuracy
 from experiments.plots import plot_curves
 from experiments.programs import Inputs, Programs
 from experiments.signals import catch_signals
+from experiments.split_picture import plot_split
 from experiments.terminal import Update
 from experiments.work import dense_flops, shares_of
 from sparsyfed_jax.fed.devices import put
@@ -233,6 +234,8 @@ def record(
     summary = _summarise(member, rows[number], of_run(number, state), own_hits)
     summary |= cost | describe_environment()
     plot_curves(rows[number], summary, member.directory / "curves.png")
+    split, classes = member.experiment.split, member.experiment.facts["classes"]
+    plot_split(split, classes, member.directory / "partition.png")
     write_similarity(member.directory)
     write_json(member.directory / SUMMARY_NAME, summary)  # last: it says that all is there
     results.append(summary)

@@ -1,6 +1,7 @@
 """Runs one method on one data set: `python -m experiments.train --algorithm=sparsyfed`.
 
-Writes config.json, metrics.jsonl (and .csv), summary.json and curves.png into --output_dir.
+Writes config.json, metrics.jsonl (and .csv), summary.json, curves.png and partition.png into
+--output_dir.
 """
 
 import contextlib
@@ -165,7 +166,8 @@ def _print_setup(config: flags.Config, experiment: Experiment) -> None:
   facts = experiment.facts
   empty = f" ({facts['empty_clients']} of them empty)" if facts["empty_clients"] else ""
   print(
-    f"{config.algorithm} on {config.dataset}: {config.model}, {facts['train_examples']} examples,"
+    f"{config.algorithm} on {config.dataset}: {config.model}, {facts['train_examples']} examples of"
+    f" {facts['num_classes']} classes, {_describe_range(facts['input_range'])},"
     f" {facts['num_clients']} clients{empty}, {config.clients_per_round} a round,"
     f" {config.rounds} rounds on {describe_environment()['device']}; compiling",
     flush=True,
@@ -173,6 +175,12 @@ def _print_setup(config: flags.Config, experiment: Experiment) -> None:
   natural = facts["natural_clients"]
   if natural and config.partition != "natural":
     print(f"note: the data has {natural} clients of its own; --partition=natural uses them")
+  for remark in experiment.remarks:
+    print(f"note: {remark}")
+
+
+def _describe_range(limits: Sequence[float] | None) -> str:
+  return f"inputs {limits[0]:g} to {limits[1]:g} as [-1, 1]" if limits else "inputs as they are"
 
 
 if __name__ == "__main__":

@@ -5,17 +5,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from sparsyfed_jax.data.labels import Label
 from sparsyfed_jax.data.partition import generator
-
-# What is stored for each dtype that a source may hold, then mean and std: dtypes by kind and item
-# size, so that byte order does not matter. uint8 is (x / 255 - 0.5) / 0.5.
-PIXELS = {
-  "u1": (np.uint8, 127.5, 127.5),
-  "i2": (np.int16, 0.0, 32768.0),
-  "f2": (np.float32, 0.0, 1.0),
-  "f4": (np.float32, 0.0, 1.0),
-  "f8": (np.float32, 0.0, 1.0),
-}
 
 
 class DataError(ValueError):
@@ -36,6 +27,7 @@ class Dataset(NamedTuple):
   mean: float  # a model sees (x - mean) / std
   std: float
   client_test: np.ndarray = np.zeros(0, np.int32)  # (m,) int32, as client_train; (0,) if unknown
+  classes: tuple[Label, ...] = ()  # (num_classes,) the labels as the source has them
 
 
 def split_80_20(num_examples: int, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,9 @@ the value found and what would be right.
 
 The label splits follow Hsu, Qi and Brown, "Measuring the Effects of Non-Identical Data
 Distribution for Federated Visual Classification", 2019, https://arxiv.org/abs/1909.06335 (one class
-distribution per client, as in SparsyFed, https://arxiv.org/abs/2504.05153), Yurochkin et al.,
+distribution per client, q ~ Dirichlet(a p) with the prior p over the classes; our alpha is their a
+divided by the number of classes), SparsyFed, https://arxiv.org/abs/2504.05153 (the same without the
+prior: one alpha for all classes), Yurochkin et al.,
 "Bayesian Nonparametric Federated Learning of Neural Networks", ICML 2019,
 https://arxiv.org/abs/1905.12022 (one client distribution per class) and McMahan et al.,
 "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017,
@@ -19,6 +21,9 @@ from collections.abc import Iterable, Sequence
 import jax
 import numpy as np
 
+# Between them a gamma draw and its logarithm are finite.
+_LEAST_ALPHA, _LARGEST_ALPHA = 5e-324, 1e307
+
 
 def generator(key: jax.Array) -> np.random.Generator:
   """Makes a NumPy generator from a JAX PRNG key: equal keys give equal streams."""
@@ -28,44 +33,92 @@ def generator(key: jax.Array) -> np.random.Generator:
 def dirichlet(
   key: jax.Array, labels: np.ndarray, num_clients: int, alpha: float
 ) -> list[np.ndarray]:
-  """Splits into equal sizes, each client with class frequencies drawn from Dirichlet(alpha).
+  """Splits into equal sizes, each client with class frequencies ~ Dirichlet(alpha * C * prior).
 
-  `class_distributions` followed by `by_distribution`, each with one half of the split key; call the
-  two yourself to split a test set by the same class frequencies.
+  The prior is the frequencies of the C classes in `labels`, so that with a large alpha every client
+  has them too. Where all classes are equally frequent this is `dirichlet_symmetric`, to the bit.
+
+  `concentrations`, `class_distributions` and `by_distribution`, the latter two with one half of the
+  split key each; call them yourself to split a test set by the same class frequencies.
 
   Args:
     key: a JAX PRNG key.
     labels: (n,) integer classes, from 0.
     num_clients: number of clients, at most n.
-    alpha: concentration, finite and > 0; small for few classes per client, large for all alike.
+    alpha: mean concentration of a class, finite and > 0; small for few classes per client, large
+      for all clients alike.
 
   Returns:
     `num_clients` sorted int32 index arrays; the first n % num_clients hold one example more.
   """
   labels = _checked_ids("labels", labels)
+  _check_alpha(alpha)
+  return _by_dirichlet(key, labels, num_clients, concentrations(labels, alpha))
+
+
+def dirichlet_symmetric(
+  key: jax.Array, labels: np.ndarray, num_clients: int, alpha: float
+) -> list[np.ndarray]:
+  """Splits into equal sizes, each client with class frequencies ~ Dirichlet(alpha), as SparsyFed.
+
+  Every client asks for all classes alike on average, whatever their frequencies in `labels`. Rare
+  classes are soon used up, and the last clients get what is left: frequent classes alone.
+
+  Arguments and result are those of `dirichlet`.
+  """
+  labels = _checked_ids("labels", labels)
+  _check_alpha(alpha)
+  return _by_dirichlet(key, labels, num_clients, np.full(labels.max() + 1, alpha))
+
+
+def _by_dirichlet(
+  key: jax.Array, labels: np.ndarray, num_clients: int, alphas: np.ndarray
+) -> list[np.ndarray]:
   key_distributions, key_draws = jax.random.split(key)
-  distributions = class_distributions(key_distributions, num_clients, labels.max() + 1, alpha)
+  distributions = class_distributions(key_distributions, num_clients, len(alphas), alphas)
   return by_distribution(key_draws, labels, distributions)
 
 
+def concentrations(labels: np.ndarray, alpha: float) -> np.ndarray:
+  """Computes alpha * C * prior, of the C classes that occur and their frequencies in `labels`.
+
+  Args:
+    labels: (n,) integer classes, from 0.
+    alpha: mean of the result over the classes that occur, finite and > 0.
+
+  Returns:
+    (labels.max() + 1,) float64; exactly alpha for all classes of the mean frequency, 0 for a class
+    without examples.
+  """
+  counts = np.bincount(_checked_ids("labels", labels))
+  _check_alpha(alpha)
+  # C * count / n first: it is exactly 1 where the classes are balanced.
+  ratios = np.count_nonzero(counts) * counts / counts.sum()
+  with np.errstate(over="ignore", under="ignore"):
+    return np.where(counts > 0, np.clip(alpha * ratios, _LEAST_ALPHA, _LARGEST_ALPHA), 0.0)
+
+
 def class_distributions(
-  key: jax.Array, num_clients: int, num_classes: int, alpha: float
+  key: jax.Array, num_clients: int, num_classes: int, alpha: float | np.ndarray
 ) -> np.ndarray:
-  """Draws one distribution over the classes per client from the symmetric Dirichlet(alpha).
+  """Draws one distribution over the classes per client from a Dirichlet distribution.
 
   Args:
     key: a JAX PRNG key.
     num_clients: number of rows, at least 1.
     num_classes: number of columns, at least 1.
-    alpha: concentration, finite and > 0.
+    alpha: concentration, finite and > 0; or (num_classes,) float64, one for each class, of which
+      those that are 0 never come up.
 
   Returns:
     (num_clients, num_classes) float64; rows sum to 1 and are never NaN, however small alpha is.
   """
   _check_at_least("num_clients", num_clients, 1)
   _check_at_least("num_classes", num_classes, 1)
-  _check_alpha(alpha)
-  return _dirichlet_rows(generator(key), num_clients, num_classes, alpha)
+  alphas = np.broadcast_to(np.asarray(alpha, np.float64), (num_classes,))
+  if not (np.isfinite(alphas).all() and (alphas >= 0).all() and alphas.any()):
+    raise ValueError(f"alpha={alpha}: must be finite and greater than 0")
+  return _dirichlet_rows(generator(key), num_clients, alphas)
 
 
 def by_distribution(
@@ -130,7 +183,7 @@ def dirichlet_per_class(
   _check_alpha(alpha)
   rng = generator(key)
   pools = _shuffled_by_class(rng, labels, labels.max() + 1)
-  proportions = _dirichlet_rows(rng, len(pools), num_clients, alpha)
+  proportions = _dirichlet_rows(rng, len(pools), np.full(num_clients, alpha))
   pieces = []
   for pool, row in zip(pools, proportions, strict=True):
     cuts = np.rint(np.cumsum(row[:-1]) * len(pool)).astype(np.int64)
@@ -266,15 +319,16 @@ def stack_clients(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
   return indices, sizes
 
 
-def _dirichlet_rows(rng: np.random.Generator, rows: int, columns: int, alpha: float) -> np.ndarray:
+def _dirichlet_rows(rng: np.random.Generator, rows: int, alphas: np.ndarray) -> np.ndarray:
   """Draws Dirichlet rows in log space: with a small alpha plain gamma draws underflow to 0 / 0.
 
-  Gamma(alpha) = Gamma(alpha + 1) * U^(1 / alpha), here both sides to the power min(alpha, 1).
+  Gamma(alpha) = Gamma(alpha + 1) * U^(1 / alpha), here both sides to the power min(alphas, 1).
   """
-  power = min(alpha, 1.0)
-  logs = power * np.log(rng.standard_gamma(alpha + 1, (rows, columns)))
-  logs -= power / alpha * rng.standard_exponential((rows, columns))
-  with np.errstate(over="ignore"):
+  shape = (rows, len(alphas))
+  power = min(float(alphas[alphas > 0].min()), 1.0)
+  logs = power * np.log(rng.standard_gamma(alphas + 1, shape))
+  with np.errstate(divide="ignore", over="ignore"):  # -inf where alpha is 0
+    logs -= power / alphas * rng.standard_exponential(shape)
     weights = np.exp((logs - logs.max(1, keepdims=True)) / power)
   return weights / weights.sum(1, keepdims=True)
 

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sparsyfed_jax.data import audio
-from sparsyfed_jax.data.dataset import PIXELS, DataError, Dataset, split_80_20
+from sparsyfed_jax.data import audio, scaling
+from sparsyfed_jax.data.dataset import DataError, Dataset, split_80_20
+from sparsyfed_jax.data.labels import Label, number
 
 AUDIO_RATE = 8000  # samples a second; a clip is kept for one second
 
@@ -37,8 +38,9 @@ def load(name: str, key: jax.Array) -> Dataset:
   leaves its `validation` out.
 
   The examples are the set's image or audio and the labels its ClassLabel: those that its
-  supervised_keys name, or else the only ones. A feature client_id, user_id, speaker_id or
-  writer_id, with or without _id, gives the natural clients, numbered in sorted order.
+  supervised_keys name, or else the only ones. Where the set has names for its classes, all of these
+  are classes; where it only numbers them, those that occur. A feature client_id, user_id,
+  speaker_id or writer_id, with or without _id, gives the natural clients, numbered in sorted order.
 
   Images are uint8 NHWC of one size and are kept as they are; those of emnist are stored transposed.
   Audio must be mono and say its sample rate; each clip is resampled to 8 kHz and cut or filled with
@@ -50,8 +52,8 @@ def load(name: str, key: jax.Array) -> Dataset:
     key: a JAX PRNG key; not used where the set has a test or validation split.
 
   Returns:
-    The data set; x is (n, height, width, channels) uint8 or (n, 8000) int16, which `mean` and `std`
-    scale to [-1, 1].
+    The data set; x is (n, height, width, channels) uint8, scaled as `scaling.find_range` finds
+    right for the training images, or (n, 8000) int16, whose whole range is scaled to [-1, 1].
 
   Raises:
     DataError: tensorflow_datasets is not installed, or the set is unknown, not prepared as
@@ -88,19 +90,25 @@ def load(name: str, key: jax.Array) -> Dataset:
     x, y = x[kept], y[kept]
     if num_clients:
       client_train, client_test = client_train[kept], client_train[tested]
-  _, mean, std = PIXELS[x.dtype.str[1:]]
+  classes: tuple[Label, ...] = reader.class_names
+  if not classes:
+    (y, y_test), classes = number(y, y_test)
+  if len(classes) < 2:
+    raise DataError(f"{where}: labels: are all {classes[0]}, must be of 2 or more classes")
+  mean, std = scaling.mean_and_std(reader.limits or scaling.find_range(x))
   return Dataset(
-    name,
-    x,
-    y,
-    x_test,
-    y_test,
-    client_train,
-    num_clients,
-    reader.num_classes,
-    mean,
-    std,
-    client_test,
+    name=name,
+    x_train=x,
+    y_train=y,
+    x_test=x_test,
+    y_test=y_test,
+    client_train=client_train,
+    num_clients=num_clients,
+    num_classes=len(classes),
+    mean=mean,
+    std=std,
+    client_test=client_test,
+    classes=classes,
   )
 
 
@@ -128,6 +136,8 @@ class _Reader(NamedTuple):
   client: str | None
   convert: Callable[[np.ndarray], np.ndarray]  # from what is stored of x to the array to keep
   num_classes: int
+  class_names: tuple[str, ...]  # () where the set only numbers its classes
+  limits: scaling.Range | None  # None to be found in the examples
 
 
 def _import(where: str) -> ModuleType:
@@ -220,8 +230,12 @@ def _reader(where: str, info: Any, tfds: ModuleType) -> _Reader:
     raise DataError(f"{where}: {y}: is of {num_classes} classes, must be of 2 or more")
   scalars = [name for name, feature in features.items() if feature.shape == ()]
   client = next((name for name in _CLIENTS if name in scalars), None)
-  kind = _image if isinstance(features[x], tfds.features.Image) else _audio
-  return _Reader(x, y, client, kind(f"{where}: {x}", features[x]), num_classes)
+  is_image = isinstance(features[x], tfds.features.Image)
+  convert = (_image if is_image else _audio)(f"{where}: {x}", features[x])
+  names = tuple(features[y].names)
+  if names == tuple(map(str, range(num_classes))):  # what it says without names of its own
+    names = ()
+  return _Reader(x, y, client, convert, num_classes, names, None if is_image else scaling.AUDIO)
 
 
 def _choose(where: str, features: dict[str, Any], kind: Any, supervised: Any, noun: str) -> str:

@@ -6,28 +6,49 @@ tensorflow_datasets has prepared, which `prepared` reads.
 """
 
 import os
+import stat
+from typing import Literal, TypeAlias
 
 import jax
 import numpy as np
 
-from sparsyfed_jax.data import prepared
-from sparsyfed_jax.data.dataset import PIXELS, DataError, Dataset, split_80_20
+from sparsyfed_jax.data import prepared, scaling
+from sparsyfed_jax.data.dataset import DataError, Dataset, split_80_20
+from sparsyfed_jax.data.labels import Label, number, problem
 
+_KINDS = {
+  stat.S_IFDIR: "a directory",
+  stat.S_IFIFO: "a FIFO",
+  stat.S_IFSOCK: "a socket",
+  stat.S_IFCHR: "a device",
+  stat.S_IFBLK: "a device",
+}
 _SPLIT = ("x_train", "y_train", "x_test", "y_test")
 _WHOLE = ("x", "y")
+InputRange: TypeAlias = Literal["auto"] | scaling.Range | None
 _LAYOUTS = "x_train, y_train, x_test, y_test[, client_train[, client_test]] or x, y[, client]"
 
 
-def load(name: str, key: jax.Array) -> Dataset:
+def load(name: str, key: jax.Array, input_range: InputRange = "auto") -> Dataset:
   """Loads the data set that the flag --dataset names.
 
   Args:
     name: 'digits', 'npz:PATH' or 'tfds:NAME', a set that tensorflow_datasets has prepared.
     key: a JAX PRNG key; decides the train/test split where the source has none.
+    input_range: the stored values that a model sees as -1 and 1; None for the values as they are,
+      'auto' for what `scaling.find_range` finds in the training set.
 
   Raises:
     DataError: the name is unknown or the data cannot be used.
   """
+  dataset = _load(name, key)
+  if input_range == "auto":
+    return dataset
+  mean, std = scaling.mean_and_std(input_range)
+  return dataset._replace(mean=mean, std=std)
+
+
+def _load(name: str, key: jax.Array) -> Dataset:
   kind, _, path = name.partition(":")
   if name == "digits":
     return digits(key)
@@ -51,8 +72,19 @@ def digits(key: jax.Array) -> Dataset:
   bunch = load_digits()
   x, y = bunch.images.astype(np.uint8)[..., None], bunch.target.astype(np.int32)
   train, test = split_80_20(len(y), key)
-  no_clients = np.zeros(0, np.int32)
-  return Dataset("digits", x[train], y[train], x[test], y[test], no_clients, 0, 10, 8.0, 8.0)
+  return Dataset(
+    name="digits",
+    x_train=x[train],
+    y_train=y[train],
+    x_test=x[test],
+    y_test=y[test],
+    client_train=np.zeros(0, np.int32),
+    num_clients=0,
+    num_classes=10,
+    mean=8.0,
+    std=8.0,
+    classes=tuple(range(10)),
+  )
 
 
 def npz(path: str, key: jax.Array) -> Dataset:
@@ -62,57 +94,74 @@ def npz(path: str, key: jax.Array) -> Dataset:
   of each training example, and client_test; or x, y and optionally client, which the key splits
   80/20 (a client may then be left without training examples). Other arrays are ignored. Examples
   are of any rank, images NHWC; rank-3 arrays are taken for grey images (n, h, w) and get a channel
-  axis. Pixels are uint8, int16 or float (kept as float32), labels and clients integers from 0.
+  axis. Values are booleans, integers or floats, scaled as `scaling.find_range` finds right for the
+  training examples and stored as `scaling.narrow` says.
+
+  Labels and clients are any integers, booleans or strings. Those that occur, in training or test
+  examples, are numbered in sorted order.
 
   Args:
     path: the file; `~` stands for the home directory.
     key: a JAX PRNG key; not used where the file has a test set.
 
   Returns:
-    The data set, named like the file without its ending. uint8 and int16 are scaled to [-1, 1] by
-    `mean` and `std`, floats are left as they are.
+    The data set, named like the file without its ending.
 
   Raises:
     DataError: the file cannot be read or an array in it cannot be used.
   """
   arrays = _read(path)
   if "x" in arrays:
-    x, y = _examples(path, arrays, "")
-    if len(y) < 2:
-      raise DataError(f"{path}: x: holds {len(y)} example, must be 2 or more to be split 80/20")
-    clients, num_clients = _clients(path, arrays, "client", len(y))
-    train, test = split_80_20(len(y), key)
+    x = _examples(path, "x", arrays)
+    if len(x) < 2:
+      raise DataError(f"{path}: x: holds {len(x)} example, must be 2 or more to be split 80/20")
+    (y,), classes = _numbered(path, ("y",), arrays, "labels", (len(x),))
+    train, test = split_80_20(len(x), key)
     x_train, y_train, x_test, y_test = x[train], y[train], x[test], y[test]
-    of_test = clients[test] if num_clients else clients
-    clients = clients[train] if num_clients else clients
+    (clients,), owners = _clients(path, ("client",), arrays, (len(x),))
+    client_train, client_test = (clients[train], clients[test]) if owners else (clients, clients)
   else:
-    x_train, y_train = _examples(path, arrays, "_train")
-    x_test, y_test = _examples(path, arrays, "_test")
-    clients, num_clients = _clients(path, arrays, "client_train", len(y_train))
-    of_test = _test_clients(path, arrays, len(y_test), num_clients)
+    x_train, x_test = _examples(path, "x_train", arrays), _examples(path, "x_test", arrays)
+    sizes = len(x_train), len(x_test)
+    (y_train, y_test), classes = _numbered(path, ("y_train", "y_test"), arrays, "labels", sizes)
     if (x_train.shape[1:], x_train.dtype) != (x_test.shape[1:], x_test.dtype):
       raise DataError(
         f"{path}: x_test: examples are {x_test.dtype} of shape {x_test.shape[1:]}, must be like"
         f" x_train's, {x_train.dtype} of shape {x_train.shape[1:]}"
       )
-  num_classes = int(max(y_train.max(), y_test.max())) + 1
-  if num_classes < 2:
-    raise DataError(f"{path}: labels: are all 0, must be of 2 or more classes")
-  name = os.path.splitext(os.path.basename(path))[0]
-  _, mean, std = PIXELS[x_train.dtype.str[1:]]
+    both = ("client_train", "client_test")
+    (client_train, client_test), owners = _clients(path, both, arrays, sizes)
+  if len(classes) < 2:
+    raise DataError(f"{path}: labels: are all {classes[0]}, must be of 2 or more classes")
+  mean, std = scaling.mean_and_std(scaling.find_range(x_train))
+  x_train, x_test = scaling.narrow(x_train, x_test)
   return Dataset(
-    name, x_train, y_train, x_test, y_test, clients, num_clients, num_classes, mean, std, of_test
+    name=os.path.splitext(os.path.basename(path))[0],
+    x_train=x_train,
+    y_train=y_train,
+    x_test=x_test,
+    y_test=y_test,
+    client_train=client_train,
+    num_clients=len(owners),
+    num_classes=len(classes),
+    mean=mean,
+    std=std,
+    client_test=client_test,
+    classes=classes,
   )
 
 
 def _read(path: str) -> dict[str, np.ndarray]:
   """Reads the arrays of one of the two layouts."""
   try:
+    mode = os.stat(os.path.expanduser(path)).st_mode
+    if not stat.S_ISREG(mode):  # opening a FIFO would wait for a writer
+      raise DataError(
+        f"{path}: is {_KINDS.get(stat.S_IFMT(mode), 'no file')}, must be an .npz file"
+      )
     file = open(os.path.expanduser(path), "rb")
   except FileNotFoundError:
     raise DataError(f"{path}: no such file, must be an .npz file") from None
-  except IsADirectoryError:
-    raise DataError(f"{path}: is a directory, must be an .npz file") from None
   except OSError as error:
     raise DataError(f"{path}: cannot be opened: {error.strerror}") from None
   with file:
@@ -152,8 +201,9 @@ def _member(path: str, archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     array = archive[name]
   except Exception as error:  # zip, decompressor and header parser each have their own
     if "allow_pickle" in str(error):
+      right = "numbers; cast it" if name[0] == "x" else "integers or strings; cast it with astype"
       raise DataError(
-        f"{path}: {name}: is an array of Python objects, must be numbers; cast it before saving"
+        f"{path}: {name}: is an array of Python objects, must be {right} before saving"
       ) from None
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     raise DataError(f"{path}: {name}: cannot be read, is damaged or cut short ({reason})") from None
@@ -162,89 +212,67 @@ def _member(path: str, archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
   return array
 
 
-def _examples(
-  path: str, arrays: dict[str, np.ndarray], suffix: str
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the checked pixels (n, *shape) and labels (n,) int32 of x and y with this suffix."""
-  where = f"{path}: x{suffix}"
-  x = arrays[f"x{suffix}"]
+def _examples(path: str, name: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
+  """Returns the checked examples (n, *shape) of an array: bool, integers or float32."""
+  where = f"{path}: {name}"
+  x = arrays[name]
   if x.ndim < 2:
     raise DataError(f"{where}: has shape {x.shape}, must be (n, features) or (n, h, w, channels)")
   if not x.size:
     raise DataError(f"{where}: has shape {x.shape}, is empty; must hold at least one example")
-  if x.dtype.str[1:] not in PIXELS:
-    raise DataError(f"{where}: is {x.dtype}, must be uint8, int16, float16, float32 or float64")
-  with np.errstate(over="ignore"):  # a float64 too large becomes infinite, and is then reported
-    x = x.astype(PIXELS[x.dtype.str[1:]][0], copy=False)
-  if x.dtype.kind == "f" and not np.isfinite(x).all():
-    bad = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(1))
+  if x.dtype.kind not in "biuf":
+    raise DataError(f"{where}: is {x.dtype}, must be booleans, integers or floats")
+  if scaling.looks_channels_first(x.shape[1:]):
     raise DataError(
-      f"{where}: holds NaN or infinity in {len(bad)} of {len(x)} examples, the first at index"
-      f" {bad[0]}; must be finite in float32"
+      f"{where}: has shape {x.shape}, looks like images with the channels first (NCHW), must be"
+      f" NHWC; save {name}.transpose(0, 2, 3, 1)"
     )
-  y = _ids(path, f"y{suffix}", arrays, "labels")
-  if len(y) != len(x):
-    raise DataError(f"{path}: y{suffix}: holds {len(y)} labels, must be {len(x)} like x{suffix}")
-  return (x[..., None] if x.ndim == 3 else x), y
+  x = x.astype(x.dtype.newbyteorder("="), copy=False)
+  if x.dtype.kind == "f":
+    with np.errstate(over="ignore"):  # a float64 too large becomes infinite, and is then reported
+      x = x.astype(np.float32, copy=False)
+    bad = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(1))
+    if len(bad):
+      raise DataError(
+        f"{where}: holds NaN or infinity in {len(bad)} of {len(x)} examples, the first at index"
+        f" {bad[0]}; must be finite in float32"
+      )
+  return x[..., None] if x.ndim == 3 else x
 
 
 def _clients(
-  path: str, arrays: dict[str, np.ndarray], name: str, num_examples: int
-) -> tuple[np.ndarray, int]:
-  """Returns the checked natural clients (n,) int32 and their number; (0,) and 0 without any."""
-  if name not in arrays:
-    return np.zeros(0, np.int32), 0
-  clients = _ids(path, name, arrays, "client ids")
-  if len(clients) != num_examples:
-    raise DataError(f"{path}: {name}: holds {len(clients)} client ids, must be {num_examples}")
-  if clients.max() >= num_examples:  # would be as many clients, nearly all of them empty
-    raise DataError(
-      f"{path}: {name}: holds client id {clients.max()} for {num_examples} examples, must be below"
-      f" that; {_renumber(name)}"
-    )
-  return clients, int(clients.max()) + 1
+  path: str, names: tuple[str, ...], arrays: dict[str, np.ndarray], sizes: tuple[int, ...]
+) -> tuple[list[np.ndarray], tuple[Label, ...]]:
+  """Returns the natural clients of the examples, int32, and their ids; (0,) where unknown."""
+  nobody = np.zeros(0, np.int32)
+  if names[0] not in arrays:
+    if any(name in arrays for name in names):
+      raise DataError(f"{path}: {names[1]}: must come with {names[0]}")
+    return [nobody] * len(names), ()
+  known = tuple(name for name in names if name in arrays)
+  numbers, ids = _numbered(path, known, arrays, "client ids", sizes)
+  return [*numbers, *[nobody] * (len(names) - len(known))], ids
 
 
-def _test_clients(
-  path: str, arrays: dict[str, np.ndarray], num_examples: int, num_clients: int
-) -> np.ndarray:
-  """Returns the checked natural clients (m,) int32 of a test set; (0,) without any."""
-  if "client_test" not in arrays:
-    return np.zeros(0, np.int32)
-  if not num_clients:
-    raise DataError(f"{path}: client_test: must come with client_train")
-  clients = _ids(path, "client_test", arrays, "client ids")
-  if len(clients) != num_examples:
-    raise DataError(f"{path}: client_test: holds {len(clients)} client ids, must be {num_examples}")
-  if clients.max() >= num_clients:
-    raise DataError(
-      f"{path}: client_test: holds client id {clients.max()}, must be below {num_clients}, the"
-      " number of clients in client_train"
-    )
-  return clients
-
-
-def _ids(path: str, name: str, arrays: dict[str, np.ndarray], noun: str) -> np.ndarray:
-  """Returns the checked (n,) integers from 0 of an array as int32."""
-  where, ids = f"{path}: {name}", arrays[name]
-  if ids.ndim != 1:
-    raise DataError(
-      f"{where}: has shape {ids.shape}, must be a vector of {noun}; for one-hot rows save"
-      f" {name}.argmax(1), for a column {name}.ravel()"
-    )
-  if ids.dtype.kind not in "iu":
-    raise DataError(
-      f"{where}: is {ids.dtype}, must be integer {noun}; cast whole numbers to int32, or"
-      f" {_renumber(name)}"
-    )
-  bad = np.flatnonzero((ids < 0) | (ids >= np.iinfo(np.int32).max))
-  if len(bad):
-    raise DataError(
-      f"{where}: holds {ids[bad[0]]} at index {bad[0]}, must be {noun} counted from 0;"
-      f" {_renumber(name)}"
-    )
-  return ids.astype(np.int32)
-
-
-def _renumber(name: str) -> str:
-  return f"number them with np.unique({name}, return_inverse=True)[1]"
+def _numbered(
+  path: str,
+  names: tuple[str, ...],
+  arrays: dict[str, np.ndarray],
+  noun: str,
+  sizes: tuple[int, ...],
+) -> tuple[list[np.ndarray], tuple[Label, ...]]:
+  """Checks vectors of labels or client ids and numbers their values; see `number`."""
+  found = [arrays[name] for name in names]
+  for name, ids, size in zip(names, found, sizes, strict=False):
+    reason = problem(ids, name, noun)
+    if reason:
+      raise DataError(f"{path}: {name}: {reason}")
+    if len(ids) != size:
+      like = name.replace("y", "x", 1).replace("client", "x", 1)
+      raise DataError(f"{path}: {name}: holds {len(ids)} {noun}, must be {size} like {like}")
+    kinds = [{"u": "i", "S": "U"}.get(part.dtype.kind, part.dtype.kind) for part in (ids, found[0])]
+    if kinds[0] != kinds[1]:
+      raise DataError(
+        f"{path}: {name}: is {ids.dtype}, must be like {names[0]}, which is {found[0].dtype}"
+      )
+  return number(*found)

@@ -65,7 +65,7 @@ class TestPadOrCut:
 
 
 class TestNpz:
-  @pytest.mark.parametrize("dtype, std", [(np.int16, 32768.0), (np.float32, 1.0)])
+  @pytest.mark.parametrize("dtype, std", [(np.int16, 32768.0), (np.float32, 32768.0)])
   def test_waveforms_are_taken_as_they_are(self, tmp_path, dtype, std):
     x = np.stack([tone(100 * (i + 1), 8000) for i in range(5)]).astype(dtype)
     np.savez(tmp_path / "clips.npz", x=x, y=np.arange(5) % 2)

@@ -11,9 +11,12 @@ from sparsyfed_jax.data import partition
 LABELS = np.random.default_rng(0).integers(0, 10, 2000)
 NUM_CLIENTS = 20
 
+Y3 = np.arange(900) % 3
+
 # Each split of LABELS over NUM_CLIENTS as a function of the key.
 SPLITS = {
   "dirichlet": lambda key: partition.dirichlet(key, LABELS, NUM_CLIENTS, 0.5),
+  "dirichlet_symmetric": lambda key: partition.dirichlet_symmetric(key, LABELS, NUM_CLIENTS, 0.5),
   "dirichlet_per_class": lambda key: partition.dirichlet_per_class(key, LABELS, NUM_CLIENTS, 0.5),
   "iid": lambda key: partition.iid(key, len(LABELS), NUM_CLIENTS),
   "shards": lambda key: partition.shards(key, LABELS, NUM_CLIENTS, 2),
@@ -101,12 +104,44 @@ class TestDirichlet:
     frequencies = class_counts(parts, labels)[:-1] / 2000
     np.testing.assert_allclose(frequencies, 0.1, atol=0.03)
 
-  def test_is_its_two_halves(self):
+  @pytest.mark.parametrize("is_symmetric", [False, True])
+  def test_is_its_two_halves(self, is_symmetric):
     key, labels = jax.random.key(7), LABELS
     key_distributions, key_draws = jax.random.split(key)
-    distributions = partition.class_distributions(key_distributions, NUM_CLIENTS, 10, 0.5)
+    alpha = 0.5 if is_symmetric else partition.concentrations(labels, 0.5)
+    distributions = partition.class_distributions(key_distributions, NUM_CLIENTS, 10, alpha)
     halves = partition.by_distribution(key_draws, labels, distributions)
-    assert as_lists(halves) == as_lists(partition.dirichlet(key, labels, NUM_CLIENTS, 0.5))
+    split = partition.dirichlet_symmetric if is_symmetric else partition.dirichlet
+    assert as_lists(halves) == as_lists(split(key, labels, NUM_CLIENTS, 0.5))
+
+  def test_a_large_alpha_gives_every_client_the_mix_of_an_unbalanced_set(self):
+    # The sizes of speech_commands: ten words, silence, and all other words as one class.
+    labels = np.repeat(np.arange(12), [3080] * 10 + [700, 54011])
+    key = jax.random.key(0)
+
+    def judge(split):
+      """Counts clients with the frequent class alone; mean distance to the mix of all clients."""
+      shares = class_counts(split(key, labels, 100, 1000.0), labels) / 855
+      distances = np.abs(shares - np.bincount(labels) / len(labels)).sum(1) / 2
+      return int(np.sum(shares[:, 11] > 0.999)), distances.mean()
+
+    assert judge(partition.dirichlet_symmetric) == (59, pytest.approx(0.44, abs=0.01))
+    assert judge(partition.dirichlet) == (0, pytest.approx(0.04, abs=0.01))
+
+  @pytest.mark.parametrize("alpha", [1e-3, 0.1, 0.3, 1.0, 1000.0])
+  @pytest.mark.parametrize("num_classes, each", [(3, 77), (7, 30), (10, 50)])
+  def test_on_balanced_classes_both_forms_are_the_same(self, alpha, num_classes, each):
+    labels = np.random.default_rng(0).permutation(np.arange(num_classes * each) % num_classes)
+    args = jax.random.key(3), labels, 20, alpha
+    symmetric = as_lists(partition.dirichlet_symmetric(*args))
+    assert as_lists(partition.dirichlet(*args)) == symmetric
+
+  def test_a_number_that_no_example_has_changes_nothing(self):
+    key = jax.random.key(0)
+    counts = [class_counts(partition.dirichlet(key, y, 10, 1.0), y) for y in (Y3, 2 * Y3)]
+    assert counts[0].shape == (10, 3) and counts[1].shape == (10, 5)
+    assert not counts[1][:, [1, 3]].any()
+    np.testing.assert_allclose(counts[1].mean(0)[::2], counts[0].mean(0))
 
   def test_takes_random_examples_of_a_class(self):
     first = partition.dirichlet(jax.random.key(0), np.zeros(100, np.int32), 2, 1.0)[0]
@@ -128,6 +163,23 @@ class TestClassDistributions:
     variance = (1 / 4) * (3 / 4) / (4 * alpha + 1)
     np.testing.assert_allclose(rows.mean(0), 1 / 4, atol=0.01)
     np.testing.assert_allclose(rows.var(0), variance, rtol=0.03)
+
+  def test_one_alpha_for_each_class(self):
+    # Dirichlet(a): means a / sum(a), variances m (1 - m) / (sum(a) + 1).
+    alphas = np.array([0.2, 0.0, 3.0, 0.8])
+    rows = partition.class_distributions(jax.random.key(0), 40000, 4, alphas)
+    means = alphas / 4
+    np.testing.assert_allclose(rows.mean(0), means, atol=0.01)
+    np.testing.assert_allclose(rows.var(0), means * (1 - means) / 5, rtol=0.05)
+    assert not rows[:, 1].any()
+
+  @pytest.mark.parametrize("alpha", [5e-324, 1e-310, 1e307, 1.7e308])
+  def test_extreme_alphas_of_unbalanced_classes(self, alpha):
+    labels = np.repeat(np.arange(3), [1, 10, 10000])
+    alphas = partition.concentrations(labels, alpha)
+    rows = partition.class_distributions(jax.random.key(0), 50, 3, alphas)
+    assert np.isfinite(rows).all()
+    np.testing.assert_allclose(rows.sum(1), 1, rtol=1e-12)
 
   def test_a_vanishing_alpha_picks_one_class(self):
     rows = partition.class_distributions(jax.random.key(0), 400, 4, 1e-310)
@@ -310,6 +362,10 @@ ERRORS = {
   "distributions clients": (lambda k: partition.class_distributions(k, 0, 2, 1.0), "num_clients=0"),
   "distributions classes": (lambda k: partition.class_distributions(k, 2, 0, 1.0), "num_classes=0"),
   "distributions alpha": (lambda k: partition.class_distributions(k, 2, 2, -1.0), "alpha=-1.0"),
+  "distributions zeros": (
+    lambda k: partition.class_distributions(k, 2, 2, np.zeros(2)),
+    "alpha=.*greater than 0",
+  ),
   "by rank": (lambda k: partition.by_distribution(k, Y, np.ones(2)), r"distributions:.*\(2,\)"),
   "by columns": (lambda k: partition.by_distribution(k, Y, np.ones((2, 1))), "1 columns.*up to 1"),
   "by zeros": (lambda k: partition.by_distribution(k, Y, np.zeros((2, 2))), "distributions: .*sum"),

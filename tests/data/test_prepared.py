@@ -123,26 +123,47 @@ class TestImages:
     assert follow(data.x_test) == [100, 101, 102, 103]
     assert data.y_train.tolist() == [0, 1, 2, 0, 1, 2, 0] and data.y_test.tolist() == [1, 2, 0, 1]
     assert data.y_train.dtype == data.y_test.dtype == np.int32
-    assert (data.num_classes, data.mean, data.std) == (3, 127.5, 127.5)
+    assert (data.num_classes, data.classes) == (3, (0, 1, 2))
+    assert (data.mean, data.std) == (3.0, 3.0)  # from 0 to 6
     assert data.num_clients == 0 and data.client_train.shape == (0,)
     assert data.client_train.dtype == np.int32
     assert "tensorflow" not in sys.modules
 
   def test_channels_are_in_the_order_of_the_set(self, prepare):
     pixels = np.random.default_rng(0).integers(0, 256, RGB, np.uint8)
-    one = [{"image": PIL.Image.fromarray(pixels), "label": 1}]
-    prepare(image_features(), {"train": one, "test": one})
-    np.testing.assert_array_equal(prepared.load("toy", KEY).x_train[0], pixels)
+    train, test = ([{"image": PIL.Image.fromarray(pixels), "label": i}] for i in (1, 2))
+    prepare(image_features(), {"train": train, "test": test})
+    data = prepared.load("toy", KEY)
+    np.testing.assert_array_equal(data.x_train[0], pixels)
+    assert data.mean == data.std == 127.5  # though no pixel may be 0 or 255
 
   def test_supervised_keys_choose_among_several(self, prepare):
     features = image_features(
       coarse=tfds.features.ClassLabel(num_classes=9), mask=tfds.features.Image(shape=(2, 2, 1))
     )
-    examples = images(5, coarse=lambda i: 8, mask=lambda i: image(50, (2, 2, 1)))
+    examples = images(5, coarse=lambda i: 7 + i % 2, mask=lambda i: image(50, (2, 2, 1)))
     prepare(features, {"train": examples, "test": examples}, supervised=("image", "coarse"))
     data = prepared.load("toy", KEY)
     assert follow(data.x_train) == list(range(5))
-    assert data.y_train.tolist() == [8] * 5 and data.num_classes == 9
+    assert data.y_train.tolist() == [0, 1, 0, 1, 0] and data.classes == (7, 8)
+
+  def test_letters_numbered_from_one_are_as_many_classes_as_occur(self, prepare):
+    # As emnist/letters: numbers up to 36, of which 1 to 26 occur.
+    features = image_features() | {"label": tfds.features.ClassLabel(num_classes=37)}
+    examples = [example | {"label": 1 + i % 26} for i, example in enumerate(images(52))]
+    prepare(features, {"train": examples[:40], "test": examples[40:]})
+    data = prepared.load("toy", KEY)
+    assert data.num_classes == 26 and data.classes == tuple(range(1, 27))
+    assert data.y_test.tolist() == [i % 26 for i in range(40, 52)]
+
+  def test_names_of_the_set_are_its_classes_even_those_that_never_occur(self, prepare):
+    names = ["cat", "dog", "owl"]
+    features = image_features() | {"label": tfds.features.ClassLabel(names=names)}
+    examples = [example | {"label": i % 2} for i, example in enumerate(images(4))]
+    prepare(features, {"train": examples, "test": examples})
+    data = prepared.load("toy", KEY)
+    assert (data.num_classes, data.classes) == (3, ("cat", "dog", "owl"))
+    assert data.y_train.tolist() == [0, 1, 0, 1]
 
   def test_images_of_unstated_but_equal_size(self, prepare):
     prepare(image_features((None, None, 3)), {"train": images(5), "test": images(2)})
@@ -235,7 +256,8 @@ class TestAudio:
   def test_other_ways_to_store_it(self, prepare, changes):
     features = audio_features(sample_rate=8000, **changes)
     shape = (-1, 1) if "shape" in changes else (-1,)
-    examples = clips(np.arange(9000).reshape(shape), dtype=changes.get("dtype", np.int16))
+    waveforms = [np.arange(9000).reshape(shape)] * 2
+    examples = clips(*waveforms, dtype=changes.get("dtype", np.int16))
     prepare(features, {"train": examples, "test": examples})
     assert prepared.load("toy", KEY).x_train[0].tolist() == list(range(8000))
 
@@ -396,6 +418,11 @@ class TestBadSets:
     file = next(path.glob("*array_record*"))
     file.write_bytes(file.read_bytes()[:-100])
     check("toy", f"train: {path} is damaged")
+
+  def test_one_class_occurs(self, prepare):
+    examples = [{"image": image(i), "label": 1} for i in range(4)]
+    prepare(image_features(), {"train": examples})
+    check("toy", "labels: are all 1, must be of 2 or more classes")
 
   def test_damaged_description(self, prepare):
     path = prepare(image_features(), {"train": images(5)})

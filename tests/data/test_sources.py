@@ -1,5 +1,7 @@
 """Sources: what a data set holds, both file layouts, and one clear error per mistake in a file."""
 
+import os
+import socket
 import zipfile
 
 import jax
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 from sparsyfed_jax.data import sources
+from sparsyfed_jax.data.remarks import remarks
 
 KEY = jax.random.key(0)
 
@@ -90,8 +93,8 @@ class TestLayoutSplit:
     np.testing.assert_array_equal(data.x_test, arrays["x_test"])
     assert data.y_train.tolist() == [0, 1, 2, 0, 1, 2] and data.y_test.tolist() == [0, 1, 2]
     assert data.y_train.dtype == data.y_test.dtype == data.client_train.dtype == np.int32
-    assert data.client_train.tolist() == [0, 2, 2, 0, 4, 4]
-    assert (data.num_clients, data.num_classes) == (5, 3)  # clients 1 and 3 are empty
+    assert data.client_train.tolist() == [0, 1, 1, 0, 2, 2]
+    assert (data.num_clients, data.num_classes, data.classes) == (3, 3, (0, 1, 2))
 
   @pytest.mark.parametrize("dtype", [np.int8, np.uint8, ">i4", np.uint64])
   def test_labels_of_any_integer_dtype(self, save, dtype):
@@ -109,7 +112,9 @@ class TestLayoutSplit:
     np.testing.assert_array_equal(a.x_train, b.x_train)
 
   def test_a_class_only_in_the_test_set_counts(self, save):
-    assert sources.npz(save(split(y_test=np.array([0, 7, 1]))), KEY).num_classes == 8
+    data = sources.npz(save(split(y_test=np.array([0, 7, 1]))), KEY)
+    assert (data.num_classes, data.classes) == (4, (0, 1, 2, 7))
+    assert data.y_train.tolist() == [0, 1, 2, 0, 1, 2] and data.y_test.tolist() == [0, 3, 1]
 
   def test_without_natural_clients(self, save):
     data = sources.npz(save(split()), KEY)
@@ -150,23 +155,41 @@ class TestLayoutWhole:
 
 class TestPixels:
   @pytest.mark.parametrize(
-    "dtype, stored, mean, std",
+    "dtype, stored",
     [
-      (np.uint8, np.uint8, 127.5, 127.5),
-      (np.int16, np.int16, 0.0, 32768.0),
-      (">i2", np.int16, 0.0, 32768.0),
-      (np.float16, np.float32, 0.0, 1.0),
-      (np.float32, np.float32, 0.0, 1.0),
-      (np.float64, np.float32, 0.0, 1.0),
-      (">f8", np.float32, 0.0, 1.0),
+      (bool, np.uint8),
+      (np.uint8, np.uint8),
+      (np.int8, np.uint8),
+      (np.uint16, np.uint8),
+      (np.int16, np.int16),
+      (">i2", np.int16),
+      (np.int64, np.uint8),
+      (">u8", np.uint8),
+      (np.float16, np.float32),
+      (np.float32, np.float32),
+      (np.float64, np.float32),
+      (">f8", np.float32),
     ],
   )
-  def test_dtypes(self, save, dtype, stored, mean, std):
+  def test_dtypes(self, save, dtype, stored):
     data = sources.npz(save(split(x_train=images(6, dtype), x_test=images(3, dtype))), KEY)
     assert data.x_train.dtype == data.x_test.dtype == stored
     assert data.x_train.dtype.isnative
-    assert (data.mean, data.std) == (mean, std)
-    assert follow(data)[0].tolist() == list(range(6))
+    expected = [0, 1, 1, 1, 1, 1] if dtype is bool else list(range(6))
+    assert follow(data)[0].tolist() == expected
+    assert (data.mean, data.std) == ((0.5, 0.5) if dtype is bool else (2.5, 2.5))
+
+  def test_the_test_set_is_scaled_by_the_range_of_the_training_set(self, save):
+    data = sources.npz(save(split(x_train=images(6), x_test=images(3) + 250)), KEY)
+    assert (data.mean, data.std) == (2.5, 2.5)
+    whole = sources.npz(save({"x": np.arange(20)[:, None] * 5, "y": Y}), KEY)
+    assert whole.mean + whole.std == float(whole.x_train.max())
+
+  def test_a_flag_sets_the_range(self, save):
+    path = "npz:" + save(whole())
+    read = [sources.load(path, KEY, chosen) for chosen in ((0.0, 255.0), (-1.0, 3.0), None)]
+    assert [(data.mean, data.std) for data in read] == [(127.5, 127.5), (1.0, 2.0), (0.0, 1.0)]
+    assert sources.load("digits", KEY, (0.0, 255.0)).std == 127.5
 
   @pytest.mark.parametrize(
     "shape, stored",
@@ -178,6 +201,71 @@ class TestPixels:
   def test_grey_images_with_and_without_channel_agree(self, save):
     arrays = split(x_train=images(6, shape=(4, 4)), x_test=images(3, shape=(4, 4, 1)))
     assert sources.npz(save(arrays), KEY).x_train.shape == (6, 4, 4, 1)
+
+
+class TestLabels:
+  @pytest.mark.parametrize(
+    "labels",
+    [
+      np.arange(1, 11),
+      np.array([0, 3, 17, 400, 5000, 60_000, 70_001, 800_000, 850_000, 900_007]),
+      np.append(np.arange(9), 2_000_000_000),
+      np.arange(10) - 5,
+      np.arange(10, dtype=np.uint64) + 2**63,
+      np.array(list("qwertyuiop")),
+      np.array(list("qwertyuiop"), "S"),
+      np.array([f"0{i}" for i in range(10)]),
+    ],
+  )
+  def test_ten_labels_are_ten_classes(self, save, labels):
+    picked = np.arange(40) % 10
+    data = sources.npz(save(whole(40, y=labels[picked])), KEY)
+    expected = sorted(label.decode() if labels.dtype.kind == "S" else label for label in labels)
+    assert data.num_classes == 10 and list(data.classes) == expected
+    assert {type(label) for label in data.classes} == {str if labels.dtype.kind in "US" else int}
+    train, test = follow(data)
+    for numbers, indices in ((data.y_train, train), (data.y_test, test)):
+      assert numbers.dtype == np.int32
+      found = [data.classes[i] for i in numbers]
+      wanted = [labels[i] for i in picked[indices]]
+      assert found == [w.decode() if isinstance(w, bytes) else w for w in wanted]
+
+  def test_labels_from_nought_stay_as_they_are(self, save):
+    y = np.random.default_rng(0).permutation(np.arange(20) % 4)
+    data = sources.npz(save(whole(y=y)), KEY)
+    train, test = follow(data)
+    assert data.y_train.tolist() == y[train].tolist() and data.y_test.tolist() == y[test].tolist()
+    assert data.classes == (0, 1, 2, 3)
+
+  def test_truth_values_are_two_classes(self, save):
+    data = sources.npz(save(whole(y=Y > 0)), KEY)
+    assert data.classes == (False, True) and set(data.y_train.tolist()) == {0, 1}
+
+  def test_training_and_test_labels_of_two_dtypes(self, save):
+    arrays = split(y_train=np.arange(-3, 3, dtype=np.int8), y_test=np.array([2, 5, 0], np.uint64))
+    data = sources.npz(save(arrays), KEY)
+    assert data.classes == (-3, -2, -1, 0, 1, 2, 5)
+    assert data.y_test.tolist() == [5, 6, 3]
+
+
+class TestClients:
+  @pytest.mark.parametrize(
+    "ids", [[7, 1_999_999_999, 12], [-1, 5, 0], ["eve", "ann", "bob"], [b"eve", b"ann", b"bob"]]
+  )
+  def test_ids_are_numbered_in_sorted_order(self, save, ids):
+    ids = np.array(ids)
+    data = sources.npz(save(split(client_train=ids[[0, 1, 2, 2, 1, 0]])), KEY)
+    order = np.argsort(np.argsort(ids))
+    assert data.num_clients == 3 and data.client_train.dtype == np.int32
+    assert data.client_train.tolist() == order[[0, 1, 2, 2, 1, 0]].tolist()
+
+  def test_a_client_with_test_examples_alone_is_one_more(self, save):
+    arrays = split(client_train=np.array([40, 7, 40, 12, 7, 7]), client_test=np.array([7, 9, 40]))
+    data = sources.npz(save(arrays), KEY)
+    assert data.num_clients == 4
+    assert data.client_train.tolist() == [3, 0, 3, 2, 0, 0]
+    assert data.client_test.tolist() == [0, 1, 3]
+    assert any("1 of the 4 clients" in line for line in remarks(data))
 
 
 def poisoned(value, dtype=np.float32):
@@ -205,10 +293,16 @@ BAD_FILES = {
   "one example": (whole(1), "x: holds 1 example, must be 2 or more"),
   "rank 1": (whole(x=Y), r"x: has shape \(20,\), must be \(n, features\)"),
   "rank 0": (whole(x=np.float32(1)), r"x: has shape \(\), must be"),
-  "int32 pixels": (whole(x=images(20, np.int32)), "x: is int32, must be uint8, int16"),
-  "int64 pixels": (split(x_test=images(3, np.int64)), "x_test: is int64, must be uint8"),
-  "bool pixels": (whole(x=images(20, bool)), "x: is bool, must be uint8"),
-  "text": (whole(x=np.array([["a"]] * 20)), "x: is <U1, must be uint8"),
+  "text": (whole(x=np.array([["a"]] * 20)), "x: is <U1, must be booleans, integers or floats"),
+  "complex": (whole(x=images(20, complex)), "x: is complex128, must be booleans"),
+  "channels first": (
+    whole(x=images(20, shape=(3, 32, 32))),
+    r"x: has shape \(20, 3, 32, 32\), .*NCHW.*NHWC; save x.transpose\(0, 2, 3, 1\)",
+  ),
+  "grey channels first": (
+    split(x_train=images(6, shape=(1, 28, 28))),
+    "x_train: .*NHWC; save x_tr",
+  ),
   "nan": (whole(x=poisoned(np.nan)), "x: holds NaN or infinity in 2 of 20 .* index 3;"),
   "infinity": (whole(x=poisoned(-np.inf, np.float16)), "x: .* in 2 of 20 .* index 3;"),
   "float64 overflow": (
@@ -223,36 +317,47 @@ BAD_FILES = {
   "test labels long": (split(y_test=Y[:4]), "y_test: holds 4 labels, must be 3 like x_test$"),
   "float labels": (
     whole(y=Y * 1.0),
-    "y: is float64, must be integer labels; cast whole numbers to int32",
+    r"y: is float64, must be integer or string labels; cast whole numbers with y.astype\(int\)$",
   ),
-  "bool labels": (whole(y=Y > 0), "y: is bool, must be integer"),
+  "regression": (
+    whole(y=Y + 0.25),
+    "y: is float64 and holds 0.25 at index 0, .*only classification is learned, no regression$",
+  ),
+  "regression of several": (
+    whole(y=np.ones((20, 3)) / 3),
+    r"y: has shape \(20, 3\), .* needs one class, only classification is learned$",
+  ),
+  "multi-hot": (
+    whole(y=np.arange(60).reshape(20, 3) % 2),
+    "y: .* one class, but 10 of 20 have none or several, the first at index 1: multi-label .* not"
+    " learned here$",
+  ),
+  "no class at all": (
+    whole(y=np.zeros((20, 3), bool)),
+    "y: .* 20 of 20 .* first at index 0: multi-",
+  ),
+  "label dates": (whole(y=Y.astype("M8[D]")), r"y: is datetime64\[D\], must be integer or string"),
+  "labels of two kinds": (
+    split(y_test=np.array(["0", "1", "2"])),
+    "y_test: is <U1, must be like y_train, which is int64",
+  ),
+  "label objects": (
+    whole(y=np.array(["a"] * 20, object)),
+    "y: .*Python objects, .* strings; .*asty",
+  ),
   "one-hot": (whole(y=np.eye(3)[Y]), r"y: has shape \(20, 3\), .* y.argmax\(1\)"),
   "column": (split(y_train=Y[:6, None]), r"y_train: has shape \(6, 1\), .* y_train.ravel\(\)"),
   "scalar label": (whole(y=np.int32(1)), r"y: has shape \(\), must be a vector"),
-  "negative label": (whole(y=Y - 1), "y: holds -1 at index 0, must be labels counted from 0"),
-  "huge label": (
-    whole(y=Y.astype(np.uint64) + 2**40),
-    f"y: holds {2**40} at index 0, must be labels",
-  ),
   "one class": (whole(y=Y * 0), "labels: are all 0, must be of 2 or more classes"),
   "shapes": (split(x_test=images(3, shape=(4, 5, 3))), r"x_test: .*\(4, 5, 3\).*x_train"),
   "ranks": (split(x_test=images(3, shape=(16,))), r"x_test: .*\(16,\).*\(4, 4, 3\)"),
   "dtypes": (split(x_test=images(3, np.float32)), "x_test: .*float32.*x_train.*uint8"),
-  "client floats": (whole(client=C * 1.0), "client: is float64, must be integer client ids"),
-  "client text": (
-    whole(client=C.astype(str)),
-    r"client: is <U.*np.unique\(client, return_inverse=True\)\[1\]$",
-  ),
-  "client negative": (whole(client=C - 1), "client: holds -1 at index 0, must be client ids"),
+  "client floats": (whole(client=C * 1.0), "client: is float64, must be integer or string client"),
   "client length": (whole(client=C[:7]), "client: holds 7 client ids, must be 20"),
   "client empty": (whole(client=C[:0]), "client: holds 0 client ids, must be 20"),
-  "client rank": (whole(client=C[:, None]), r"client: has shape \(20, 1\)"),
-  "client sparse": (whole(client=C * 50), "client: holds client id 150 .*np.unique"),
+  "client rank": (whole(client=C[:, None]), r"client: has shape \(20, 1\), .*client.ravel"),
+  "client_test alone": (split(client_test=C[:3]), "client_test: must come with client_train"),
   "client_train length": (split(client_train=C[:3]), "client_train: holds 3 client ids, must be 6"),
-  "client_train sparse": (
-    split(client_train=C[:6] * 2),
-    "client_train: holds client id 6 for 6 exam",
-  ),
 }
 
 
@@ -266,7 +371,20 @@ class TestBadFiles:
     self.check(str(tmp_path / "gone.npz"), "no such file")
 
   def test_directory(self, tmp_path):
-    self.check(str(tmp_path), "is a directory")
+    self.check(str(tmp_path), "is a directory, must be an .npz file")
+
+  @pytest.mark.parametrize("is_linked", [False, True])
+  def test_fifo_is_refused_at_once(self, tmp_path, is_linked):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to(tmp_path / "fifo")
+    path = tmp_path / ("link" if is_linked else "fifo")
+    self.check(str(path), "is a FIFO, must be an .npz file")
+
+  def test_socket_and_device(self, tmp_path):
+    with socket.socket(socket.AF_UNIX) as server:
+      server.bind(str(tmp_path / "socket"))
+      self.check(str(tmp_path / "socket"), "is a socket, must be an .npz file")
+    self.check("/dev/zero", "is a device, must be an .npz file")
 
   def test_under_a_file(self, save):
     self.check(save(whole()) + "/x.npz", "cannot be opened: Not a directory")

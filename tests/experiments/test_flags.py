@@ -1,4 +1,5 @@
 import pytest
+from absl import flags as absl_flags
 
 from experiments import flags
 from experiments.build import build
@@ -75,6 +76,35 @@ def test_a_bad_flag_is_named_with_its_value_and_what_is_right(change, right):
   (name,) = [name for name in change if message.startswith(f"--{name}={change[name]}:")]
   assert name in change
   assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+  "text", ["0", "255,0", "1,1", "0,inf", "nan,1", "auto,none", "a,0", "0,1,2"]
+)
+def test_a_bad_input_range_is_named_with_what_is_right(text):
+  with pytest.raises(flags.ConfigError) as caught:
+    flags.check(ACCEPTED._replace(input_range=tuple(text.split(","))))
+  right = "must be LOW,HIGH with LOW < HIGH, auto or none"
+  assert str(caught.value) == f"--input_range={text}: {right}"
+
+
+@pytest.mark.parametrize(
+  ("argument", "expected"),
+  [((), "auto"), (("--input_range=none",), None), (("--input_range=-0.5,2",), (-0.5, 2))],
+)
+def test_an_input_range_is_read_from_the_command_line(argument, expected):
+  values = absl_flags.FlagValues()
+  flags.define(values)
+  values(["train", *argument])
+  assert flags.input_range(flags.read(values)) == expected
+
+
+def test_an_input_range_reaches_the_model():
+  config = ACCEPTED._replace(input_range=("0", "32"))
+  assert flags.input_range(config) == (0, 32)
+  facts = build(flags.resolve(config)).facts
+  assert (facts["mean"], facts["std"], facts["input_range"]) == (16, 16, (0, 32))
+  assert flags.input_range(ACCEPTED._replace(input_range=("none",))) is None
 
 
 def test_the_defaults_and_their_edges_are_accepted():

@@ -25,7 +25,7 @@ def run(directory, config):
 def test_a_run_leaves_its_record(tmp_path, capsys):
   summary = run(tmp_path / "run", SMALL)
   files = {path.name for path in (tmp_path / "run").iterdir()}
-  assert {"config.json", "metrics.jsonl", "summary.json", "curves.png"} <= files
+  assert {"config.json", "metrics.jsonl", "summary.json", "curves.png", "partition.png"} <= files
 
   rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
   assert [row["round"] for row in rows] == [1, 2, 3, 4, 5]
@@ -96,14 +96,12 @@ def test_clients_may_vanish_and_straggle(tmp_path):
   assert np.isfinite(summary["test_loss"])
 
 
-def write_npz(path, num_examples=60, clients=None, **changes):
+def write_npz(path, num_examples=60, **changes):
   rng = np.random.default_rng(0)
   arrays = dict(
     x=rng.integers(0, 256, (num_examples, 8, 8, 1), dtype=np.uint8),
     y=rng.integers(0, 3, num_examples),
   )
-  if clients is not None:
-    arrays["client"] = clients
   arrays |= changes
   np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
   return f"npz:{path}"
@@ -112,7 +110,16 @@ def write_npz(path, num_examples=60, clients=None, **changes):
 def test_an_empty_client_is_allowed_and_counted(tmp_path, capsys):
   clients = np.arange(60) % 10
   clients[clients == 7] = 8
-  dataset = write_npz(tmp_path / "data.npz", clients=clients)
+  rng = np.random.default_rng(0)
+  arrays = dict(
+    x_train=rng.integers(0, 256, (60, 8, 8, 1), dtype=np.uint8),
+    y_train=rng.integers(0, 3, 60),
+    client_train=clients,
+    x_test=rng.integers(0, 256, (20, 8, 8, 1), dtype=np.uint8),
+    y_test=rng.integers(0, 3, 20),
+    client_test=np.arange(20) % 10,
+  )
+  dataset = write_npz(tmp_path / "data.npz", x=None, y=None, **arrays)
   config = SMALL._replace(dataset=dataset, partition="natural", num_clients=None)
   summary = run(tmp_path / "run", config)
   assert summary["empty_clients"] == 1
@@ -126,7 +133,7 @@ def test_an_empty_client_is_allowed_and_counted(tmp_path, capsys):
   [
     (dict(y=None), "y"),
     (dict(x=np.full((60, 8, 8, 1), np.nan, np.float32)), "x"),
-    (dict(client=np.full(60, 10**6)), "client"),
+    (dict(client=np.linspace(0, 1, 60)), "client"),
   ],
 )
 def test_a_bad_file_is_refused(tmp_path, changes, named):

@@ -1,0 +1,154 @@
+"""The picture of a split: which classes each client has, and how many examples."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
+
+from experiments.plots import BLUE, GREY, INK
+from experiments.split import Split
+
+_MOST_COLUMNS = 500  # of clients; more of them share a column
+_MOST_ROWS = 100  # of classes; more of them share a row
+_MOST_LABELS = 32
+_LONGEST_LABEL = 10
+_COLORS = LinearSegmentedColormap.from_list("share", ["#FFFFFF", "#9CCBEA", BLUE, "#00304D"])
+_NORM = PowerNorm(0.5, 0, 1)  # so that a hundredth can be told from nothing
+_BOX = {"left": 0.09, "right": 0.9, "bottom": 0.13, "top": 0.84, "wspace": 0.03, "hspace": 0.06}
+
+
+def plot_split(
+  phases: Sequence[Split], classes: Sequence[Any], path: str | os.PathLike[str]
+) -> None:
+  """Draws `partition.png`: clients x classes, with the sizes of both, a row for each phase.
+
+  Clients are in the order of their most frequent class. Where there are many clients or classes,
+  neighbours share a column or a row.
+
+  Args:
+    phases: before and after a change of the data, or one.
+    classes: the labels of the classes, as they are to be written.
+    path: the PNG to write.
+  """
+  figure = Figure(figsize=(12, 5.4 * len(phases)), dpi=110, facecolor="white")
+  rows = figure.subfigures(len(phases), 1, squeeze=False)
+  for row, split in zip(rows[:, 0], phases, strict=True):
+    _draw_phase(row, split, [_shortened(label) for label in classes])
+  figure.savefig(path, format="png")
+
+
+def _draw_phase(figure: SubFigure, split: Split, labels: Sequence[str]) -> None:
+  ratios = {"width_ratios": (1, 0.12), "height_ratios": (0.16, 1)}
+  (top, corner), (middle, side) = figure.subplots(2, 2, gridspec_kw=_BOX | ratios)
+  corner.set_axis_off()
+  counts = _sorted(split.counts)
+  sizes = counts.sum(1)
+  figure.text(0.03, 0.935, split.title, fontsize=15, fontweight="bold", color=INK)
+  figure.text(0.03, 0.885, _facts(split, sizes), fontsize=10.5, color=GREY)
+  num_clients, num_classes = counts.shape
+
+  columns = _merged(_merged(counts, _MOST_COLUMNS).T, _MOST_ROWS).T
+  totals = columns.sum(1, keepdims=True)
+  shares = np.divide(columns, totals, out=np.zeros(columns.shape), where=totals > 0)
+  middle.imshow(
+    shares.T,
+    cmap=_COLORS,
+    norm=_NORM,
+    aspect="auto",
+    interpolation="nearest",
+    extent=(0, num_clients, num_classes, 0),
+  )
+  _dress(middle)
+  middle.set_xlabel("clients, in the order of their most frequent class", fontsize=9.5, color=GREY)
+  middle.set_ylabel("class", fontsize=9.5, color=GREY)
+  middle.yaxis.set_label_coords(-0.1, 0.5)
+  shown = range(0, num_classes, -(-num_classes // _MOST_LABELS))
+  middle.yaxis.set_major_locator(FixedLocator([i + 0.5 for i in shown]))
+  middle.set_yticklabels([labels[i] for i in shown], fontsize=9 if len(shown) <= 16 else 7)
+  middle.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+  middle.xaxis.set_major_formatter("{x:,.0f}")
+
+  edges = np.linspace(0, num_clients, len(columns) + 1)
+  of_column = columns.sum(1) * len(columns) / num_clients
+  top.stairs(of_column, edges, fill=True, color=BLUE, alpha=0.75, lw=0)
+  top.set_xlim(0, num_clients)
+  top.set_ylim(0, 1.05 * max(of_column.max(), 1))
+  _dress(top)
+  top.tick_params(labelbottom=False, bottom=False)
+  top.set_ylabel("examples", fontsize=9.5, color=GREY)
+  _tick_largest(top.yaxis, of_column)
+
+  of_class = counts.sum(0)
+  ends = np.arange(num_classes + 1)
+  side.stairs(of_class, ends, orientation="horizontal", fill=True, color=BLUE, alpha=0.75, lw=0)
+  side.set_ylim(num_classes, 0)
+  _dress(side)
+  side.tick_params(labelleft=False, left=False)
+  side.set_xlabel("examples", fontsize=9.5, color=GREY)
+  _tick_largest(side.xaxis, of_class)
+  _draw_scale(figure)
+
+
+def _draw_scale(figure: SubFigure) -> None:
+  axes = figure.add_axes((0.925, 0.13, 0.013, 0.61))
+  mappable = ScalarMappable(norm=_NORM, cmap=_COLORS)
+  bar = figure.colorbar(mappable, cax=axes, ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])
+  bar.outline.set_visible(False)  # type: ignore[operator]
+  axes.yaxis.set_major_formatter(PercentFormatter(1))
+  axes.tick_params(colors=GREY, labelsize=8.5, length=3)
+  axes.set_ylabel("share of the client's examples", fontsize=9.5, color=GREY)
+
+
+def _dress(axes: Axes) -> None:
+  axes.spines[["top", "right"]].set_visible(False)
+  axes.spines[["left", "bottom"]].set_color(GREY)
+  axes.tick_params(colors=GREY, labelsize=9, length=3)
+
+
+def _tick_largest(axis: Axis, values: np.ndarray) -> None:
+  axis.set_major_locator(FixedLocator([0, round(values.max())]))
+  axis.set_major_formatter("{x:,.0f}")
+
+
+def _sorted(counts: np.ndarray) -> np.ndarray:
+  """Puts the clients of a most frequent class side by side, the purest first, empty ones last."""
+  sizes = counts.sum(1)
+  main = counts.argmax(1)
+  purity = counts.max(1) / np.maximum(sizes, 1)
+  return counts[np.lexsort((-purity, main, sizes == 0))]
+
+
+def _merged(counts: np.ndarray, most: int) -> np.ndarray:
+  """Adds up neighbouring rows where there are more than `most`."""
+  if len(counts) <= most:
+    return counts
+  return np.add.reduceat(counts, (np.arange(most) * len(counts)) // most, axis=0)
+
+
+def _facts(split: Split, sizes: np.ndarray) -> str:
+  clients, classes = split.counts.shape
+  filled = split.counts[split.counts.any(1)]
+  facts = [
+    f"{clients:,} clients"
+    if split.every == 1
+    else f"{clients:,} clients, 1 of every {split.every}",
+    f"{split.counts.sum():,} examples",
+    f"{sizes.min():,} to {sizes.max():,} a client",
+  ]
+  if len(filled) < clients:
+    facts.append(f"{clients - len(filled):,} empty")
+  if len(filled):
+    facts.append(f"{np.mean((filled > 0).sum(1)):.3g} of {classes:,} classes a client on average")
+  return "   ·   ".join(facts)
+
+
+def _shortened(label: Any) -> str:
+  text = str(label)
+  return text if len(text) <= _LONGEST_LABEL else text[: _LONGEST_LABEL - 1] + "…"
