@@ -1,4 +1,4 @@
-"""What a run's result depends on besides its flags, as digests and versions that can be compared."""
+"""Digests and versions of what a run depends on besides its flags, and how two of them differ."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
