@@ -147,7 +147,8 @@ def _lost_checkpoints(
   if count and places:
     return f"{folder}: no checkpoint can be used, and rounds 1 to {count} are recorded"
   # A run that is killed before its first checkpoint is whole has none, and as many rows as that.
-  if 0 < config.checkpoint_every < count:
+  # That of a sweep may have run in the other mode, whose checkpoints are elsewhere.
+  if config.resume and 0 < config.checkpoint_every < count:
     return f"{folder}: holds no checkpoint, and rounds 1 to {count} are recorded"
   return ""
 
