@@ -240,7 +240,7 @@ def disturb(case: Case, whole: pathlib.Path, rng: random.Random, kills: int, tro
     trouble = next(troubles)
     if case.directory.exists() and make_trouble(case, trouble, rng):
       counts[trouble] += 1
-    is_killed, part = live(case, rng, 1.5, trouble)
+    is_killed, part = live(case, rng, 1.0, trouble)
     if is_killed:
       kills -= 1
       counts[f"killed {part}"] += 1
