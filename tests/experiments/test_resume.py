@@ -57,6 +57,8 @@ def keep_rounds(directory, last):
   for place in (directory / "checkpoints").iterdir():
     if int(place.name) > last:
       shutil.rmtree(place)
+  if not any((directory / "checkpoints").iterdir()):
+    keep_lines(directory, last)  # or the checkpoints would be missed
   (directory / "summary.json").unlink()
 
 
