@@ -58,7 +58,7 @@ def keep_rounds(directory, last):
     if int(place.name) > last:
       shutil.rmtree(place)
   if not any((directory / "checkpoints").iterdir()):
-    keep_lines(directory, last)  # or the checkpoints would be missed
+    keep_lines(directory, SMALL.checkpoint_every)  # or the checkpoints would be missed
   (directory / "summary.json").unlink()
 
 
