@@ -18,7 +18,13 @@ import numpy as np
 from experiments import flags, processes
 from experiments.record import Member, columns_of, has_failed
 from sparsyfed_jax.io import checkpoint
-from sparsyfed_jax.io.writers import JSONL_NAME, read_whole_rows, set_aside
+from sparsyfed_jax.io.writers import (
+  JSONL_NAME,
+  SUMS_NAME,
+  find_changed,
+  read_whole_rows,
+  set_aside,
+)
 
 _COUNTS = ("clients", "examples", "dropped_clients", "excluded_clients", "cumulative_bytes")
 
@@ -51,6 +57,10 @@ def read_recorded(directory: pathlib.Path, has_metrics: bool) -> Recorded:
     reason = _fault_of(row, i + 1, columns_of(has_metrics))
     if reason:
       return Recorded(rows[:i], f"{path}, line {i + 1}: {reason}")
+  changed = find_changed(directory, rows)
+  if changed is not None:
+    reason = f"is not as it was written: it does not fit its checksum in {SUMS_NAME}"
+    return Recorded(rows[:changed], f"{path}, line {changed + 1}: {reason}")
   return Recorded(rows, fault)
 
 
@@ -147,7 +157,8 @@ def _lost_checkpoints(
   if count and places:
     return f"{folder}: no checkpoint can be used, and rounds 1 to {count} are recorded"
   # A run that is killed before its first checkpoint is whole has none, and as many rows as that.
-  if 0 < config.checkpoint_every < count:
+  # That of a sweep may have run in the other mode, whose checkpoints are elsewhere.
+  if config.resume and 0 < config.checkpoint_every < count:
     return f"{folder}: holds no checkpoint, and rounds 1 to {count} are recorded"
   return ""
 

@@ -23,22 +23,18 @@ from typing import NamedTuple
 import numpy as np
 
 TIMEOUT = 240  # seconds
-COMMON = ("--model=mlp", "--clients_per_round=2", "--local_epochs=1", "--checkpoint_every=10")
-SMALL = ("--num_clients=20", "--eval_every=4")
-# Six kinds of runs: (program, flags).
+COMMON = (
+  *("--model=mlp", "--num_clients=20", "--clients_per_round=2", "--local_epochs=1"),
+  *("--eval_every=4", "--checkpoint_every=10"),
+)
+# Six kinds of runs, and their flags besides; of the sweep, the two runs side by side.
 KINDS = {
-  "plain": ("train", (*COMMON, *SMALL, "--algorithm=fedavg", "--rounds=300")),
-  "cnn": ("train", (*COMMON, *SMALL, "--model=cnn", "--num_clients=60", "--rounds=60")),
-  "masks": (
-    "train",
-    *[(*COMMON, *SMALL, "--algorithm=feddst", "--client_momentum=0.9", "--rounds=150")],
-  ),
-  "shift": (
-    "train",
-    *[(*COMMON, *SMALL, "--shift_round=70", "--client_eval", "--mask_metrics_every=15")],
-  ),
-  "streamed": ("train", (*COMMON, *SMALL, "--data_placement=streamed", "--rounds=200")),
-  "sweep": ("sweep", (*COMMON, *SMALL, "--seed=0,1", "--sweep_mode=vmap", "--rounds=150")),
+  "plain": ("--algorithm=fedavg", "--rounds=300"),
+  "cnn": ("--model=cnn", "--num_clients=60", "--rounds=60"),
+  "masks": ("--algorithm=feddst", "--client_momentum=0.9", "--rounds=150"),
+  "shift": ("--shift_round=70", "--client_eval", "--mask_metrics_every=15", "--rounds=150"),
+  "streamed": ("--data_placement=streamed", "--rounds=200"),
+  "sweep": ("--seed=0,1", "--sweep_mode=vmap", "--rounds=150"),
 }
 TROUBLES = ("other data", "damaged checkpoint", "second process", "signal", "foreign files", "none")
 
@@ -218,10 +214,11 @@ def run(
   troubles = itertools.cycle(TROUBLES)
   with tempfile.TemporaryDirectory() as folder:
     for number, kind in enumerate(kinds):
-      program, arguments = KINDS[kind]
       place = pathlib.Path(folder) / kind
       place.mkdir()
       write_data(place / "data.npz")
+      program = "sweep" if kind == "sweep" else "train"
+      arguments = (*COMMON, *KINDS[kind])
       case = Case(program, arguments, place / "whole", place / "data.npz", environment)
       started = time.monotonic()
       with case.start() as process:
@@ -243,7 +240,7 @@ def disturb(case: Case, whole: pathlib.Path, rng: random.Random, kills: int, tro
     trouble = next(troubles)
     if case.directory.exists() and make_trouble(case, trouble, rng):
       counts[trouble] += 1
-    is_killed, part = live(case, rng, 1.5, trouble)
+    is_killed, part = live(case, rng, 1.0, trouble)
     if is_killed:
       kills -= 1
       counts[f"killed {part}"] += 1

@@ -185,6 +185,7 @@ def test_told_to_discard_it_goes_on_from_the_checkpoint_whose_rows_are_there(beg
 
 
 def test_rows_that_come_out_differently_are_kept_beside(begun_run, capsys):
+  (begun_run / ".metrics.crc32").unlink()  # or the change would be refused
   lines = record_of(begun_run).splitlines(keepends=True)
   changed = lines[7].replace(b'"clients": 4.0', b'"clients": 3.0')
   assert changed != lines[7]
@@ -238,6 +239,17 @@ def test_a_damaged_record_is_named_with_its_place(tmp_path, whole, damage, reaso
   assert found.fault.startswith(f"{tmp_path / 'metrics.jsonl'}, {reason}")
   assert "\n" not in found.fault
   assert [row["round"] for row in found.rows] == list(range(1, len(found.rows) + 1))
+
+
+def test_a_digit_that_flipped_is_named_with_its_place(begun_run):
+  content = bytearray(record_of(begun_run))
+  third = sum(map(len, content.splitlines(keepends=True)[:2]))
+  digit = content.index(b'"train_loss": ', third) + len(b'"train_loss": ')
+  content[digit] ^= 0x01
+  (begun_run / "metrics.jsonl").write_bytes(content)
+  message = refused(begun_run)
+  assert "metrics.jsonl, line 3: is not as it was written" in message
+  assert "--discard_rounds goes on from round 1" in message
 
 
 @pytest.mark.parametrize(
