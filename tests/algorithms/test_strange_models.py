@@ -131,5 +131,6 @@ def test_a_model_without_kernels_is_for_fedavg_alone(method):
 
 
 def test_a_model_without_parameters_is_refused():
+  task = classification(WithoutParameters(), (5,))
   with pytest.raises(ValueError, match="WithoutParameters: the model has no parameters to train"):
-    classification(WithoutParameters(), (5,))
+    jax.jit(task.init)(jax.random.key(0))
