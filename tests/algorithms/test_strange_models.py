@@ -16,6 +16,9 @@ from sparsyfed_jax.ops import PLAIN, LayerOps
 from tests import cases
 
 
+SGD = sgd()
+
+
 class Mixed(nn.Module):
   """A dense layer whose parameters have another dtype, and one of float32."""
 
@@ -59,7 +62,7 @@ class WithoutParameters(nn.Module):
     return x[:, : cases.NUM_CLASSES]
 
 
-def make(method, model, client=sgd(), **setup):
+def make(method, model, client=SGD, **setup):
   base, options = cases.VARIANTS[method]
   made = cases.make_setup(classification(model, (5,)), **setup)
   made = made._replace(local=made.local._replace(optimizer=client))
