@@ -4,7 +4,7 @@ A client's takes its rate and the L2 coefficient of the round; the server's take
 the adaptivity of Reddi et al.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import Any, NamedTuple, TypeAlias
 
@@ -23,6 +23,7 @@ ServerOptimizer: TypeAlias = Callable[[jax.Array, jax.Array], optax.GradientTran
 
 _EXPONENT_BITS = 0x7F800000  # of a float32
 _LARGE = 2.0**126  # whose inverse is a normal number too
+_LEAST_SQUARE = 2.0**-70  # above it, squares that float32 loses are no part worth counting
 
 
 def in_float32(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -82,22 +83,52 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
   def clip(updates: Params, params: Params | None) -> Params:
     del params
-    leaves = jax.tree.leaves(updates)
-    tops = [jnp.max(jnp.abs(leaf), initial=0).astype(jnp.float32) for leaf in leaves]
-    inverse = _inverse_power_of_two(reduce(jnp.maximum, tops, jnp.float32(0)))
-    # By a power of two, which rounds nothing.
-    small = [leaf * inverse.astype(leaf.dtype) for leaf in leaves]
-    squares = [jnp.sum(jnp.square(leaf)) for leaf in small]
-    norm = jnp.sqrt(sum(squares[1:], squares[0]) if squares else jnp.float32(0))
-    is_small = norm < max_norm * inverse.astype(norm.dtype)
+    factor, norm = _scaled_norm(jax.tree.leaves(updates))
+    is_small = norm < max_norm * factor
 
-    def scale(update: jax.Array, scaled: jax.Array) -> jax.Array:
-      return jnp.where(is_small, update, scaled / norm.astype(update.dtype) * max_norm)
+    def scale(update: jax.Array) -> jax.Array:
+      of_dtype = factor.astype(update.dtype), norm.astype(update.dtype)
+      return jnp.where(is_small, update, update * of_dtype[0] / of_dtype[1] * max_norm)
 
-    clipped = [scale(update, scaled) for update, scaled in zip(leaves, small, strict=True)]
-    return jax.tree.unflatten(jax.tree.structure(updates), clipped)
+    return jax.tree.map(scale, updates)
 
   return optax.stateless(clip)
+
+
+def _scaled_norm(leaves: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+  """Computes a power of two, and the global norm times it, whose square float32 can hold.
+
+  The power is 1 unless the square of the norm is beyond float32, so that gradients are read once
+  more only where that is so. A power of two rounds nothing.
+  """
+
+  def square(factor: jax.Array) -> jax.Array:
+    squares = [jnp.sum(jnp.square(leaf * factor.astype(leaf.dtype))) for leaf in leaves]
+    return sum((part.astype(jnp.float32) for part in squares), jnp.float32(0))
+
+  def rescale() -> tuple[jax.Array, jax.Array]:
+    tops = [jnp.max(jnp.abs(leaf), initial=0).astype(jnp.float32) for leaf in leaves]
+    factor = _inverse_power_of_two(reduce(jnp.maximum, tops, jnp.float32(0)))
+    return factor, square(factor)
+
+  whole = sum((jnp.sum(jnp.square(leaf)).astype(jnp.float32) for leaf in leaves), jnp.float32(0))
+  is_held = (whole > _LEAST_SQUARE) & (whole < jnp.inf)
+  usual = jnp.float32(1), whole
+  found = lax.cond(_of_any(~is_held), rescale, lambda: usual)
+  factor, total = (jnp.where(is_held, a, b) for a, b in zip(usual, found, strict=True))
+  return factor, jnp.sqrt(total)
+
+
+@jax.custom_batching.custom_vmap
+def _of_any(is_needed: jax.Array) -> jax.Array:
+  """Makes one answer of those of clients side by side, so that a branch on it stays a branch."""
+  return is_needed
+
+
+@_of_any.def_vmap
+def _of_any_batched(axis_size: int, in_batched: list[bool], is_needed: jax.Array) -> Any:
+  del axis_size, in_batched
+  return _of_any(jnp.any(is_needed)), False
 
 
 def _inverse_power_of_two(x: jax.Array) -> jax.Array:

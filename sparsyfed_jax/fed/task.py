@@ -54,8 +54,8 @@ def classification(
     dtype: in which the model's layers compute, in training and evaluation; parameters, and all
       between the layers, are float32 all the same.
 
-  Raises:
-    ValueError: the model has no parameters.
+  Returns:
+    The task, whose `init` raises a ValueError if the model has no parameters.
   """
 
   def in_dtype(layers: Layers) -> Layers:
@@ -68,6 +68,8 @@ def classification(
 
   def init(key: Key) -> Variables:
     variables = model.init(key, jnp.zeros((1, *input_shape), jnp.float32), train=False)
+    if not jax.tree.leaves(variables.get("params")):
+      raise ValueError(f"{type(model).__name__}: the model has no parameters to train")
     return dict(variables)
 
   def loss(
@@ -130,9 +132,7 @@ def _layer_names(
   with nn.intercept_methods(interceptor):
     x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     shapes = jax.eval_shape(partial(layered.init, train=False), jax.random.key(0), x)
-  if not jax.tree.leaves(shapes.get("params", {})):
-    raise ValueError(f"{type(model).__name__}: the model has no parameters to train")
-  return tuple(names), tuple(trees.layer_names(shapes["params"]))
+  return tuple(names), tuple(trees.layer_names(shapes.get("params", {})))
 
 
 def _score(logits: jax.Array, batch: Batch) -> Metrics:

@@ -16,6 +16,9 @@ from sparsyfed_jax.ops import PLAIN, LayerOps
 from tests import cases
 
 
+SGD = sgd()
+
+
 class Mixed(nn.Module):
   """A dense layer whose parameters have another dtype, and one of float32."""
 
@@ -59,7 +62,7 @@ class WithoutParameters(nn.Module):
     return x[:, : cases.NUM_CLASSES]
 
 
-def make(method, model, client=sgd(), **setup):
+def make(method, model, client=SGD, **setup):
   base, options = cases.VARIANTS[method]
   made = cases.make_setup(classification(model, (5,)), **setup)
   made = made._replace(local=made.local._replace(optimizer=client))
@@ -131,5 +134,6 @@ def test_a_model_without_kernels_is_for_fedavg_alone(method):
 
 
 def test_a_model_without_parameters_is_refused():
+  task = classification(WithoutParameters(), (5,))
   with pytest.raises(ValueError, match="WithoutParameters: the model has no parameters to train"):
-    classification(WithoutParameters(), (5,))
+    jax.jit(task.init)(jax.random.key(0))

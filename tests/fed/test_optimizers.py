@@ -212,3 +212,13 @@ def test_parameters_of_16_bits_follow_those_of_32(make):
     # As near as the dtype is able to hold the parameters of each step.
     tolerance = 4 * float(jnp.finfo(leaf.dtype).eps)
     np.testing.assert_allclose(leaf.astype(jnp.float32), expected[name], tolerance, tolerance)
+
+
+def test_clients_side_by_side_are_clipped_as_they_are_alone():
+  # The second alone needs its squares scaled, nested as in a sweep.
+  optimizer = clip_by_global_norm(1.0)
+  gradients = jnp.float32([[[3, 4], [3e19, 4e19]], [[0.3, 0.4], [0, 0]]])
+  clip_all = jax.jit(jax.vmap(jax.vmap(lambda g: optimizer.update({"w": g}, ())[0]["w"])))
+  np.testing.assert_allclose(
+    clip_all(gradients), [[[0.6, 0.8], [0.6, 0.8]], [[0.3, 0.4], [0, 0]]], rtol=1e-6
+  )
