@@ -14,7 +14,7 @@ from sparsyfed_jax.types import Metrics, Variables, weighted
 
 
 class Measures(NamedTuple):
-  """What is measured of what is sent; masks are where parameters are not 0, bit by bit."""
+  """What is measured of what is sent; masks are where parameters are not 0."""
 
   # (model as the client received it, model as it sends it, () int32 number of its examples) ->
   # means over clients

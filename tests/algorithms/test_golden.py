@@ -61,8 +61,8 @@ RATES = {"rounds": 2.0, "client_lr": 1.0, "client_lr_final": 0.25, "weight_decay
 
 
 # Of a payload besides what its two leaves hold: header, forms, checksum; and against the model that
-# the client received a checksum of the shapes, otherwise the shapes and their names.
-UPLINK = 5 + 2 + 4 + 4
+# the client received digests of the shapes and of the mask, otherwise the shapes and their names.
+UPLINK = 5 + 2 + 4 + 8 + 4
 DOWNLINK = (
   (5 + 2 + 4)
   + (5 + 2 + len("params"))

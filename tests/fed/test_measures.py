@@ -28,6 +28,10 @@ def on_wire(variables, masks):
   return jax.device_get({**variables, "params": rebuild(marked)})
 
 
+def encode(*arguments, value_dtype=None):
+  return codec.encode(*arguments, value_dtype=value_dtype, keep_signed_zeros=True)
+
+
 def received_by(download):
   if isinstance(download, masked.Download):
     return on_wire(download.variables, download.masks)
@@ -54,12 +58,12 @@ def check_bytes(method, name, state, value_dtype=None, **setup):
   download, upload, metrics = exchange(method, name, state, **setup)
   received, sent = received_by(download), sent_by(upload)
   assert metrics["uplink_bytes"].weight == 1
-  assert metrics["uplink_bytes"].total == len(codec.encode(sent, received, value_dtype))
+  assert metrics["uplink_bytes"].total == len(encode(sent, received, value_dtype=value_dtype))
   new_state, row = cases.server(method, name, **setup)(state, upload)
   if "downlink_bytes" not in row:  # not of the method's own counting
     after = cases.algorithm(method, name, **setup).broadcast(new_state).variables
     row = setup.get("measures", MEASURES).step(download.variables, after)
-  assert row["downlink_bytes"] == len(codec.encode(received, value_dtype=value_dtype))
+  assert row["downlink_bytes"] == len(encode(received, value_dtype=value_dtype))
   return download, upload
 
 
@@ -68,8 +72,9 @@ def test_bytes_are_those_of_the_wire_format(method):
   download, upload = check_bytes(method, "batchnorm", cases.trained(method, "batchnorm"))
   received, sent = received_by(download), sent_by(upload)
   for wire_dtype in WIRE_DTYPES.values():
-    expected = len(codec.encode(sent, received, wire_dtype))
-    assert payload_bytes(sent, received, wire_dtype) == expected
+    expected = len(encode(sent, received, value_dtype=wire_dtype))
+    counted = payload_bytes(sent, received, wire_dtype, keep_signed_zeros=True)
+    assert counted == expected
 
 
 @pytest.mark.parametrize(("method", "dtype"), [("sparsyfed", "bfloat16"), ("feddst", "float16")])
@@ -79,7 +84,7 @@ def test_values_of_other_types_are_rounded_as_the_wire_format_rounds(method, dty
   state = cases.trained(method, "linear")
   download, upload = check_bytes(method, "linear", state, wire_dtype, **setup)
   received = received_by(download)
-  payload = codec.encode(received, value_dtype=wire_dtype)
+  payload = encode(received, value_dtype=wire_dtype)
   cases.assert_same_bits(codec.decode(payload), received)
   plain, _, _ = exchange(method, "linear", state)
   assert not cases.same_bits(received, received_by(plain))
@@ -95,7 +100,7 @@ def test_warm_up_sends_masks_alone():
   masks = [np.asarray(kept) > 0 for kept in upload.kept]
   expected = len(codec.encode(masks, [np.asarray(mask) for mask in download.masks]))
   assert metrics["uplink_bytes"].total == expected
-  assert expected < len(codec.encode(sent_by(upload), received_by(download)))
+  assert expected < len(encode(sent_by(upload), received_by(download)))
 
 
 def test_by_hand():
