@@ -3,7 +3,7 @@
 Reddi et al., Adaptive federated optimization, ICLR 2021, arXiv 2003.00295, algorithm 2.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,21 @@ def mean(upload: Upload, fallback: Variables) -> Variables:
     return jnp.where(is_empty, otherwise, total / weight)
 
   return jax.tree.map(divide, upload.variables, dict(fallback))
+
+
+def unless_nobody(weight: jax.Array, new: Any, old: Any) -> Any:
+  """Takes the state after a round; where nobody had an example, the one before it.
+
+  Such a round has no update: only its number counts. Momentum does not decay, no mask is chosen,
+  and what a method does in its first round it does in the next one.
+
+  Args:
+    weight: () float32, of the summed upload.
+    new: state after the server's step.
+    old: state before the round, of the same structure.
+  """
+  kept = jax.tree.map(lambda before, after: jnp.where(weight == 0, before, after), old, new)
+  return kept._replace(round=new.round)
 
 
 def step(

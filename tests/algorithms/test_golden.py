@@ -17,6 +17,7 @@ from sparsyfed_jax.data.shuffle import shuffle
 from sparsyfed_jax.fed.simulation import simulate
 from sparsyfed_jax.fed.task import classification
 from sparsyfed_jax.models import MLP
+from sparsyfed_jax.types import total
 from tests import cases
 
 APART = np.array([1.0, -1.0])
@@ -44,7 +45,9 @@ def run_one_round(method, variables, x, y, parts, values):
   state = cases.copy(algorithm.init(variables, cases.hyper(**values), jax.random.key(0)))
   federation = cases.make_federation(np.asarray(x, float), np.asarray(y), parts)
   state, rows = run(state, federation, jax.random.key(0), 1)
-  return algorithm, state, {name: float(row[0]) for name, row in rows.items() if row.ndim == 1}
+  row = {name: float(column[0]) for name, column in rows.items() if column.ndim == 1}
+  uplink, examples = (total(rows[name][0]) for name in ("round_uplink_bytes", "examples"))
+  return algorithm, state, {**row, "uplink_bytes": uplink / row["clients"], "examples": examples}
 
 
 def assert_row(row, **expected):
