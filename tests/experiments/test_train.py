@@ -8,7 +8,7 @@ import pytest
 from absl.flags import FlagValues
 
 from experiments import flags, record, train
-from experiments.build import build
+from experiments.build import batch_rows, build
 from sparsyfed_jax.data.sources import DataError
 from sparsyfed_jax.io.writers import read_metrics
 
@@ -223,3 +223,16 @@ def test_examples_stay_on_the_device_as_they_are_stored():
   experiment = build(flags.resolve(SMALL))
   assert experiment.federation.x.dtype == np.uint8
   assert isinstance(experiment.federation.x, jax.Array)
+
+
+def test_batches_are_not_padded_beyond_the_largest_client(tmp_path):
+  # 71 or 72 examples a client, in batches of up to 80 rows.
+  rows = []
+  for batch_size in (80, 20_000):
+    config = SMALL._replace(batch_size=batch_size, rounds=2)
+    run(tmp_path / str(batch_size), config)
+    rows.append(read_metrics(tmp_path / str(batch_size) / "metrics.jsonl"))
+  assert rows[0] == rows[1]
+  sizes = np.array([3, 0, 15])
+  assert [batch_rows(size, sizes) for size in (1, 15, 16, 17, 20_000)] == [1, 15, 16, 16, 16]
+  assert batch_rows(20_000, np.array([0, 0])) == 16
