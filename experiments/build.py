@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from experiments import processes
 from experiments.environment import free_bytes
 from experiments.flags import AUTO, Config, ConfigError, ignored, options
+from experiments.identity import digest, examples_digest
 from sparsyfed_jax import trees
 from sparsyfed_jax.algorithms import ALGORITHMS, OPTIONS
 from sparsyfed_jax.data import partition, sources
@@ -112,12 +113,13 @@ def build(config: Config) -> Experiment:
   algorithm = _make_algorithm(config, setup)
   mesh = _make_mesh(config)
   is_alone = mesh.size == 1 and config.data_placement != "streamed"
+  scales = _density_scales(config, len(parts), keys.partition)
   federation = Federation(
     x=dataset.x_train,
     y=dataset.y_train,
     indices=indices[: len(parts)],
     sizes=sizes[: len(parts)],
-    density_scales=_density_scales(config, len(parts), keys.partition),
+    density_scales=scales,
   )
   after = federation
   if parts_after:
@@ -126,14 +128,15 @@ def build(config: Config) -> Experiment:
     federation, after, mesh, "replicated" if is_alone else config.data_placement
   )
   example = jax.ShapeDtypeStruct(input_shape, dataset.x_train.dtype)
-  chunk = choose_chunk(
+  own_chunk = choose_chunk(
     config.clients_per_chunk, model, setup, example, -(-config.clients_per_round // mesh.size)
   )
+  chunk = processes.smallest(own_chunk)  # all have to run the same program
   simulation = simulate(
     algorithm,
     task,
     clients_per_round=config.clients_per_round,
-    clients_per_chunk=processes.smallest(chunk),  # all have to run the same program
+    clients_per_chunk=chunk,
     rounds_per_call=min(config.eval_every, config.rounds),
     eval_batch_size=min(EVAL_BATCH_SIZE, len(dataset.y_test)),
     availability=AVAILABILITIES[config.client_sampling],
@@ -160,6 +163,8 @@ def build(config: Config) -> Experiment:
     processes=jax.process_count(),
     mean=dataset.mean,
     std=dataset.std,
+    examples_sha256=examples_digest(dataset),
+    split_sha256=digest([*parts, len(parts), *parts_after, scales]),
   )
   others = (dataset.x_test, dataset.y_test, make_hyper(config), keys)
   x_test, y_test, hyper, keys = put(others, everywhere(mesh))
@@ -233,6 +238,7 @@ _VALUES = (
   "checkpoint_every",
   "compilation_cache_dir",
   "resume",
+  "discard_rounds",
 )
 
 

@@ -14,7 +14,12 @@ _PACKAGES = ("sparsyfed_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def describe_environment() -> dict[str, Any]:
-  """Returns `device`, a line of text, and `versions` by package."""
+  """Returns what the bits of a result may depend on.
+
+  Returns:
+    `device`, a line of text; `jax_enable_x64` and `xla_flags`, which change what is compiled; and
+    `versions` by package.
+  """
   versions = {"python": platform.python_version()}
   for name in _PACKAGES:
     try:
@@ -27,6 +32,8 @@ def describe_environment() -> dict[str, Any]:
     kind += f" ({os.cpu_count()} cores, {platform.machine()})"
   return {
     "device": f"{len(devices)} x {kind}",
+    "jax_enable_x64": bool(jax.config.values["jax_enable_x64"]),
+    "xla_flags": os.environ.get("XLA_FLAGS", ""),
     "versions": versions,
   }
 
@@ -55,4 +62,4 @@ def keep_compiled(directory: str) -> None:
       return  # by the environment variable, say
     cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     directory = str(pathlib.Path(cache) / "sparsyfed_jax" / "compiled")
-  jax.config.update("jax_compilation_cache_dir", directory or None)
+  jax.config.update("jax_compilation_cache_dir", os.path.expanduser(directory) or None)

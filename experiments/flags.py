@@ -1,6 +1,7 @@
 """The flags of a run, their defaults, and what is refused before anything is compiled."""
 
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -66,6 +67,7 @@ AUTO = "auto"
 WITHOUT_EFFECT = (
   "output_dir",
   "resume",
+  "discard_rounds",
   "checkpoint_every",
   "clients_per_chunk",
   "num_devices",
@@ -162,6 +164,7 @@ class Config(NamedTuple):
   output_dir: str | None
   trackers: tuple[str, ...]
   resume: bool
+  discard_rounds: bool
 
 
 DEFAULTS = Config(
@@ -241,6 +244,7 @@ DEFAULTS = Config(
   output_dir=None,
   trackers=(),
   resume=False,
+  discard_rounds=False,
 )
 
 _HELP = dict(
@@ -354,6 +358,9 @@ _HELP = dict(
   " each needs the extra of its name",
   resume="goes on with the run in --output_dir from its last checkpoint; the other flags must be"
   " those it was started with",
+  discard_rounds="with --resume, where rows or checkpoints are damaged or missing: goes on from the"
+  " newest checkpoint whose rows are all there, or from round 1; what was there is kept, such as in"
+  " metrics.discarded-1.jsonl",
 )
 
 
@@ -472,6 +479,7 @@ def check(config: Config) -> None:
     "resume",
     "given with --output_dir, the directory of the run to go on with",
   )
+  require(config.resume or not config.discard_rounds, "discard_rounds", "given with --resume")
   require(0 <= config.client_momentum < 1, "client_momentum", "at least 0 and below 1")
   require(
     config.client_momentum == 0 or config.client_optimizer != "adamw",
@@ -659,6 +667,11 @@ DERIVED = (
 )
 
 
+def folder(path: str) -> str:
+  """Resolves `~`, which a shell leaves alone behind the `=` of a flag."""
+  return os.path.expanduser(path)
+
+
 def resolve(config: Config) -> Config:
   """Fills in the defaults that follow from other flags."""
   ramp = 0 if config.sparsity_schedule == "constant" else config.rounds // 2
@@ -669,6 +682,7 @@ def resolve(config: Config) -> Config:
       shift_seed=(config.seed + 1) % 2**32 if seed is None else seed,
     )
   return config._replace(
+    output_dir=folder(config.output_dir) if config.output_dir else None,
     client_lr_final=(
       config.client_lr / 10 if config.client_lr_final is None else config.client_lr_final
     ),

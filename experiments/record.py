@@ -5,12 +5,10 @@ import math
 import pathlib
 import sys
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments import flags, processes
@@ -53,6 +51,15 @@ _NOW_AND_THEN = (
   "client_accuracy_min",
   "client_accuracy_p10",
 )
+# Columns that --metrics adds.
+_ADDED = (
+  "layer_density",
+  "round_uplink_bytes",
+  "round_downlink_bytes",
+  "cumulative_bytes",
+  "client_flops",
+)
+_COUNTS = ("clients", "dropped_clients", "examples", "excluded_clients", "target_sparsity")
 
 
 class Member(NamedTuple):
@@ -67,7 +74,7 @@ class Start(NamedTuple):
   """Where runs are when they start or go on."""
 
   state: Any  # of the server; of several runs with a leading axis
-  done: int  # rounds
+  done: int  # rounds; where they are not 0, there is a checkpoint of them
 
 
 class StoppedError(RuntimeError):
@@ -85,39 +92,32 @@ class DivergedError(RuntimeError):
   """Training left the finite numbers; the message names the round and what would help."""
 
 
-def begin(
-  member: Member, programs: Programs, inputs: Inputs, checkpoints: pathlib.Path, resume: bool
-) -> Start:
-  """Makes the state before round 1, or reads the last checkpoint.
+def columns_of(has_metrics: bool) -> tuple[str, ...]:
+  """Lists columns that all rows of a run have, with --metrics or without."""
+  always = ("round", "train_loss", "train_accuracy", *_COUNTS, *_MEASURED, *_NOW_AND_THEN)
+  return always + (_ADDED if has_metrics else ())
+
+
+def has_failed(rows: Sequence[Mapping[str, Any]]) -> bool:
+  """Tells whether a run ended with its last row, before its time."""
+  return _failure(rows) is not None
+
+
+def begin(member: Member, programs: Programs, inputs: Inputs, restored: Any) -> Start:
+  """Makes the state before round 1, or takes that of a checkpoint.
 
   Args:
     member: the run, or one of those side by side.
     programs: compiled for it or for them.
     inputs: of the programs.
-    checkpoints: the directory in which they are.
-    resume: whether to go on from a checkpoint; without one the run starts anew all the same.
+    restored: as `resuming.restore` returns it; None to start anew.
   """
-  state = _restore(programs, checkpoints) if resume else None
-  if processes.largest(int(state is not None)) == 0:
+  if restored is None:
     state, done = programs.init(inputs), 0
   else:
-    if state is None:  # not the first process, which has read it
-      state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), programs.shapes)
-    state = processes.from_first(state)
-    done = int(np.ravel(state.round)[0])
+    state, done = restored, int(np.ravel(restored.round)[0])
     print(f"going on after round {done}", flush=True)
   return Start(put(state, everywhere(member.experiment.mesh)), done)
-
-
-def _restore(programs: Programs, checkpoints: pathlib.Path) -> Any:
-  if not processes.is_first():
-    return None
-  with warnings.catch_warnings(record=True) as found:
-    warnings.simplefilter("always", checkpoint.DamagedWarning)
-    state = checkpoint.restore(checkpoints, programs.shapes)
-  for warning in found:
-    print(f"warning: {warning.message}", file=sys.stderr)
-  return state
 
 
 def record(
@@ -153,6 +153,7 @@ def record(
   is_alone = len(members) == 1
   state, done = start.state, start.done
   writers = members if processes.is_first() else []
+  intact: Sequence[int] = (done,) if done else ()  # checkpoints
   run_seconds = 0.0
   hits = None  # of the last evaluation
   rows = [_earlier_rows(member, done) for member in writers]
@@ -164,7 +165,9 @@ def record(
     return values if is_alone else jax.tree.map(lambda leaf: leaf[number], values)
 
   with contextlib.ExitStack() as stack:
-    files = [stack.enter_context(MetricsWriter(member.directory, done)) for member in writers]
+    files = [
+      stack.enter_context(MetricsWriter(member.directory, done, _warn)) for member in writers
+    ]
     trackers = [stack.enter_context(_open_trackers(member, done)) for member in writers]
     caught = stack.enter_context(catch_signals())
     while done < config.rounds:
@@ -214,7 +217,9 @@ def record(
       signal = processes.largest(caught.signal)
       is_due = _is_due(done, config.checkpoint_every)
       if writers and config.checkpoint_every and (is_due or is_last or signal):
-        checkpoint.save(checkpoints, done, state)
+        for file in files:
+          file.sync()  # or a power cut could leave a checkpoint without its rows
+        intact = checkpoint.save(checkpoints, done, state, intact)
       if signal and not is_last:
         raise StoppedError(signal, done, config.checkpoint_every > 0)
   # Of the rounds of this process; a run that went on may have none left.
@@ -238,9 +243,9 @@ def record(
     own_hits = None if hits is None else of_run(number, hits)
     summary = _summarise(member, rows[number], of_run(number, state), own_hits)
     summary |= cost | describe_environment()
-    write_json(member.directory / SUMMARY_NAME, summary)
     plot_curves(rows[number], summary, member.directory / "curves.png")
     write_similarity(member.directory)
+    write_json(member.directory / SUMMARY_NAME, summary)  # last: it says that all is there
     results.append(summary)
   return results
 
@@ -250,11 +255,12 @@ def _earlier_rows(member: Member, done: int) -> list[dict[str, Any]]:
 
 
 def _open_trackers(member: Member, done: int) -> contextlib.AbstractContextManager[Write]:
-  def warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)
-
   config = member.config
-  return open_trackers(config.trackers, member.directory, config._asdict(), done, warn)
+  return open_trackers(config.trackers, member.directory, config._asdict(), done, _warn)
+
+
+def _warn(text: str) -> None:
+  print(f"warning: {text}", file=sys.stderr)
 
 
 def _is_due(done: int, every: int) -> bool:

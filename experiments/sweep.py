@@ -24,7 +24,7 @@ from absl import flags as absl_flags
 from rich.console import Console
 from rich.markdown import Markdown
 
-from experiments import flags
+from experiments import begun, flags
 from experiments.build import build, fixed_flags, program_key
 from experiments.environment import keep_compiled
 from experiments.plots import Curve, plot_sweep
@@ -36,9 +36,10 @@ from experiments.programs import (
   stack_inputs,
 )
 from experiments.record import SUMMARY_NAME, DivergedError, Member, StoppedError, begin, record
+from experiments.resuming import restore
+from experiments.run_directory import CONFIG_NAME
 from experiments.signals import leave_unread
 from experiments.terminal import Update, progress
-from experiments.train import CONFIG_NAME, describe
 from sparsyfed_jax.data.sources import DataError, load
 from sparsyfed_jax.io.writers import JSONL_NAME, create_run_dir, read_metrics, write_json
 
@@ -46,7 +47,7 @@ _GRID_NAME = "grid.json"
 _GROUPS_NAME = "side_by_side"  # directory of the checkpoints of runs side by side
 MODES = ("sequential", "vmap")
 # Of the sweep, which always resumes, or of a run of several processes, which a sweep is not.
-_OWN = ("output_dir", "resume", "coordinator", "num_processes", "process_id")
+_OWN = ("output_dir", "resume", "discard_rounds", "coordinator", "num_processes", "process_id")
 _LISTS = ("client_sparsities", "client_sparsity_shares", "trackers")  # lists already; not swept
 
 
@@ -278,7 +279,7 @@ def _member(run: Run, directory: pathlib.Path) -> Member:
   place = place_of(run, directory)
   place.mkdir(exist_ok=True)
   experiment = build(run.config)
-  write_json(place / CONFIG_NAME, describe(run.config, experiment))
+  write_json(place / CONFIG_NAME, begun.describe(run.config, experiment.facts))
   return Member(run.config, experiment, place)
 
 
@@ -297,7 +298,8 @@ def _run_alone(
   if key not in compiled:
     compiled[key] = compile_programs(member.experiment)
   programs, inputs = compiled[key], inputs_of(member.experiment)
-  start = begin(member, programs, inputs, member.directory, resume=True)
+  restored = restore(members, programs.shapes, member.directory)
+  start = begin(member, programs, inputs, restored)
   try:
     record(members, programs, inputs, start, member.directory, update)
   except DivergedError as error:
@@ -318,7 +320,7 @@ def _run_side_by_side(
   programs = compiled[key]
   checkpoints = directory / _GROUPS_NAME / first.directory.name
   checkpoints.mkdir(parents=True, exist_ok=True)
-  start = begin(first, programs, inputs, checkpoints, resume=True)
+  start = begin(first, programs, inputs, restore(members, programs.shapes, checkpoints))
   try:
     _note_failures(members, record(members, programs, inputs, start, checkpoints, update))
   except DivergedError as error:

@@ -4,30 +4,27 @@ Writes config.json, metrics.jsonl (and .csv), summary.json and curves.png into -
 """
 
 import contextlib
-import datetime
-import json
 import os
 import pathlib
-import re
-import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import jax
 from absl import app, logging
 from absl import flags as absl_flags
 
-from experiments import flags, processes
+from experiments import begun, flags, processes, run_directory
 from experiments.build import Experiment, build
 from experiments.environment import describe_environment, keep_compiled
 from experiments.programs import compile_programs, inputs_of
 from experiments.record import DivergedError, Member, StoppedError, begin, record
+from experiments.resuming import restore, rounds_of
+from experiments.run_directory import CONFIG_NAME, RunDirectory, remove_unused
 from experiments.signals import leave_on_signal, leave_unread
 from experiments.terminal import Update, closing_table, progress
 from sparsyfed_jax.data.sources import DataError
-from sparsyfed_jax.io.writers import JSONL_NAME, create_run_dir, read_metrics, write_json
-
-CONFIG_NAME = "config.json"
+from sparsyfed_jax.io.writers import write_json
 
 
 def main(argv: Sequence[str]) -> None:
@@ -39,33 +36,25 @@ def main(argv: Sequence[str]) -> None:
     processes.join(config)
   except flags.ConfigError as error:
     flags.fail(error)
-  refusal: Exception | None = None
-  directory = pathlib.Path(config.output_dir or "")
-  try:
-    if config.resume and processes.is_first():
-      check_resumable(config, directory)
-    experiment = build(config)
-    if not config.resume and processes.is_first():
-      directory = _create_directory(config)
-  except (flags.ConfigError, DataError, FileExistsError) as error:
-    refusal = error
-  if processes.largest(int(refusal is not None)):
-    flags.fail(refusal or flags.ConfigError("another process refused its flags or data"))
-  if processes.is_first():
-    for note in flags.notes(config):
-      print(note)
-    leave_on_signal(lambda number: _leave_interrupted(directory, 128 + number))
-  try:
-    run(config, experiment, directory)
-  except StoppedError as error:
-    print(f"\n{error}", file=sys.stderr)
-    sys.exit(error.code)
-  except DivergedError as error:
-    flags.fail(error, code=1)
-  except BrokenPipeError:
-    leave_unread()
-  except OSError as error:
-    flags.fail(OSError(f"--output_dir={directory}: {error}"), code=1)
+  with contextlib.ExitStack() as held:
+    config, experiment, directory = _open(config, held)
+    if processes.is_first():
+      for note in flags.notes(config):
+        print(note)
+      leave_on_signal(lambda number: _leave_interrupted(directory, 128 + number))
+    try:
+      run(config, experiment, directory.path)
+    except StoppedError as error:
+      print(f"\n{error}", file=sys.stderr)
+      sys.exit(error.code)
+    except flags.ConfigError as error:
+      flags.fail(error)
+    except DivergedError as error:
+      flags.fail(error, code=1)
+    except BrokenPipeError:
+      leave_unread()
+    except OSError as error:
+      flags.fail(OSError(f"--output_dir={directory.path}: {error}"), code=1)
 
 
 def run(config: flags.Config, experiment: Experiment, directory: pathlib.Path) -> dict[str, Any]:
@@ -74,21 +63,24 @@ def run(config: flags.Config, experiment: Experiment, directory: pathlib.Path) -
   Args:
     config: resolved flags.
     experiment: what `build` made of them.
-    directory: where the files go.
+    directory: where the files go; with --resume, of a run that `check_resumable` has let pass.
 
   Returns:
     The contents of summary.json; {} in all processes but the first.
 
   Raises:
+    ConfigError: with --resume, what was recorded is damaged.
     DivergedError: the training loss is not finite any more; the rounds up to there are recorded.
     StoppedError: after a signal.
   """
   if processes.is_first():
-    write_json(directory / CONFIG_NAME, describe(config, experiment))
+    if not config.resume:
+      write_json(directory / CONFIG_NAME, begun.describe(config, experiment.facts))
     _print_setup(config, experiment)
-  programs, inputs = compile_programs(experiment), inputs_of(experiment)
   member = Member(config, experiment, directory)
-  start = begin(member, programs, inputs, directory, config.resume)
+  restored = _restore(member) if config.resume else None
+  programs, inputs = compile_programs(experiment), inputs_of(experiment)
+  start = begin(member, programs, inputs, restored)
   with contextlib.ExitStack() as stack:
     update: Update = lambda done, row: None  # noqa: E731
     if processes.is_first():
@@ -101,43 +93,69 @@ def run(config: flags.Config, experiment: Experiment, directory: pathlib.Path) -
   return {}
 
 
-def check_resumable(config: flags.Config, directory: pathlib.Path) -> None:
-  """Checks that a directory holds a run of the same flags.
+def check_resumable(config: flags.Config, directory: pathlib.Path) -> dict[str, Any]:
+  """Checks that a directory holds a run of the same flags; returns what it was begun with.
 
   Raises:
     ConfigError: it holds none, or the flag named differs.
   """
+  before = begun.read(directory)
+  begun.check_flags(before, config, directory)
+  return before
+
+
+def _open(
+  config: flags.Config, held: contextlib.ExitStack
+) -> tuple[flags.Config, Experiment, RunDirectory]:
+  """Makes the data and the directory of a run, which stays locked; a refusal ends all processes."""
+  refusal: Exception | None = None
+  directory = RunDirectory(pathlib.Path(config.output_dir or ""), is_new=False, is_made=False)
+  before: dict[str, Any] = {}
+  if config.resume and processes.is_first():
+    try:
+      begun.read(directory.path)  # nothing is written where there is no run
+      held.enter_context(run_directory.locked(directory.path))
+      before = check_resumable(config, directory.path)
+    except flags.ConfigError as error:
+      refusal = error
+  _end_if_refused(refusal)
+  chunk = begun.recorded_chunk(before) if before else 0
+  config = begun.with_recorded_chunk(config, processes.largest(chunk))
   try:
-    before = json.loads((directory / CONFIG_NAME).read_text())
-  except (OSError, ValueError) as error:
-    raise flags.ConfigError(
-      f"--resume: --output_dir={directory} holds no run to go on with ({CONFIG_NAME}: {error})"
-    ) from error
-  now = json.loads(json.dumps(_flags_of(config)))
-  # What follows from other flags comes last: those are to be named.
-  for name, value in sorted(now.items(), key=lambda item: item[0] in flags.DERIVED):
-    if name not in flags.WITHOUT_EFFECT and before.get(name, value) != value:
-      raise flags.ConfigError(
-        f"--{name}={value}: must be {before[name]} to go on with the run in {directory}"
-      )
+    experiment = build(config)
+    if before:
+      begun.check_data(before, config, experiment.facts, directory.path)
+    elif processes.is_first():
+      directory = held.enter_context(run_directory.new(config))
+  except (flags.ConfigError, DataError, FileExistsError) as error:
+    refusal = error
+  _end_if_refused(refusal)
+  return config, experiment, directory
 
 
-def _flags_of(config: flags.Config) -> dict[str, Any]:
-  return {**config._asdict(), **dict.fromkeys(flags.ignored(config))}
+def _end_if_refused(refusal: Exception | None) -> None:
+  if processes.largest(int(refusal is not None)):
+    flags.fail(refusal or flags.ConfigError("another process refused its flags or data"))
 
 
-def describe(config: flags.Config, experiment: Experiment) -> dict[str, Any]:
-  """Makes the contents of config.json."""
-  return {**_flags_of(config), "data": experiment.facts, **describe_environment()}
+def _restore(member: Member) -> Any:
+  config, experiment, directory = member
+  keys = experiment.keys
+  shapes = jax.eval_shape(experiment.simulation.init, experiment.hyper, keys.init)
+  state = restore([member], shapes, directory)
+  if processes.is_first():
+    before = begun.read(directory)
+    done = rounds_of(state)
+    for change in begun.note_changes(before, config, experiment.facts, directory, done):
+      print(f"warning: {change}; what follows may differ in the last bits", file=sys.stderr)
+  return state
 
 
-def _leave_interrupted(directory: pathlib.Path, code: int) -> NoReturn:
-  metrics = directory / JSONL_NAME
-  if metrics.exists() and read_metrics(metrics):
-    print(f"\ninterrupted; the rounds so far are in {metrics}", file=sys.stderr)
-  else:
-    shutil.rmtree(directory)  # ours alone, and without a round of no use to anybody
+def _leave_interrupted(directory: RunDirectory, code: int) -> NoReturn:
+  if remove_unused(directory):
     print("\ninterrupted before the first evaluation; nothing was kept", file=sys.stderr)
+  else:
+    print(f"\ninterrupted; what is recorded is in {directory.path}", file=sys.stderr)
   sys.stderr.flush()
   os._exit(code)  # XLA may be compiling in a thread that a regular exit would crash
 
@@ -154,19 +172,6 @@ def _print_setup(config: flags.Config, experiment: Experiment) -> None:
   natural = facts["natural_clients"]
   if natural and config.partition != "natural":
     print(f"note: the data has {natural} clients of its own; --partition=natural uses them")
-
-
-def _create_directory(config: flags.Config) -> pathlib.Path:
-  now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-  kind, _, name = config.dataset.partition(":")
-  data = pathlib.Path(name).stem if kind == "npz" else re.sub("[^A-Za-z0-9]+", "-", name or kind)
-  path = config.output_dir or pathlib.Path("runs") / f"{now}-{config.algorithm}-{data}"
-  try:
-    return create_run_dir(path)
-  except FileExistsError:
-    raise
-  except OSError as error:
-    raise flags.ConfigError(f"--output_dir={path}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ ENDED, DIVERGED, UNFINISHED = STATES = ("ended", "diverged", "unfinished")
 
 _CONFIG, _SUMMARY, _GRID = "config.json", "summary.json", "grid.json"
 _DRAWN_ANEW = ("table.md", "sweep.png")  # of a sweep
-_FACTS = ("data", "device", "versions")  # of config.json, besides the flags
+# Of config.json, besides the flags.
+_FACTS = ("data", "device", "jax_enable_x64", "xla_flags", "versions", "resumed")
 # Flags that change no training.
 _NO_SETTING = (
   *("seed", "eval_every", "client_eval", "metrics", "mask_metrics_every", "mask_metrics_clients"),
