@@ -42,6 +42,7 @@ from sparsyfed_jax.models import CNN, MLP, ResNet18, SpeechResNet18, ViT
 EVAL_BATCH_SIZE = 500
 DEFAULT_NUM_CLIENTS = 100
 MAX_CHUNK = 128  # clients side by side, where nothing better was measured
+_VECTOR = 16  # rows, which a CPU computes together
 MEMORY_SHARE = 0.5  # of what is free, for the clients of a chunk
 
 
@@ -122,7 +123,7 @@ def _prepare(config: Config, dataset: sources.Dataset, keys: Keys) -> _OnHost:
   setup = Setup(
     task=task,
     local=LocalTraining(
-      config.batch_size,
+      batch_rows(config.batch_size, sizes),
       config.local_epochs,
       _client_optimizer(config),
       is_proximal=config.proximal_mu > 0,
@@ -330,6 +331,22 @@ def _make_mesh(config: Config) -> Mesh:
       " machine"
     )
   return Mesh(np.array(devices[: config.num_devices]), (AXIS,))
+
+
+def batch_rows(batch_size: int, sizes: np.ndarray) -> int:
+  """Chooses how many rows a batch has, some of them padding.
+
+  No client fills more rows than it has examples, and every row costs time. What a step computes
+  does not depend on padding.
+
+  Args:
+    batch_size: the flag.
+    sizes: (num_clients,) numbers of examples.
+
+  Returns:
+    At most `batch_size`: the largest client, rounded up to whole vectors of 16 rows.
+  """
+  return min(batch_size, -(-max(int(np.max(sizes)), 1) // _VECTOR) * _VECTOR)
 
 
 def _client_optimizer(config: Config) -> ClientOptimizer:

@@ -30,6 +30,7 @@ from sparsyfed_jax.io.trackers import Write, open_trackers
 from sparsyfed_jax.io.writers import JSONL_NAME, MetricsWriter, read_metrics, write_json
 from sparsyfed_jax.metrics.cost import dense_bytes
 from sparsyfed_jax.metrics.flops import client_flops, flops_table
+from sparsyfed_jax.types import total
 
 SUMMARY_NAME = "summary.json"
 # Columns that are null without --metrics.
@@ -41,6 +42,7 @@ _MEASURED = (
   "uplink_bytes",
   "downlink_bytes",
 )
+_MOST_LOST = 10  # rounds in a row of which no upload is finite, until training has diverged
 # Columns that are null in rounds in which they are not measured.
 _NOW_AND_THEN = (
   "test_accuracy",
@@ -145,7 +147,8 @@ def record(
     For each run the contents of its summary.json, or why it ended before.
 
   Raises:
-    DivergedError: training failed in all runs; the rounds up to there are recorded.
+    DivergedError: training failed in all runs, or no round had an update; the rounds up to there
+      are recorded.
     StoppedError: after a signal.
   """
   config = members[0].config
@@ -157,7 +160,8 @@ def record(
   hits = None  # of the last evaluation
   rows = [_earlier_rows(member, done) for member in writers]
   # Beside others a run may have ended before the checkpoint that all go on from.
-  failures = {i: failure for i, kept in enumerate(rows) if (failure := _failure(kept))}
+  failures = {i: failure for i, kept in enumerate(rows) if (failure := _failure(kept, 0))}
+  lost = [0] * len(members)  # rounds in a row, here, of which no upload was finite
 
   def of_run(number: int, values: Any) -> Any:
     return values if is_alone else jax.tree.map(lambda leaf: leaf[number], values)
@@ -191,7 +195,9 @@ def record(
         new = _new_rows(of_run(number, columns), of_run(number, scores), count)
         if is_by_client:
           owners = owners_at(member.experiment.test_owners, config.shift_round, done)
-          new[-1] |= client_spread(client_accuracies(of_run(number, hits), owners))
+          num_clients = member.experiment.facts["num_clients"]
+          accuracies = client_accuracies(of_run(number, hits), owners, num_clients)
+          new[-1] |= client_spread(accuracies)
         if agreement is not None:
           new[0]["client_mask_iou"] = of_run(number, agreement).item()
         if writers:
@@ -204,7 +210,8 @@ def record(
             save_mask(member.directory, done, of_run(number, packed))
         if number == 0:
           update(done, new[-1])
-        failure = _failure(new)
+        failure = _failure(new, lost[number])
+        lost[number] = _count_lost(new, lost[number])
         if failure:
           failures[number] = failure
       if len(failures) == len(members):
@@ -225,6 +232,11 @@ def record(
   }
   if config.client_eval and hits is None:  # a run that had ended before
     hits = programs.classify(state, inputs)
+  for number, member in enumerate(writers):
+    if number not in failures and (failure := _never_updated(member.config, rows[number])):
+      failures[number] = failure
+  if writers and len(failures) == len(members):
+    raise failures[0]
   results: list[dict[str, Any] | DivergedError] = []
   for number, member in enumerate(writers):
     if number in failures:
@@ -276,6 +288,7 @@ def _next_stop(config: flags.Config, done: int) -> int:
 def _new_rows(
   columns: Mapping[str, np.ndarray], scores: Mapping[str, np.ndarray], count: int
 ) -> list[dict[str, Any]]:
+  columns = _on_host(columns)
   first = ("round", "train_loss", "train_accuracy")
   names = [*first, *(name for name in columns if name not in first)]
   empty = [*(name for name in _MEASURED if name not in columns), *_NOW_AND_THEN]
@@ -286,14 +299,36 @@ def _new_rows(
   return rows
 
 
-def _failure(rows: Sequence[Mapping[str, Any]]) -> DivergedError | None:
+def _on_host(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Makes numbers of the sums that came in parts, and the mean of bytes over clients."""
+  values = {
+    name: column.astype(np.float64) if column.dtype == np.uint32 else column
+    for name, column in columns.items()
+  }
+  values["examples"] = total(columns["examples"]).astype(np.float64)
+  if "round_uplink_bytes" in columns:
+    values["round_uplink_bytes"] = total(columns["round_uplink_bytes"])
+    clients = columns["clients"].astype(np.float64)
+    mean = np.full(len(clients), np.nan)
+    np.divide(values["round_uplink_bytes"], clients, out=mean, where=clients > 0)
+    values["uplink_bytes"] = mean
+  return values
+
+
+def _failure(rows: Sequence[Mapping[str, Any]], lost: int) -> DivergedError | None:
+  """Finds out whether training diverged.
+
+  Args:
+    rows: of some rounds.
+    lost: how many rounds just before them had uploads, none of them finite.
+  """
   for row in rows:
-    lost, excluded = int(row["dropped_clients"]), int(row["excluded_clients"])
-    if row["clients"] == 0 and lost + excluded > 0:
+    lost = _count_lost([row], lost)
+    if lost == _MOST_LOST:
       return DivergedError(
-        f"round {row['round']}: nobody is left: {lost} of the clients vanished (--client_dropout),"
-        f" {excluded} sent what is not finite (a smaller --client_lr may help); the rounds so far"
-        " are in metrics.jsonl"
+        f"round {row['round']}: all that clients sent in the last {lost} rounds is not finite;"
+        " training diverged, a smaller --client_lr may help (the rounds so far are in"
+        " metrics.jsonl)"
       )
     loss = row["train_loss"]
     if row["examples"] > 0 and (loss is None or not math.isfinite(loss)):  # None where read back
@@ -302,6 +337,28 @@ def _failure(rows: Sequence[Mapping[str, Any]]) -> DivergedError | None:
         " --client_lr may help (the rounds so far are in metrics.jsonl)"
       )
   return None
+
+
+def _count_lost(rows: Sequence[Mapping[str, Any]], before: int) -> int:
+  """Counts rounds in a row of which no upload was finite; rounds without uploads do not count."""
+  for row in rows:
+    before = 0 if row["clients"] else before + bool(row["excluded_clients"])
+  return before
+
+
+def _never_updated(config: flags.Config, rows: Sequence[Mapping[str, Any]]) -> DivergedError | None:
+  """Finds out whether nobody was left in any round of a run."""
+  if any(row["clients"] for row in rows):
+    return None
+  sampled = config.clients_per_round * len(rows)
+  lost = sum(int(row["dropped_clients"]) for row in rows)
+  excluded = sum(int(row["excluded_clients"]) for row in rows)
+  return DivergedError(
+    f"no round had an update: of {sampled} clients sampled {lost} vanished"
+    f" (--client_dropout={config.client_dropout}), {excluded} sent what is not finite (a smaller"
+    f" --client_lr than {config.client_lr} may help) and {sampled - lost - excluded} have no"
+    " examples (a smaller --num_clients may help); the rounds are in metrics.jsonl"
+  )
 
 
 def _complete(
@@ -315,7 +372,7 @@ def _complete(
     received = row.pop("received_density")
     # Whoever vanished, or sent what is not finite, has received the model too.
     num_receivers = row["clients"] + row["dropped_clients"] + row["excluded_clients"]
-    up = round(row["clients"] * row["uplink_bytes"]) if row["clients"] else 0
+    up = row.pop("round_uplink_bytes")
     down = round(num_receivers * row["downlink_bytes"])
     total += up + down
     row |= {
@@ -354,7 +411,8 @@ def _summarise(
     summary |= _summarise_measures(member, rows, state)
   if hits is not None:
     owners = owners_at(experiment.test_owners, config.shift_round, config.rounds)
-    summary["client_accuracies"] = client_accuracies(hits, owners)
+    num_clients = experiment.facts["num_clients"]
+    summary["client_accuracies"] = client_accuracies(hits, owners, num_clients)
   if config.shift_round is not None:
     found = recovery(rows, config.shift_round)
     summary |= {

@@ -5,6 +5,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+_SHIFTS = (0, 11, 22)  # of the parts of a `Tally`
 
 Key: TypeAlias = jax.Array  # a typed PRNG key, jax.random.key(seed)
 Params: TypeAlias = Any  # pytree of float arrays that are trained
@@ -42,7 +45,47 @@ class Mean(NamedTuple):
     return self.total / self.weight
 
 
-Metrics: TypeAlias = dict[str, Mean]
+class Tally(NamedTuple):
+  """An exact sum of whole numbers under way: its fields add up over clients and devices.
+
+  float32 is exact to 2^24 and integers have 32 bits, so a number is cut into parts of 11 bits, of
+  which 2^21 numbers may be added. `total` puts the sum together on the host.
+  """
+
+  low: jax.Array  # () uint32, sum of the lowest 11 bits
+  middle: jax.Array  # () uint32, of the next 11
+  high: jax.Array  # () uint32, of the last 10
+
+  @property
+  def value(self) -> jax.Array:
+    """The sum in its parts; (3,) uint32."""
+    return jnp.stack(self)
+
+
+Metrics: TypeAlias = dict[str, Any]  # each a Mean or a Tally
+
+
+def tally(number: jax.Array, is_counted: jax.Array | bool = True) -> Tally:
+  """Makes a Tally of one number.
+
+  Args:
+    number: () of a whole number below 2^32, of any dtype.
+    is_counted: () bool, False for a number that counts as 0.
+  """
+  whole = jnp.where(is_counted, number.astype(jnp.uint32), jnp.uint32(0))
+  return Tally(*(whole >> jnp.uint32(shift) & jnp.uint32(2047) for shift in _SHIFTS))
+
+
+def total(parts: Any) -> np.ndarray:
+  """Puts sums together.
+
+  Args:
+    parts: (..., 3) uint32 on the host, values of a `Tally`.
+
+  Returns:
+    (...) int64.
+  """
+  return np.sum(np.asarray(parts).astype(np.int64) << np.array(_SHIFTS), axis=-1)
 
 
 def weighted(value: jax.Array, weight: jax.Array) -> Mean:

@@ -62,7 +62,7 @@ def feddst(setup: Setup) -> Algorithm:
     params, key = new.variables["params"], jax.random.fold_in(state.key, state.round)
     pruned = largest_kept(params, upload.kept, _densities(params, state.hyper), key)
     masks = masked.unless_nobody(upload, pruned, state.masks)
-    return masked.finish(setup, state, masked.masked_to(new, masks))
+    return masked.finish(setup, state, masked.masked_to(new, masks), upload.weight)
 
   return Algorithm(
     init=init,

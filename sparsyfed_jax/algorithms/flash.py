@@ -30,7 +30,7 @@ from sparsyfed_jax.fed.pruning import (
 from sparsyfed_jax.fed.rule import Memory, Rule, train_by
 from sparsyfed_jax.io.wire import payload_bytes
 from sparsyfed_jax.ops import ceil_of_share, count_one, floor_of_share, largest_mask
-from sparsyfed_jax.types import ClientData, Key, Mean, Metrics, Params, Variables, weighted
+from sparsyfed_jax.types import ClientData, Key, Metrics, Params, Tally, Variables, tally
 
 _START = 2**31 - 1  # no epoch has this number, whose keys also come from the client's
 FORMS = ("spdst", "jmwst", "pdst", "nst", "magnitude")
@@ -40,6 +40,7 @@ AGGREGATIONS = ("mean", "masked_mean")
 class Options(NamedTuple):
   """The forms of FLASH."""
 
+  # Rounds in which nobody is left are not counted by any of them.
   # "spdst": warm-up rounds, whose clients train from random masks and only send the masks they end
   # with; then a new model, inside one random mask of the layer densities found.
   # "jmwst": the same warm-up; later, every so many rounds, clients exchange weights again, and the
@@ -99,7 +100,7 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
       return largest_kept(params, votes, [share] * len(votes), key)
     if not setup.is_heterogeneous:
       return download.masks
-    is_dense = (form == "magnitude") & (download.round == 1)
+    is_dense = (form == "magnitude") & (download.update == 1)
     scale = jnp.where(is_dense, 1.0, data.density_scale)
     smaller = largest_kept(params, votes, mask_densities(download.masks) * scale, key)
     pairs = zip(download.masks, smaller, strict=True)
@@ -108,7 +109,7 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
   def client(
     download: masked.Download, data: ClientData, key: Key
   ) -> tuple[masked.Upload, Metrics]:
-    hyper, number = download.hyper, download.round
+    hyper, number = download.hyper, download.update
     local, rule = setup.local, _training_in_memory
     if warms_up:
       epochs = jnp.where(is_warmup(hyper, number), hyper.flash_warmup_epochs, local.epochs)
@@ -128,18 +129,17 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
       share = scaled(hyper.density, data)
       masks = lax.cond(number == 1, lambda: global_masks(trained["params"], share), lambda: masks)
     upload, sent = masked.send(setup, download, trained, masks, data)
-    if warms_up and "uplink_bytes" in sent:
-      alone = payload_bytes(masks, download.masks).astype(jnp.float32)
-      masks_alone = weighted(alone, data.size > 0)
+    if warms_up and "round_uplink_bytes" in sent:
+      masks_alone = tally(payload_bytes(masks, download.masks), data.size > 0)
       is_alone = is_warmup(hyper, number)
-      pairs = zip(masks_alone, sent["uplink_bytes"], strict=True)
-      sent["uplink_bytes"] = Mean(*(jnp.where(is_alone, a, b) for a, b in pairs))
+      pairs = zip(masks_alone, sent["round_uplink_bytes"], strict=True)
+      sent["round_uplink_bytes"] = Tally(*(jnp.where(is_alone, a, b) for a, b in pairs))
     return upload, metrics | sent
 
   def server(
     state: masked.State, upload: masked.Upload
   ) -> tuple[masked.State, dict[str, jax.Array]]:
-    hyper, number = state.hyper, state.round + 1
+    hyper, number = state.hyper, state.updates + 1
     found = _mean_densities(upload, state)
     target = masked.mean(upload, state, of_masks=options.aggregation == "masked_mean")
     new = masked.advance(setup, state, target)
@@ -166,7 +166,7 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
       new = lax.cond(
         is_warmup(hyper, number), lambda: _warm_up(setup, state, upload, found), lambda: new
       )
-    return masked.finish(setup, state, new)
+    return masked.finish(setup, state, new, upload.weight)
 
   return Algorithm(
     init=init,
@@ -265,11 +265,11 @@ def _warm_up(
   setup: Setup, state: masked.State, upload: masked.Upload, found: jax.Array
 ) -> masked.State:
   """Remembers the layer densities found so far; after the last round of it, starts anew."""
-  hyper, number = state.hyper, state.round + 1
-  weight = jnp.maximum(upload.weight, 1e-6)  # a round of nobody counts only where all are
+  hyper, number = state.hyper, state.updates + 1
+  weight = jnp.maximum(upload.weight, 1e-6)  # a round of nobody is dropped, and not NaN either
   total, weights = state.extra
   total, weights = total + weight * found, weights + weight
-  on = state._replace(round=number, extra=(total, weights))
+  on = masked.count_round(state)._replace(extra=(total, weights))
   kernels_key, mask_key = jax.random.split(jax.random.fold_in(state.key, number))
 
   def start_anew() -> masked.State:

@@ -69,7 +69,7 @@ def static(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     def score() -> tuple[Variables, Metrics]:
       return _saliency(setup, download.variables, data, key)
 
-    is_scoring = is_by_saliency & (download.round == 1)
+    is_scoring = is_by_saliency & (download.update == 1)
     sent, metrics = lax.cond(is_scoring, score, learn) if is_by_saliency else learn()
     upload, exchange = masked.send(setup, download, sent, download.masks, data)
     return upload, metrics | exchange
@@ -85,10 +85,10 @@ def static(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     def choose() -> masked.State:
       scores, _ = trees.split_prunable(target["params"])
       masks = topk_mask(scores, state.hyper.density)
-      return masked.masked_to(state._replace(round=state.round + 1), masks)
+      return masked.masked_to(masked.count_round(state), masks)
 
-    new = lax.cond(state.round == 0, choose, follow) if is_by_saliency else follow()
-    return masked.finish(setup, state, new)
+    new = lax.cond(state.updates == 0, choose, follow) if is_by_saliency else follow()
+    return masked.finish(setup, state, new, upload.weight)
 
   return Algorithm(
     init=init,

@@ -30,6 +30,7 @@ class State(NamedTuple):
   variables: Variables  # the global model, as it is sent
   opt_state: optax.OptState
   hyper: Hyper
+  updated: jax.Array  # () int32, the last round that had an update, 0 before
 
 
 class Download(NamedTuple):
@@ -38,14 +39,15 @@ class Download(NamedTuple):
   variables: Variables
   rates: Rates
   density: jax.Array  # () float32, to prune to before the upload
-  received_density: jax.Array  # () float32, that of the round before
+  received_density: jax.Array  # () float32, that of the last round that had an update
   hyper: Hyper
 
 
 def init(setup: Setup, variables: Variables, hyper: Hyper) -> State:
   """Makes the state before round 1."""
   optimizer = server_optimizer(setup, hyper)
-  return State(jnp.int32(0), dict(variables), optimizer.init(variables["params"]), hyper)
+  opt_state = optimizer.init(variables["params"])
+  return State(jnp.int32(0), dict(variables), opt_state, hyper, updated=jnp.int32(0))
 
 
 def server_optimizer(setup: Setup, hyper: Hyper) -> optax.GradientTransformation:
@@ -69,7 +71,7 @@ def broadcast(setup: Setup, state: State) -> Download:
     density=density_at(setup.sparsity_schedule, hyper, number),
     # The first model is sent dense, whatever the schedule.
     received_density=jnp.where(
-      state.round == 0, 1.0, density_at(setup.sparsity_schedule, hyper, state.round)
+      state.updated == 0, 1.0, density_at(setup.sparsity_schedule, hyper, state.updated)
     ),
     hyper=hyper,
   )
@@ -168,6 +170,8 @@ def server(
     optimizer, state.opt_state, state.variables["params"], target["params"]
   )
   variables = trees.cast_like({**target, "params": params}, dict(state.variables))
-  new = State(state.round + 1, variables, opt_state, state.hyper)
+  number = state.round + 1
+  new = State(number, variables, opt_state, state.hyper, updated=number)
+  new = server_step.unless_nobody(upload.weight, new, state)
   sent = broadcast(setup, state)
   return new, {"client_lr": sent.rates.client_lr, "target_sparsity": 1 - sent.density}

@@ -25,6 +25,7 @@ class State(NamedTuple):
   """The server between two rounds."""
 
   round: jax.Array  # () int32, rounds done
+  updates: jax.Array  # () int32, those of them that had an update
   variables: Variables  # the global model, 0 outside the masks
   masks: Masks
   opt_state: optax.OptState
@@ -37,6 +38,7 @@ class Download(NamedTuple):
   """What every client of a round receives."""
 
   round: jax.Array  # () int32, the number of the coming round
+  update: jax.Array  # () int32, the same, counting only rounds that had an update
   variables: Variables
   masks: Masks
   rates: Rates
@@ -55,7 +57,8 @@ def init(setup: Setup, variables: Variables, masks: Masks, hyper: Hyper, key: Ke
   """Makes the state before round 1, with everything outside the masks set to 0."""
   params = apply_masks(variables["params"], masks)
   opt_state = server_optimizer(setup, hyper).init(params)
-  return State(jnp.int32(0), {**variables, "params": params}, masks, opt_state, hyper, key)
+  variables = {**variables, "params": params}
+  return State(jnp.int32(0), jnp.int32(0), variables, masks, opt_state, hyper, key)
 
 
 def broadcast(setup: Setup, state: State) -> Download:
@@ -63,7 +66,7 @@ def broadcast(setup: Setup, state: State) -> Download:
   number = state.round + 1
   rates = rates_at(setup, state.hyper, number)
   variables = as_sent(state.variables, setup.wire_dtype)
-  return Download(number, variables, state.masks, rates, state.hyper)
+  return Download(number, state.updates + 1, variables, state.masks, rates, state.hyper)
 
 
 def training(masks: Masks) -> Rule:
@@ -124,7 +127,12 @@ def advance(setup: Setup, state: State, target: Variables) -> State:
     optimizer, state.opt_state, state.variables["params"], target["params"]
   )
   variables = trees.cast_like({**target, "params": params}, dict(state.variables))
-  return state._replace(round=state.round + 1, variables=variables, opt_state=opt_state)
+  return count_round(state)._replace(variables=variables, opt_state=opt_state)
+
+
+def count_round(state: State) -> State:
+  """Counts a round that had an update."""
+  return state._replace(round=state.round + 1, updates=state.updates + 1)
 
 
 def masked_to(state: State, masks: Masks) -> State:
@@ -139,8 +147,20 @@ def unless_nobody(upload: Upload, masks: Masks, old: Masks) -> Masks:
   return [jnp.where(upload.weight == 0, before, mask) for mask, before in pairs]
 
 
-def finish(setup: Setup, old: State, new: State) -> tuple[State, dict[str, jax.Array]]:
-  """Describes the server's step; what is sent and what regrows is counted by masks."""
+def finish(
+  setup: Setup, old: State, new: State, weight: jax.Array
+) -> tuple[State, dict[str, jax.Array]]:
+  """Drops the server's step if nobody had an example, and describes it.
+
+  What is sent and what regrows is counted by masks.
+
+  Args:
+    setup: of the method.
+    old: state before the round.
+    new: state after the server's step.
+    weight: () float32, of the summed upload.
+  """
+  new = server_step.unless_nobody(weight, new, old)
   sent = broadcast(setup, old)
   before, after = marked(old.variables, old.masks), marked(new.variables, new.masks)
   return new, {

@@ -10,14 +10,14 @@ import numpy as np
 from sparsyfed_jax import trees
 from sparsyfed_jax.io.wire import count_changes, update_bytes, whole_bytes
 from sparsyfed_jax.metrics.sparsity import global_sparsity, prunable_sparsity
-from sparsyfed_jax.types import Metrics, Variables, weighted
+from sparsyfed_jax.types import Metrics, Variables, tally, weighted
 
 
 class Measures(NamedTuple):
-  """What is measured of what is sent; masks are where parameters are not 0, bit by bit."""
+  """What is measured of what is sent; masks are where parameters are not 0."""
 
   # (model as the client received it, model as it sends it, () int32 number of its examples) ->
-  # means over clients
+  # means and sums over clients
   exchange: Callable[[Variables, Variables, jax.Array], Metrics]
   # (global model before the round, after it) -> columns of the round's row
   step: Callable[[Variables, Variables], dict[str, jax.Array]]
@@ -43,8 +43,8 @@ def measures(wire_dtype: Any = jnp.float32) -> Measures:
     wire_dtype: of values on the wire.
 
   Returns:
-    Measures: of an exchange `uplink_bytes`, a mean over the clients that have examples, and
-    `client_regrowth`, weighted by their number; of a step `downlink_bytes` of a client,
+    Measures: of an exchange `round_uplink_bytes`, a `Tally` over the clients that have examples,
+    and `client_regrowth`, weighted by their number; of a step `downlink_bytes` of a client, uint32,
     `server_regrowth`, `mask_iou` between the two global models, and, (num_layers,) float32, the
     `received_density` of the old and the `layer_density` of the new one; of a model
     `global_sparsity` over all parameters and `prunable_sparsity`.
@@ -55,7 +55,7 @@ def measures(wire_dtype: Any = jnp.float32) -> Measures:
     sent = update_bytes(changes, upload, download, wire_dtype)
     regrown = _share(changes.grown, upload)
     return {
-      "uplink_bytes": weighted(sent.astype(jnp.float32), size > 0),
+      "round_uplink_bytes": tally(sent, size > 0),
       "client_regrowth": weighted(regrown, size),
     }
 
@@ -68,7 +68,7 @@ def measures(wire_dtype: Any = jnp.float32) -> Measures:
     return {
       "server_regrowth": _share(changes.grown, after),
       "mask_iou": jnp.where(either == 0, 1.0, both / jnp.maximum(either, 1)),
-      "downlink_bytes": sent.astype(jnp.float32),
+      "downlink_bytes": sent,
       "received_density": changes.before[kernels].astype(jnp.float32) / sizes,
       "layer_density": changes.now[kernels].astype(jnp.float32) / sizes,
     }

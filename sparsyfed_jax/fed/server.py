@@ -61,6 +61,21 @@ def mean(upload: Upload, fallback: Variables) -> Variables:
   return jax.tree.map(divide, upload.variables, dict(fallback))
 
 
+def unless_nobody(weight: jax.Array, new: Any, old: Any) -> Any:
+  """Takes the state after a round; where nobody had an example, the one before it.
+
+  Such a round has no update: only its number counts. Momentum does not decay, no mask is chosen,
+  and what a method does in its first round it does in the next one.
+
+  Args:
+    weight: () float32, of the summed upload.
+    new: state after the server's step.
+    old: state before the round, of the same structure.
+  """
+  kept = jax.tree.map(lambda before, after: jnp.where(weight == 0, before, after), old, new)
+  return kept._replace(round=new.round)
+
+
 def step(
   optimizer: optax.GradientTransformation,
   opt_state: optax.OptState,

@@ -18,7 +18,7 @@ from sparsyfed_jax.fed.measures import MEASURES, Measures
 from sparsyfed_jax.fed.sampling import Availability, Cohort, sample, uniformly
 from sparsyfed_jax.fed.streaming import Staged
 from sparsyfed_jax.fed.task import Task
-from sparsyfed_jax.types import ClientData, Key, Metrics
+from sparsyfed_jax.types import ClientData, Key, Metrics, tally
 
 # What each use of a run's one key is folded in with.
 _SPLIT, _PARTITION, _INIT, _ROUNDS = range(4)
@@ -236,12 +236,18 @@ def run_round(
     keys: of the round.
 
   Returns:
-    The new state, and the round's metrics by name: () arrays, or (num_layers,).
+    The new state, and the round's metrics by name: () arrays, (num_layers,) of layers, or (3,)
+    uint32 of sums that float32 would round: `types.total` puts them together.
   """
+
+  def client(download: Any, data: ClientData, key: Key) -> tuple[Any, Metrics]:
+    upload, metrics = algorithm.client(download, data, key)
+    return upload, {**metrics, "examples": tally(metrics["train_loss"].weight)}
+
   number = state.round + 1
   download = algorithm.broadcast(state)
   upload, sums = sum_cohort(
-    algorithm.client,
+    client,
     download,
     federation,
     cohort,
@@ -256,7 +262,6 @@ def run_round(
     **{name: mean.value for name, mean in sums.items()},
     **measures.model(after),
     **measures.step(before, after),
-    "examples": sums["train_loss"].weight,
     "dropped_clients": jnp.sum(~cohort.is_present, dtype=jnp.float32),
     **counts,
     **server_metrics,  # a method may know better what it sends

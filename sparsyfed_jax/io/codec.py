@@ -1,14 +1,18 @@
 """The wire format of models: a pytree as bytes, zeros left out, the rest lossless to the bit.
 
-"Zero" means that all bits are zero. -0.0, subnormals and the payloads of NaNs are values. A method
-that trains inside masks sends an active weight that is 0 as -0.0, so the positions are its mask.
+-0.0 is a zero like 0.0 and is decoded as 0.0, so equal arrays have equal payloads. With
+`keep_signed_zeros` it is a value: a method that trains inside masks then sends an active weight
+that is 0 as -0.0, and the positions are its mask. Subnormals and the payloads of NaNs are values.
 
 All numbers are little-endian, bit i of a bitmap is bit i % 8 of byte i // 8, and bits that fill up
 a last byte are 0.
 
-    payload    "SFJ", version 1, flags, schema, leaves, crc32 of everything before
-    flags      bit 0: against a reference; bits 1 and 2: index of value_dtype in `VALUE_DTYPES`
-    schema     against a reference: crc32 of the leaves' paths, dtypes and shapes. Otherwise nodes:
+    payload    "SFJ", version 2, flags, schema, leaves, crc32 of everything before
+    flags      bit 0: against a reference; bits 1 and 2: index of value_dtype in `VALUE_DTYPES`;
+               bit 3: zeros keep their signs
+    schema     against a reference: crc32 of the leaves' paths, dtypes and shapes, then 8 bytes of
+               BLAKE2b of where its entries are not zero: for each leaf a bitmap of its size.
+               Otherwise nodes:
       node     0 None | 1 dict: uint32 count, then uint16 length, UTF-8 key and node each, keys
                ascending | 2 list, 3 tuple: uint32 count, then nodes | 16 + index in `DTYPES`: a
                leaf, uint8 number of axes, then uint32 each
@@ -32,6 +36,7 @@ A size depends on shapes, dtypes and counts of non-zeros alone. The functions of
 Python's integers or traced arrays, so that `wire.payload_bytes` counts on the device.
 """
 
+import hashlib
 import math
 import struct
 import zlib
@@ -49,7 +54,7 @@ Payload: TypeAlias = bytes | bytearray | memoryview
 Count: TypeAlias = Any  # an int, or an array of uint32
 Places: TypeAlias = np.ndarray | slice  # whatever indexes a flat array
 
-VERSION = 1
+VERSION = 2
 DTYPES = (
   *("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"),
   *("float16", "bfloat16", "float32", "float64"),
@@ -65,6 +70,9 @@ _MAX_NODES = 2**16  # an object of Python each, however short the payload
 _MAX_AXES = 64  # NumPy's own limit
 _HEADER_BYTES = len(_MAGIC) + 2
 _CRC_BYTES = 4
+_DIGEST_BYTES = 8
+_SIGNS = 8  # the flag
+_NUM_FLAGS = 16
 
 
 class CodecError(ValueError):
@@ -104,7 +112,12 @@ class Arithmetic(NamedTuple):
 INTEGERS = Arithmetic(lambda x: x.bit_length() - 1, min, lambda c, a, b: a if c else b)
 
 
-def encode(tree: Any, reference: Any = None, value_dtype: Any = None) -> bytes:
+def encode(
+  tree: Any,
+  reference: Any = None,
+  value_dtype: Any = None,
+  keep_signed_zeros: bool = False,
+) -> bytes:
   """Writes a tree as bytes.
 
   Args:
@@ -117,9 +130,10 @@ def encode(tree: Any, reference: Any = None, value_dtype: Any = None) -> bytes:
     value_dtype: None is lossless. float32, bfloat16 or float16: leaves of float32 and float64 that
       are wider are rounded to it, to the nearest, ties to even. What would become 0 without being
       it becomes the smallest normal number of `value_dtype`, with its sign, so that masks survive.
+    keep_signed_zeros: whether -0.0 is a value, in `tree` and in `reference`; it is 0.0 otherwise.
 
   Returns:
-    The payload.
+    The payload; its length is the same for all trees whose entries are equal.
 
   Raises:
     TypeError: a leaf, a key or a container of another type.
@@ -129,11 +143,13 @@ def encode(tree: Any, reference: Any = None, value_dtype: Any = None) -> bytes:
   value_dtype = checked_value_dtype(value_dtype)
   layout = make_layout(tree, reference)
   value_name = None if value_dtype is None else value_dtype.name
-  flags = (reference is not None) | VALUE_DTYPES.index(value_name) << 1
+  flags = (reference is not None) | VALUE_DTYPES.index(value_name) << 1 | _SIGNS * keep_signed_zeros
   parts: list[Buffer] = [_MAGIC + bytes([VERSION, flags]), layout.schema]
   references = [None] * len(layout.leaves) if layout.references is None else layout.references
+  if layout.references is not None:
+    parts.append(_mask_digest(layout.specs, references, keep_signed_zeros))
   for spec, leaf, old in zip(layout.specs, layout.leaves, references, strict=True):
-    parts += _encode_leaf(spec, leaf, old, value_dtype)
+    parts += _encode_leaf(spec, leaf, old, value_dtype, keep_signed_zeros)
   crc = 0
   for part in parts:
     crc = zlib.crc32(part, crc)
@@ -148,7 +164,8 @@ def decode(payload: Payload, reference: Any = None, max_bytes: int = 2**30) -> A
 
   Args:
     payload: the bytes.
-    reference: what `encode` was given.
+    reference: what `encode` was given, or a tree whose entries are zero at the same places; its
+      values are not read.
     max_bytes: limit of the decoded arrays together. A leaf of zeros is short on the wire, however
       large it is. Besides the arrays, their positions need up to 10 bytes an entry of one leaf at
       a time, 40 against a reference.
@@ -158,7 +175,8 @@ def decode(payload: Payload, reference: Any = None, max_bytes: int = 2**30) -> A
     their memory, with the dtypes and shapes that `encode` found.
 
   Raises:
-    CodecError: the payload is damaged, of another version or another reference, or too large.
+    CodecError: the payload is damaged, of another version, or too large; or `reference` has other
+      leaves than that of `encode`, or is zero at other places.
     TypeError: a leaf of `reference` is not an array that `encode` takes.
   """
   view = memoryview(payload).cast("B")
@@ -173,9 +191,10 @@ def decode(payload: Payload, reference: Any = None, max_bytes: int = 2**30) -> A
   if zlib.crc32(view[:-_CRC_BYTES]) != int.from_bytes(view[-_CRC_BYTES:], "little"):
     raise CodecError("the payload is damaged: its crc32 does not fit")
   flags = reader.uint(1)
-  if flags >= 2 * len(VALUE_DTYPES):
-    raise CodecError(f"flags must be below {2 * len(VALUE_DTYPES)}, found {flags}")
-  value_dtype = checked_value_dtype(VALUE_DTYPES[flags >> 1])
+  if flags >= _NUM_FLAGS:
+    raise CodecError(f"flags must be below {_NUM_FLAGS}, found {flags}")
+  value_dtype = checked_value_dtype(VALUE_DTYPES[flags >> 1 & 3])
+  keep_signed_zeros = bool(flags & _SIGNS)
   if bool(flags & 1) != (reference is not None):
     need = "needs the reference that it was encoded against" if flags & 1 else "has no reference"
     raise CodecError(f"the payload {need}")
@@ -188,13 +207,17 @@ def decode(payload: Payload, reference: Any = None, max_bytes: int = 2**30) -> A
     specs, references, treedef, schema = _against(reference)
     if reader.take(len(schema)) != schema:
       raise CodecError("the payload was encoded against another reference: the schemas differ")
+    if reader.take(_DIGEST_BYTES) != _mask_digest(specs, references, keep_signed_zeros):
+      raise CodecError(
+        "the payload was encoded against another reference: its zeros are at other places"
+      )
   total = sum(spec.size * spec.dtype.itemsize for spec in specs)
   if total > max_bytes:
     raise CodecError(f"the arrays have {total} bytes, more than max_bytes={max_bytes}")
   leaves = []
   for spec, old in zip(specs, references, strict=True):
     try:
-      leaves.append(_decode_leaf(reader, spec, old, value_dtype))
+      leaves.append(_decode_leaf(reader, spec, old, value_dtype, keep_signed_zeros))
     except CodecError as error:
       raise CodecError(f"leaf {spec.name!r}: {error}") from None
   if reader.left:
@@ -240,7 +263,8 @@ def make_layout(tree: Any, reference: Any = None) -> Layout:
 
 def fixed_bytes(layout: Layout) -> int:
   """Counts the bytes that do not depend on values: all but what follows the leaves' forms."""
-  return _HEADER_BYTES + len(layout.schema) + len(layout.specs) + _CRC_BYTES
+  digest = 0 if layout.references is None else _DIGEST_BYTES
+  return _HEADER_BYTES + len(layout.schema) + digest + len(layout.specs) + _CRC_BYTES
 
 
 def value_bytes(dtype: np.dtype, value_dtype: np.dtype | None) -> int:
@@ -341,6 +365,16 @@ def _against(reference: Any) -> tuple[list[Spec], list[Any], Any, bytes]:
   return specs, [leaf for _, leaf in flat], treedef, struct.pack("<I", crc)
 
 
+def _mask_digest(
+  specs: Sequence[Spec], references: Sequence[Any], keep_signed_zeros: bool
+) -> bytes:
+  """Digests which entries of a reference are not zero."""
+  digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+  for spec, leaf in zip(specs, references, strict=True):
+    digest.update(_packed(_bits(leaf, spec, keep_signed_zeros) != 0))
+  return digest.digest()
+
+
 def _write_node(
   node: Any, path: tuple[str, ...], leaves: list[Any], specs: list[Spec], budget: list[int]
 ) -> Iterator[bytes]:
@@ -421,13 +455,15 @@ def _read_node(reader: "_Reader", specs: list[Spec], budget: list[int], depth: i
 # Leaves.
 
 
-def _encode_leaf(spec: Spec, leaf: Any, old: Any, value_dtype: np.dtype | None) -> list[Buffer]:
-  bits = _bits(leaf, spec)
+def _encode_leaf(
+  spec: Spec, leaf: Any, old: Any, value_dtype: np.dtype | None, keep_signed_zeros: bool
+) -> list[Buffer]:
+  bits = _bits(leaf, spec, keep_signed_zeros)
   mask = bits != 0
   n = int(np.count_nonzero(mask))
   change = None
   if old is not None:
-    old_mask = _bits(old, spec) != 0
+    old_mask = _bits(old, spec, keep_signed_zeros) != 0
     grown_mask = mask & ~old_mask
     change = int(np.count_nonzero(old_mask)), int(np.count_nonzero(grown_mask))
   one = value_bytes(spec.dtype, value_dtype)
@@ -455,7 +491,7 @@ def _encode_leaf(spec: Spec, leaf: Any, old: Any, value_dtype: np.dtype | None) 
 
 
 def _decode_leaf(
-  reader: "_Reader", spec: Spec, old: Any, value_dtype: np.dtype | None
+  reader: "_Reader", spec: Spec, old: Any, value_dtype: np.dtype | None, keep_signed_zeros: bool
 ) -> np.ndarray:
   form = reader.uint(1)
   size = spec.size
@@ -463,13 +499,14 @@ def _decode_leaf(
   if form == _DENSE:
     if spec.dtype.name == "bool":
       return reader.mask(size).reshape(spec.shape)
-    return _read_values(reader, size, spec, value_dtype).view(spec.dtype).reshape(spec.shape)
+    bits = _read_values(reader, size, spec, value_dtype, keep_signed_zeros)
+    return bits.view(spec.dtype).reshape(spec.shape)
   if form == _SPARSE:
     n = reader.uint(4)
     places = _read_positions(reader, n, size, "entries")
   elif form == _DELTA and old is not None:
     num_grown, num_dropped = reader.uint(4), reader.uint(4)
-    old_places = np.flatnonzero(_bits(old, spec))
+    old_places = np.flatnonzero(_bits(old, spec, keep_signed_zeros))
     dropped = _read_positions(reader, num_dropped, old_places.size, "dropped entries")
     num_free = size - old_places.size
     grown = _as_numbers(_read_positions(reader, num_grown, num_free, "grown entries"))
@@ -485,7 +522,7 @@ def _decode_leaf(
     mask = np.zeros(size, bool)
     mask[places] = True
     return mask.reshape(spec.shape)
-  values = _read_values(reader, n, spec, value_dtype)
+  values = _read_values(reader, n, spec, value_dtype, keep_signed_zeros)
   if not values.all():
     raise CodecError("a value that is sent by its position is zero")
   bits = np.zeros(size, values.dtype)
@@ -493,10 +530,21 @@ def _decode_leaf(
   return bits.view(spec.dtype).reshape(spec.shape)
 
 
-def _bits(leaf: Any, spec: Spec) -> np.ndarray:
+def _bits(leaf: Any, spec: Spec, keep_signed_zeros: bool) -> np.ndarray:
   """The entries of a leaf, in index order, as unsigned integers."""
   array = np.ascontiguousarray(np.asarray(leaf).astype(spec.dtype, copy=False)).reshape(-1)
-  return array.view(_unsigned(spec.dtype))
+  bits = array.view(_unsigned(spec.dtype))
+  if keep_signed_zeros:
+    return bits
+  is_signed = _is_signed_zero(bits, spec)
+  return np.where(is_signed, bits.dtype.type(0), bits) if np.any(is_signed) else bits
+
+
+def _is_signed_zero(bits: np.ndarray, spec: Spec) -> np.ndarray | bool:
+  """Tells which entries, as unsigned integers, are -0.0."""
+  if not jnp.issubdtype(spec.dtype, jnp.floating):
+    return False
+  return bits == bits.dtype.type(1 << 8 * bits.dtype.itemsize - 1)
 
 
 def _unsigned(dtype: np.dtype) -> np.dtype:
@@ -518,16 +566,22 @@ def _values(bits: np.ndarray, spec: Spec, value_dtype: np.dtype | None) -> memor
 
 
 def _read_values(
-  reader: "_Reader", count: int, spec: Spec, value_dtype: np.dtype | None
+  reader: "_Reader",
+  count: int,
+  spec: Spec,
+  value_dtype: np.dtype | None,
+  keep_signed_zeros: bool,
 ) -> np.ndarray:
   """Reads values as unsigned integers of the leaf's own width."""
   sent = _sent_dtype(spec.dtype, value_dtype)
   raw = reader.take(count * sent.itemsize)
   values = np.frombuffer(raw, _little_endian(sent)).astype(_unsigned(sent))
-  if sent == spec.dtype:
-    return values
-  with np.errstate(all="ignore"):  # NaNs
-    return values.view(sent).astype(spec.dtype).view(_unsigned(spec.dtype))
+  if sent != spec.dtype:
+    with np.errstate(all="ignore"):  # NaNs
+      values = values.view(sent).astype(spec.dtype).view(_unsigned(spec.dtype))
+  if not keep_signed_zeros and np.any(_is_signed_zero(values, spec)):
+    raise CodecError("a value is -0.0, and the payload does not keep the signs of zeros")
+  return values
 
 
 def _rounded(x: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:

@@ -16,24 +16,30 @@ _UINT32 = codec.Arithmetic(lambda x: 31 - lax.clz(x), jnp.minimum, jnp.where)
 
 
 class Changes(NamedTuple):
-  """How many entries of each leaf are not zero, bit by bit; (num_leaves,) uint32."""
+  """How many entries of each leaf are not zero on the wire; (num_leaves,) uint32."""
 
   before: jax.Array  # in a reference
   now: jax.Array
   grown: jax.Array  # zero in the reference, and not any more
 
 
-def payload_bytes(tree: Any, reference: Any = None, value_dtype: Any = None) -> jax.Array:
-  """Counts the bytes of `codec.encode(tree, reference, value_dtype)`.
+def payload_bytes(
+  tree: Any,
+  reference: Any = None,
+  value_dtype: Any = None,
+  keep_signed_zeros: bool = False,
+) -> jax.Array:
+  """Counts the bytes of `codec.encode(tree, reference, value_dtype, keep_signed_zeros)`.
 
-  Exact, from counts of entries whose bits are not all zero: one per leaf or, with a reference,
-  three in one reading. May be jitted and vmapped.
+  Exact, from counts of entries that are not zero: one per leaf or, with a reference, three in one
+  reading. May be jitted and vmapped.
 
   Args:
     tree: what `encode` takes, traced or not. Its size must stay below 2^32 bytes, and a leaf of one
       byte a value, or of bool, below 2^30 entries.
     reference: what `encode` takes.
     value_dtype: what `encode` takes.
+    keep_signed_zeros: what `encode` takes.
 
   Returns:
     () uint32.
@@ -43,25 +49,31 @@ def payload_bytes(tree: Any, reference: Any = None, value_dtype: Any = None) -> 
     ValueError: as `encode`; or a tree that is larger.
   """
   if reference is not None:
-    return update_bytes(count_changes(tree, reference), tree, reference, value_dtype)
+    changes = count_changes(tree, reference, keep_signed_zeros)
+    return update_bytes(changes, tree, reference, value_dtype)
   layout = codec.make_layout(tree)
-  (nonzero,) = count_each(lambda bits: [bits != 0], _bits(layout.specs, layout.leaves))
+  leaves = _bits(layout.specs, layout.leaves, keep_signed_zeros)
+  (nonzero,) = count_each(lambda bits: [bits != 0], leaves)
   return whole_bytes(nonzero.astype(jnp.uint32), tree, value_dtype)
 
 
-def count_changes(tree: Any, reference: Any) -> Changes:
+def count_changes(tree: Any, reference: Any, keep_signed_zeros: bool = False) -> Changes:
   """Counts what the size of a tree depends on, in one reading of it and of its reference.
 
   Args:
     tree: what `codec.encode` takes.
     reference: what `codec.encode` takes.
+    keep_signed_zeros: what `codec.encode` takes.
 
   Raises:
     TypeError: as `payload_bytes`.
     ValueError: as `codec.encode`.
   """
   layout = codec.make_layout(tree, reference)
-  now, before = (_bits(layout.specs, leaves) for leaves in (layout.leaves, layout.references or []))
+  now, before = (
+    _bits(layout.specs, leaves, keep_signed_zeros)
+    for leaves in (layout.leaves, layout.references or [])
+  )
   # What the reference has is counted apart: for many trees of one reference, once.
   counts = [
     *count_each(lambda old: [old != 0], before),
@@ -80,7 +92,7 @@ def whole_bytes(nonzero: jax.Array, tree: Any, value_dtype: Any = None) -> jax.A
   """Counts as `payload_bytes` does without a reference, where the counts are known.
 
   Args:
-    nonzero: (num_leaves,) uint32, entries whose bits are not all zero.
+    nonzero: (num_leaves,) uint32, entries that are not zero.
     tree: as in `payload_bytes`, whose shapes alone are read.
     value_dtype: as in `payload_bytes`.
   """
@@ -109,8 +121,10 @@ def _count(
   return jnp.uint32(fixed) + jnp.sum(functools.reduce(jnp.minimum, forms), dtype=jnp.uint32)
 
 
-def _bits(specs: Sequence[codec.Spec], leaves: Sequence[Any]) -> list[jax.Array]:
-  """Takes leaves as unsigned integers: backends may flush subnormals to 0, and take -0.0 for it."""
+def _bits(
+  specs: Sequence[codec.Spec], leaves: Sequence[Any], keep_signed_zeros: bool
+) -> list[jax.Array]:
+  """Takes leaves as unsigned integers, 0 where an entry is zero: backends flush subnormals to 0."""
   bits = []
   for spec, leaf in zip(specs, leaves, strict=True):
     x = jnp.asarray(leaf)
@@ -120,5 +134,8 @@ def _bits(specs: Sequence[codec.Spec], leaves: Sequence[Any]) -> list[jax.Array]
       )
     unsigned = f"uint{8 * x.dtype.itemsize}"
     is_bool = x.dtype == jnp.bool_
-    bits.append(x.astype(unsigned) if is_bool else lax.bitcast_convert_type(x, unsigned))
+    entries = x.astype(unsigned) if is_bool else lax.bitcast_convert_type(x, unsigned)
+    if jnp.issubdtype(x.dtype, jnp.floating) and not keep_signed_zeros:
+      entries = entries + entries  # without the sign
+    bits.append(entries)
   return bits

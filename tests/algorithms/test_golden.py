@@ -17,6 +17,7 @@ from sparsyfed_jax.data.shuffle import shuffle
 from sparsyfed_jax.fed.simulation import simulate
 from sparsyfed_jax.fed.task import classification
 from sparsyfed_jax.models import MLP
+from sparsyfed_jax.types import total
 from tests import cases
 
 APART = np.array([1.0, -1.0])
@@ -44,7 +45,9 @@ def run_one_round(method, variables, x, y, parts, values):
   state = cases.copy(algorithm.init(variables, cases.hyper(**values), jax.random.key(0)))
   federation = cases.make_federation(np.asarray(x, float), np.asarray(y), parts)
   state, rows = run(state, federation, jax.random.key(0), 1)
-  return algorithm, state, {name: float(row[0]) for name, row in rows.items() if row.ndim == 1}
+  row = {name: float(column[0]) for name, column in rows.items() if column.ndim == 1}
+  uplink, examples = (total(rows[name][0]) for name in ("round_uplink_bytes", "examples"))
+  return algorithm, state, {**row, "uplink_bytes": uplink / row["clients"], "examples": examples}
 
 
 def assert_row(row, **expected):
@@ -61,8 +64,8 @@ RATES = {"rounds": 2.0, "client_lr": 1.0, "client_lr_final": 0.25, "weight_decay
 
 
 # Of a payload besides what its two leaves hold: header, forms, checksum; and against the model that
-# the client received a checksum of the shapes, otherwise the shapes and their names.
-UPLINK = 5 + 2 + 4 + 4
+# the client received digests of the shapes and of the mask, otherwise the shapes and their names.
+UPLINK = 5 + 2 + 4 + 8 + 4
 DOWNLINK = (
   (5 + 2 + 4)
   + (5 + 2 + len("params"))

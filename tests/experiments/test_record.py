@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import flags, train
+from experiments import flags, record, train
 from experiments.build import build
 from experiments.clients import client_accuracies, client_spread
 from experiments.work import shares_of
@@ -98,7 +98,7 @@ def test_bytes_add_up(measured):
   rows, summary = rows_of(measured), summary_of(measured)
   total = 0
   for row in rows:
-    assert row["round_uplink_bytes"] == pytest.approx(4 * row["uplink_bytes"], abs=0.5)
+    assert row["round_uplink_bytes"] == 4 * row["uplink_bytes"]
     assert row["round_downlink_bytes"] == 4 * row["downlink_bytes"]
     total += row["round_uplink_bytes"] + row["round_downlink_bytes"]
     assert row["cumulative_bytes"] == total
@@ -115,7 +115,8 @@ def test_who_vanished_had_received_the_model(tmp_path):
   assert 0 < sum(row["dropped_clients"] for row in rows) < 3 * PLAIN.clients_per_round
   for row in rows:
     assert row["round_downlink_bytes"] == 4 * row["downlink_bytes"]
-    assert row["round_uplink_bytes"] == pytest.approx(row["clients"] * row["uplink_bytes"], abs=0.5)
+    assert type(row["round_uplink_bytes"]) is int
+    assert row["round_uplink_bytes"] == pytest.approx(row["clients"] * row["uplink_bytes"])
 
 
 def final_experiment(config):
@@ -237,10 +238,25 @@ def test_natural_clients_have_their_own_test_examples(tmp_path):
   np.testing.assert_array_equal(final_experiment(config).test_owners.before, of_test)
 
 
+def test_bytes_of_many_clients_are_counted_to_the_byte():
+  parts = np.stack([np.full(3, 25_010_027 >> shift & 2047, np.uint32) for shift in (0, 11, 22)], 1)
+  columns = {
+    "examples": np.uint32([[2047, 2047, 3], [0, 0, 0], [2, 0, 0]]),
+    "round_uplink_bytes": parts * np.uint32([[7], [0], [1]]),
+    "clients": np.float32([7, 0, 1]),
+    "downlink_bytes": np.uint32([25_010_027, 25_010_029, 4_000_000_001]),
+  }
+  found = record._on_host(columns)
+  assert found["round_uplink_bytes"].tolist() == [7 * 25_010_027, 0, 25_010_027]
+  np.testing.assert_array_equal(found["uplink_bytes"], [25_010_027, np.nan, 25_010_027])
+  assert found["downlink_bytes"].tolist() == [25_010_027, 25_010_029, 4_000_000_001]
+  assert found["examples"].tolist() == [2**24 - 1, 0, 2]
+
+
 def test_spread_by_hand():
   hits = np.array([True, False, True, True, False])
-  accuracies = client_accuracies(hits, np.array([4, 4, 0, 4, 2]))
-  assert accuracies == pytest.approx([1, 0, 2 / 3])
+  accuracies = client_accuracies(hits, np.array([4, 4, 0, 4, 2]), num_clients=7)
+  assert accuracies == [1, None, 0, None, pytest.approx(2 / 3), None, None]
   spread = client_spread(accuracies)
   assert spread["client_accuracy_mean"] == pytest.approx(5 / 9)
   assert spread["client_accuracy_min"] == 0

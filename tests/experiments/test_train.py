@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from absl.flags import FlagValues
 
-from experiments import flags, train
-from experiments.build import build
+from experiments import flags, record, train
+from experiments.build import batch_rows, build
 from sparsyfed_jax.data.sources import DataError
 from sparsyfed_jax.io.writers import read_metrics
 
@@ -83,9 +83,37 @@ def test_a_diverging_run_says_so_and_keeps_its_rows(tmp_path):
   assert read_metrics(tmp_path / "run" / "metrics.jsonl")
 
 
-def test_when_nobody_is_left_the_run_says_so(tmp_path):
-  with pytest.raises(train.DivergedError, match=r"nobody is left: 4 of the clients vanished"):
-    run(tmp_path / "run", SMALL._replace(client_dropout=0.99, rounds=50))
+def test_rounds_in_which_nobody_is_left_are_counted_and_the_run_goes_on(tmp_path):
+  config = SMALL._replace(client_dropout=0.7, server_optimizer="momentum", rounds=6, seed=2)
+  summary = run(tmp_path / "run", config)
+  rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+  assert [row["round"] for row in rows] == [1, 2, 3, 4, 5, 6]
+  lost = [i for i, row in enumerate(rows) if row["clients"] == 0]
+  assert lost and len(lost) < 6
+  for i in lost:
+    assert rows[i]["dropped_clients"] == 4 and rows[i]["train_loss"] is None
+    assert rows[i]["round_uplink_bytes"] == 0 < rows[i]["round_downlink_bytes"]
+    assert rows[i]["server_regrowth"] == 0 and rows[i]["mask_iou"] == 1
+  assert np.isfinite(summary["test_loss"])
+
+
+def test_when_nobody_ever_is_left_the_run_says_so(tmp_path):
+  with pytest.raises(
+    train.DivergedError, match=r"of 12 clients sampled 12 vanished .--client_drop"
+  ):
+    run(tmp_path / "run", SMALL._replace(client_dropout=0.999, rounds=3))
+  assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 3
+  assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_uploads_that_stay_infinite_end_the_run():
+  row = {"clients": 0, "excluded_clients": 4, "examples": 0, "train_loss": None, "round": 7}
+  assert record._failure([row] * 9, 0) is None
+  vanished, fine = row | {"excluded_clients": 0}, row | {"clients": 1}
+  assert record._failure([row] * 9 + [fine] + [row] * 9, 0) is None
+  for rows, before in (([row] * 10, 0), ([row], 9), ([vanished, row] * 10, 0)):
+    with pytest.raises(train.DivergedError, match="the last 10 rounds is not finite"):
+      raise record._failure(rows, before)
 
 
 def test_clients_may_vanish_and_straggle(tmp_path):
@@ -201,3 +229,16 @@ def test_examples_stay_on_the_device_as_they_are_stored():
   experiment = build(flags.resolve(SMALL))
   assert experiment.federation.x.dtype == np.uint8
   assert isinstance(experiment.federation.x, jax.Array)
+
+
+def test_batches_are_not_padded_beyond_the_largest_client(tmp_path):
+  # 71 or 72 examples a client, in batches of up to 80 rows.
+  rows = []
+  for batch_size in (80, 20_000):
+    config = SMALL._replace(batch_size=batch_size, rounds=2)
+    run(tmp_path / str(batch_size), config)
+    rows.append(read_metrics(tmp_path / str(batch_size) / "metrics.jsonl"))
+  assert rows[0] == rows[1]
+  sizes = np.array([3, 0, 15])
+  assert [batch_rows(size, sizes) for size in (1, 15, 16, 17, 20_000)] == [1, 15, 16, 16, 16]
+  assert batch_rows(20_000, np.array([0, 0])) == 16

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
-from sparsyfed_jax.types import weighted
+from sparsyfed_jax.types import tally, total, weighted
 from tests import cases
 
 SIZES = np.array([3, 0, 1, 2])
@@ -67,6 +67,20 @@ def test_who_vanished_is_nobody():
     client, jnp.int32(1), jax.tree.map(jnp.asarray, FEDERATION), cohort, jax.random.key(0), 2
   )
   assert upload["rows"].tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 1, 0]
+
+
+@pytest.mark.parametrize("clients_per_chunk", [1, 2, 9])
+@pytest.mark.parametrize("number", [25_010_027, 2**32 - 1])
+def test_whole_numbers_are_added_up_exactly(number, clients_per_chunk):
+  def counting(download, data, key):
+    return {"a": jnp.float32(1)}, {"bytes": tally(jnp.uint32(number), data.size > 0)}
+
+  cohort = cases.members([0, 1, 2, 3] * 5)
+  federation = jax.tree.map(jnp.asarray, FEDERATION)
+  _, metrics = sum_over_clients(
+    counting, None, federation, cohort, jax.random.key(0), clients_per_chunk
+  )
+  assert total(metrics["bytes"].value) == 15 * number
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])

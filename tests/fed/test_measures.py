@@ -14,6 +14,7 @@ from sparsyfed_jax.io import codec
 from sparsyfed_jax.io.wire import payload_bytes
 from sparsyfed_jax.metrics.masks import mask_iou, regrowth
 from sparsyfed_jax.metrics.sparsity import layer_densities
+from sparsyfed_jax.types import total
 from tests import cases
 
 CLIENT = 3
@@ -26,6 +27,10 @@ def on_wire(variables, masks):
   pairs = zip(kernels, masks, strict=True)
   marked = [np.where(mask, np.where(w == 0, np.float32(-0.0), w), 0) for w, mask in pairs]
   return jax.device_get({**variables, "params": rebuild(marked)})
+
+
+def encode(*arguments, value_dtype=None):
+  return codec.encode(*arguments, value_dtype=value_dtype, keep_signed_zeros=True)
 
 
 def received_by(download):
@@ -53,13 +58,14 @@ def exchange(method, name, state, **setup):
 def check_bytes(method, name, state, value_dtype=None, **setup):
   download, upload, metrics = exchange(method, name, state, **setup)
   received, sent = received_by(download), sent_by(upload)
-  assert metrics["uplink_bytes"].weight == 1
-  assert metrics["uplink_bytes"].total == len(codec.encode(sent, received, value_dtype))
+  assert total(metrics["round_uplink_bytes"].value) == len(
+    encode(sent, received, value_dtype=value_dtype)
+  )
   new_state, row = cases.server(method, name, **setup)(state, upload)
   if "downlink_bytes" not in row:  # not of the method's own counting
     after = cases.algorithm(method, name, **setup).broadcast(new_state).variables
     row = setup.get("measures", MEASURES).step(download.variables, after)
-  assert row["downlink_bytes"] == len(codec.encode(received, value_dtype=value_dtype))
+  assert row["downlink_bytes"] == len(encode(received, value_dtype=value_dtype))
   return download, upload
 
 
@@ -68,8 +74,9 @@ def test_bytes_are_those_of_the_wire_format(method):
   download, upload = check_bytes(method, "batchnorm", cases.trained(method, "batchnorm"))
   received, sent = received_by(download), sent_by(upload)
   for wire_dtype in WIRE_DTYPES.values():
-    expected = len(codec.encode(sent, received, wire_dtype))
-    assert payload_bytes(sent, received, wire_dtype) == expected
+    expected = len(encode(sent, received, value_dtype=wire_dtype))
+    counted = payload_bytes(sent, received, wire_dtype, keep_signed_zeros=True)
+    assert counted == expected
 
 
 @pytest.mark.parametrize(("method", "dtype"), [("sparsyfed", "bfloat16"), ("feddst", "float16")])
@@ -79,7 +86,7 @@ def test_values_of_other_types_are_rounded_as_the_wire_format_rounds(method, dty
   state = cases.trained(method, "linear")
   download, upload = check_bytes(method, "linear", state, wire_dtype, **setup)
   received = received_by(download)
-  payload = codec.encode(received, value_dtype=wire_dtype)
+  payload = encode(received, value_dtype=wire_dtype)
   cases.assert_same_bits(codec.decode(payload), received)
   plain, _, _ = exchange(method, "linear", state)
   assert not cases.same_bits(received, received_by(plain))
@@ -94,8 +101,8 @@ def test_warm_up_sends_masks_alone():
   download, upload, metrics = exchange("flash", "linear", state)
   masks = [np.asarray(kept) > 0 for kept in upload.kept]
   expected = len(codec.encode(masks, [np.asarray(mask) for mask in download.masks]))
-  assert metrics["uplink_bytes"].total == expected
-  assert expected < len(codec.encode(sent_by(upload), received_by(download)))
+  assert total(metrics["round_uplink_bytes"].value) == expected
+  assert expected < len(encode(sent_by(upload), received_by(download)))
 
 
 def test_by_hand():
@@ -106,7 +113,8 @@ def test_by_hand():
   before, after = model([0, 1, 2, 3] + [0] * 6), model([5, 1, 2, 0] + [0] * 6)
   for size in (0, 5):
     metrics = MEASURES.exchange(before, after, jnp.int32(size))
-    assert float(metrics["uplink_bytes"].weight) == (size > 0)
+    expected = len(codec.encode(after, before)) if size else 0
+    assert total(metrics["round_uplink_bytes"].value) == expected
     assert float(metrics["client_regrowth"].weight) == size
     assert float(metrics["client_regrowth"].total) == pytest.approx(size / 10)
   row = MEASURES.step(before, after)
@@ -116,6 +124,14 @@ def test_by_hand():
   sparsity = MEASURES.model(after)
   assert sparsity["global_sparsity"] == np.float32(8 / 11)
   assert sparsity["prunable_sparsity"] == np.float32(7 / 10)
+
+
+def test_bytes_that_float32_would_round():
+  kernel = jnp.ones((2500, 2501))
+  model = {"params": {"Dense_0": {"kernel": kernel, "bias": jnp.ones(1)}}}
+  metrics = MEASURES.exchange(model, model, jnp.int32(1))
+  assert total(metrics["round_uplink_bytes"].value) == 25_010_027
+  assert int(MEASURES.step(model, model)["downlink_bytes"]) == 25_010_077
 
 
 def test_one_reading_counts_what_the_metrics_count_one_by_one():
@@ -143,7 +159,7 @@ def test_nothing_is_measured_where_nothing_should_be():
   _, with_measures, metrics = exchange("sparsyfed", "linear", state)
   _, without, fewer = exchange("sparsyfed", "linear", state, measures=NO_MEASURES)
   cases.assert_same_bits(without, with_measures)
-  assert set(metrics) - set(fewer) == {"uplink_bytes", "client_regrowth"}
+  assert set(metrics) - set(fewer) == {"round_uplink_bytes", "client_regrowth"}
 
 
 @pytest.mark.parametrize("dtype", WIRE_DTYPES)

@@ -1,7 +1,7 @@
 """Damaged and hostile payloads for the codec: python tests/io/fuzz_codec.py --payloads=200000.
 
 Whatever the bytes, `decode` returns a tree or raises CodecError, at once and in little memory. What
-it returns must survive being encoded and decoded again, to the bit.
+it returns must survive being encoded and decoded again, to the bit, and so must its equals.
 """
 
 import argparse
@@ -66,7 +66,9 @@ def corpus():
   entries = []
 
   def add(tree, reference=None, value_dtype=None):
-    entries.append(Entry(codec.encode(tree, reference, value_dtype), reference))
+    for keep_signed_zeros in (False, True):
+      payload = codec.encode(tree, reference, value_dtype, keep_signed_zeros)
+      entries.append(Entry(payload, reference))
 
   for tree in ({}, (), [], None, {"a": {}, "b": [None, ()]}, np.float32(1), {"": np.zeros(0)}):
     add(tree)
@@ -140,6 +142,12 @@ def mutant(rng, entries: list[Entry]) -> Entry:
   return Entry(payload, reference)
 
 
+def assert_same_bits(actual, expected) -> None:
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+    assert a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
 def check(entry: Entry) -> tuple[bool, float, int]:
   """Decodes; returns whether that gave a tree, the seconds, and the bytes at the peak."""
   tracemalloc.reset_peak()
@@ -156,10 +164,14 @@ def check(entry: Entry) -> tuple[bool, float, int]:
   assert seconds < MAX_SECONDS, f"{seconds} s for {len(entry.payload)} bytes"
   assert peak < PEAK_BYTES + PEAK_PER_BYTE * len(entry.payload), f"{peak} bytes allocated"
   if accepted:
-    again = codec.decode(codec.encode(tree, entry.reference), entry.reference)
-    assert jax.tree.structure(again) == jax.tree.structure(tree)
-    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(tree), strict=True):
-      assert a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    signed = codec.encode(tree, entry.reference, keep_signed_zeros=True)
+    again = codec.decode(signed, entry.reference)
+    assert_same_bits(again, tree)
+    plain = codec.encode(tree, entry.reference)
+    with np.errstate(invalid="ignore"):  # NaNs of bfloat16
+      unsigned = jax.tree.map(lambda x: np.where(x == 0, np.zeros_like(x), x), tree)
+    assert plain == codec.encode(unsigned, entry.reference)
+    assert_same_bits(codec.decode(plain, entry.reference), unsigned)
   return accepted, seconds, peak
 
 

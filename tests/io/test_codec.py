@@ -1,5 +1,6 @@
 """The wire format: lossless to the bit, written as documented, safe to read whatever comes."""
 
+import hashlib
 import struct
 import zlib
 from collections import OrderedDict, namedtuple
@@ -114,20 +115,34 @@ def slow_leaf(new, old):
 
 
 def slow_payload(new, old=None):
-  """Of a single array."""
+  """Of a single array, whose zeros keep their signs."""
   if old is None:
     number = codec.DTYPES.index(new.dtype.name)
     schema = struct.pack(f"<BB{new.ndim}I", 16 + number, new.ndim, *new.shape)
   else:
     schema = struct.pack("<I", zlib.crc32(f"'' {old.dtype.name}{list(old.shape)}\n".encode()))
-  return with_crc(b"SFJ" + bytes([1, old is not None]) + schema + slow_leaf(new, old))
+    places = slow_pack([any(entry.tobytes()) for entry in old.reshape(-1)])
+    schema += hashlib.blake2b(places, digest_size=8).digest()
+  flags = (old is not None) + 8
+  return with_crc(b"SFJ" + bytes([2, flags]) + schema + slow_leaf(new, old))
 
 
 def body(dtype, shape, *rest):
   """A payload by hand: a single array without a reference, and what comes behind its schema."""
   number = codec.DTYPES.index(jnp.dtype(dtype).name)
   schema = struct.pack(f"<BB{len(shape)}I", 16 + number, len(shape), *shape)
-  return with_crc(b"SFJ\1\0" + schema + b"".join(rest))
+  return with_crc(b"SFJ\2\0" + schema + b"".join(rest))
+
+
+def signed(tree, reference=None, value_dtype=None):
+  """Encodes with the signs of zeros."""
+  return codec.encode(tree, reference, value_dtype, keep_signed_zeros=True)
+
+
+def unsigned(tree):
+  """Makes every -0.0 a 0.0, and leaves all other bits alone."""
+  with np.errstate(invalid="ignore"):  # NaNs of bfloat16
+    return jax.tree.map(lambda x: np.where(x == 0, np.zeros_like(x), x), tree)
 
 
 def uint32(*numbers):
@@ -137,7 +152,8 @@ def uint32(*numbers):
 @quick
 @given(nested)
 def test_what_is_decoded_is_what_was_encoded(tree):
-  assert_same(codec.decode(codec.encode(tree)), tree)
+  assert_same(codec.decode(signed(tree)), tree)
+  assert_same(codec.decode(codec.encode(tree)), unsigned(tree))
 
 
 @quick
@@ -146,17 +162,43 @@ def test_also_against_a_reference(reference, share, seed):
   if reference is None:
     return
   tree = changed(reference, share, seed)
-  assert_same(codec.decode(codec.encode(tree, reference), reference), tree)
+  assert_same(codec.decode(signed(tree, reference), reference), tree)
+  assert_same(codec.decode(codec.encode(tree, reference), reference), unsigned(tree))
 
 
 @quick
 @given(leaves(), st.none() | st.sampled_from([0.0, 0.01, 0.3, 1.0]))
 def test_bytes_are_those_of_the_format(old, share):
   if share is None:
-    assert codec.encode(old) == slow_payload(old)
+    assert signed(old) == slow_payload(old)
   else:
     new = changed(old, share)
-    assert codec.encode(new, old) == slow_payload(new, old)
+    assert signed(new, old) == slow_payload(new, old)
+
+
+@quick
+@given(nested, st.sampled_from([0.0, 0.01, 0.3, 1.0]), st.sampled_from(codec.VALUE_DTYPES))
+def test_equal_arrays_have_equal_payloads(old, share, value_dtype):
+  rng = np.random.default_rng(1)
+
+  def scatter_signs(x):
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+      return x
+    return np.where((x == 0) & (rng.random(x.shape) < 0.5), -x, x)
+
+  def finite(tree):  # random bits may be too large for value_dtype
+    with np.errstate(invalid="ignore"):  # NaNs of bfloat16
+      return jax.tree.map(lambda x: (x != 0).astype(x.dtype), tree)
+
+  old, new = finite(old), finite(changed(old, share))
+  others = jax.tree.map(scatter_signs, (old, new))
+  for a, b in zip(*map(jax.tree.leaves, (others, (old, new))), strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert codec.encode(others[1], None, value_dtype) == codec.encode(new, None, value_dtype)
+  if old is not None:
+    expected = codec.encode(new, old, value_dtype)
+    assert codec.encode(others[1], others[0], value_dtype) == expected
+    assert_same(codec.decode(expected, others[0]), codec.decode(expected, old))
 
 
 @quick
@@ -164,7 +206,7 @@ def test_bytes_are_those_of_the_format(old, share):
 def test_positions_are_those_of_the_format(size, data):
   positions = data.draw(st.sets(st.integers(0, size - 1), max_size=60))
   mask = np.isin(np.arange(size), list(positions))
-  assert codec.encode(mask) == slow_payload(mask)
+  assert signed(mask) == slow_payload(mask)
   np.testing.assert_array_equal(codec.decode(codec.encode(mask)), mask)
 
 
@@ -173,7 +215,7 @@ def test_every_count_of_positions(size):
   for k in range(size + 1):
     mask = np.zeros(size, bool)
     mask[np.linspace(0, size - 1, k).astype(int)] = True
-    assert codec.encode(mask) == slow_payload(mask)
+    assert signed(mask) == slow_payload(mask)
 
 
 def test_elias_fano_by_hand():
@@ -203,8 +245,8 @@ def test_every_form_is_taken_where_it_is_smallest(dtype, form, density, share):
     reference = draw_leaf(np.random.default_rng(2), dtype, (3000,), 0.5)
   else:
     reference = None if share is None else changed(leaf, share)
-  payload = codec.encode(leaf, reference)
-  assert payload[5 + (6 if reference is None else 4)] == form
+  payload = signed(leaf, reference)
+  assert payload[5 + (6 if reference is None else 12)] == form
   assert_same(codec.decode(payload, reference), leaf)
 
 
@@ -233,11 +275,34 @@ def test_any_pytree_does_against_a_reference():
   assert_same(codec.decode(codec.encode(tree, reference), reference), tree)
 
 
-def test_signed_zeros_are_positions():
+def test_signed_zeros_are_positions_where_they_are_kept():
   x = np.zeros(1000, np.float32)
   x[[3, 500]] = -0.0
-  assert np.flatnonzero(np.signbit(codec.decode(codec.encode(x)))).tolist() == [3, 500]
-  assert len(codec.encode(x)) < len(codec.encode(np.zeros(1000, np.float32))) + 15
+  assert np.flatnonzero(np.signbit(codec.decode(signed(x)))).tolist() == [3, 500]
+  zeros = codec.encode(np.zeros(1000, np.float32))
+  assert len(zeros) < len(signed(x)) < len(zeros) + 15
+  assert codec.encode(x) == zeros and not np.signbit(codec.decode(zeros)).any()
+
+
+def test_a_model_times_its_mask_costs_what_the_masked_model_costs():
+  rng = np.random.default_rng(0)
+  theta = rng.normal(size=20_000).astype(np.float32)
+  mask = rng.random(20_000) < 0.05
+  moved = mask.copy()
+  moved[[np.flatnonzero(mask)[0], np.flatnonzero(~mask)[0]]] ^= True
+  assert np.signbit((theta * mask)[~mask]).any()
+  assert codec.encode(theta * mask) == codec.encode(np.where(mask, theta, np.float32(0)))
+  reference = np.where(mask, theta, np.float32(0))
+  expected = codec.encode(np.where(moved, theta, np.float32(0)), reference)
+  assert codec.encode(theta * moved, theta * mask) == expected
+  assert len(expected) < 4 * moved.sum() + 50 < len(codec.encode(reference))
+
+
+@pytest.mark.parametrize("form", [b"\0", b"\1" + struct.pack("<I", 1) + b"\1"])
+def test_a_zero_has_no_sign_unless_the_payload_says_so(form):
+  rest = form + np.float32([-0.0] if len(form) > 1 else [-0.0, 1]).tobytes()
+  with pytest.raises(codec.CodecError, match="a value is -0.0, and the payload does not keep"):
+    codec.decode(body("float32", (2,), rest))
 
 
 def test_other_trees_than_the_reference_are_refused():
@@ -263,8 +328,38 @@ def test_other_references_than_the_encoders_are_refused():
       codec.decode(payload, other)
   with pytest.raises(codec.CodecError, match="needs the reference"):
     codec.decode(payload)
+  assert_same(codec.decode(payload, {"w": -7 * reference["w"]}), reference)  # its values are free
   with pytest.raises(codec.CodecError, match="has no reference"):
     codec.decode(codec.encode(reference), reference)
+
+
+@pytest.mark.parametrize("num_moved", [1, 3, 200])
+@pytest.mark.parametrize("keep_signed_zeros", [False, True])
+def test_a_change_decoded_with_the_model_of_another_round_is_refused(num_moved, keep_signed_zeros):
+  rng = np.random.default_rng(0)
+  mask = rng.permutation(np.arange(4000) < 400)
+  other = mask.copy()
+  other[np.flatnonzero(mask)[:num_moved]] = False
+  other[np.flatnonzero(~mask)[:num_moved]] = True
+  reference, later = ({"a": np.ones(3), "w": np.float32(where)} for where in (mask, other))
+  payload = codec.encode(later, reference, keep_signed_zeros=keep_signed_zeros)
+  assert_same(codec.decode(payload, reference), later)
+  with pytest.raises(codec.CodecError, match="another reference: its zeros are at other places"):
+    codec.decode(payload, later)
+
+
+def test_payloads_of_the_version_before_are_refused():
+  payload = codec.encode(np.ones(3))
+  with pytest.raises(codec.CodecError, match="has version 1; this reads version 2"):
+    codec.decode(with_crc(payload[:3] + b"\1" + payload[4:-4]))
+
+
+def test_whole_numbers_are_sent_exactly():
+  steps = {"step": np.int32(2**31 - 1), "seen": np.array([2**62 + 1, -3, 0])}
+  for value_dtype in codec.VALUE_DTYPES:
+    assert_same(codec.decode(codec.encode(steps, None, value_dtype)), steps)
+    again = codec.decode(codec.encode(steps, steps, value_dtype), steps)
+    assert_same(again, steps)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +395,7 @@ def test_depth_is_limited():
   with pytest.raises(ValueError, match="64 deep"):
     codec.encode(endless)
   with pytest.raises(codec.CodecError, match="64 deep"):
-    codec.decode(with_crc(b"SFJ\1\0" + (b"\2" + uint32(1)) * 10_000))
+    codec.decode(with_crc(b"SFJ\2\0" + (b"\2" + uint32(1)) * 10_000))
 
 
 def test_max_bytes_bounds_what_is_small_on_the_wire():
@@ -361,7 +456,7 @@ def test_values_are_rounded_to_nearest_even(dtype, value_dtype, density):
 @pytest.mark.parametrize("value_dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_rounding_keeps_signs_masks_and_what_is_not_finite(value_dtype):
   x = np.array([0.0, -0.0, 1e-300, -1e-300, np.inf, -np.inf, np.nan])
-  y = codec.decode(codec.encode(x, value_dtype=value_dtype))
+  y = codec.decode(signed(x, value_dtype=value_dtype))
   smallest = float(jnp.finfo(value_dtype).smallest_normal)
   np.testing.assert_array_equal(y, [0, 0, smallest, -smallest, np.inf, -np.inf, np.nan])
   np.testing.assert_array_equal(np.signbit(y[:6]), np.signbit(x[:6]))
@@ -372,7 +467,7 @@ def test_rounding_leaves_other_dtypes_alone():
   for name in ("float16", "bfloat16", "int32", "uint64", "bool"):
     tree = [draw_leaf(rng, name, (50,), density) for density in (0.1, 1.0)]
     for value_dtype in codec.VALUE_DTYPES[1:]:
-      assert_same(codec.decode(codec.encode(tree, value_dtype=value_dtype)), tree)
+      assert_same(codec.decode(signed(tree, value_dtype=value_dtype)), tree)
 
 
 def test_rounding_works_against_a_reference():
@@ -417,7 +512,7 @@ def test_damage_is_told_apart():
     (payload[:-6] + b"\0" + payload[-5:], "crc32"),
     (payload + b"\0", "crc32"),
     (with_crc(payload), "4 bytes follow the last leaf"),
-    (with_crc(payload[:4] + b"\x08" + payload[5:-4]), "flags must be below 8, found 8"),
+    (with_crc(payload[:4] + b"\x10" + payload[5:-4]), "flags must be below 16, found 16"),
   ]:
     with pytest.raises(codec.CodecError, match=message):
       codec.decode(bad)
@@ -449,13 +544,13 @@ def elias_fano(*positions, size=100):
     (body("int8", (2**16, 2**15), b"\1" + uint32(0)), "entries, found .65536, 32768"),
     (body("int8", (0, 2**32 - 1, 2**32 - 1)), "entries, found .0, "),
     (body("int8", (0,) * 65), "entries, found"),
-    (with_crc(b"SFJ\1\0\x1d"), "begins with 29"),
-    (with_crc(b"SFJ\1\0\4"), "begins with 4"),
-    (with_crc(b"SFJ\1\0\2" + uint32(2**32 - 1) + bytes(2**17)), "65536 leaves"),
-    (with_crc(b"SFJ\1\0\2" + uint32(2**32 - 1)), "1 bytes announced, 0 left"),
-    (with_crc(b"SFJ\1\0\1" + uint32(2) + b"\1\0b\0\1\0a\0"), "do not ascend at 'a'"),
-    (with_crc(b"SFJ\1\0\1" + uint32(2) + b"\1\0a\0\1\0a\0"), "do not ascend at 'a'"),
-    (with_crc(b"SFJ\1\0\1" + uint32(1) + b"\1\0\xff\0"), "not UTF-8"),
+    (with_crc(b"SFJ\2\0\x1d"), "begins with 29"),
+    (with_crc(b"SFJ\2\0\4"), "begins with 4"),
+    (with_crc(b"SFJ\2\0\2" + uint32(2**32 - 1) + bytes(2**17)), "65536 leaves"),
+    (with_crc(b"SFJ\2\0\2" + uint32(2**32 - 1)), "1 bytes announced, 0 left"),
+    (with_crc(b"SFJ\2\0\1" + uint32(2) + b"\1\0b\0\1\0a\0"), "do not ascend at 'a'"),
+    (with_crc(b"SFJ\2\0\1" + uint32(2) + b"\1\0a\0\1\0a\0"), "do not ascend at 'a'"),
+    (with_crc(b"SFJ\2\0\1" + uint32(1) + b"\1\0\xff\0"), "not UTF-8"),
   ],
   ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -477,8 +572,8 @@ def test_hostile_payloads_are_refused(bad, message):
 )
 def test_hostile_changes_are_refused(grown, dropped, rest, message):
   old = np.array([1, 0, 2, 0, 0, 3, 0, 0], np.int8)
-  schema = codec.encode(old, old)[5:9]
-  start = b"SFJ\1\1" + schema + b"\2"
+  schema = codec.encode(old, old)[5:17]
+  start = b"SFJ\2\1" + schema + b"\2"
   good = codec.decode(with_crc(start + uint32(1, 1) + b"\2\2abc"), old)
   np.testing.assert_array_equal(good, [ord("a"), 0, 0, ord("b"), 0, ord("c"), 0, 0])
   with pytest.raises(codec.CodecError, match=message):

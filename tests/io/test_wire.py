@@ -1,5 +1,7 @@
 """The counted size is the encoded one."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,8 +35,9 @@ def stack(rows):
   return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *rows)
 
 
-def check_law(dtypes, value_dtype=None, seed=0):
+def check_law(dtypes, value_dtype=None, keep_signed_zeros=False, seed=0):
   """Without a reference, with one each, and with one for all; under jit and vmap."""
+  options = value_dtype, keep_signed_zeros
   rng = np.random.default_rng(seed)
   pairs = [draw_pair(rng, dtypes) for _ in range(NUM_TREES)]
   tree, old = stack([new for new, _ in pairs]), stack([old for _, old in pairs])
@@ -42,20 +45,24 @@ def check_law(dtypes, value_dtype=None, seed=0):
 
   @jax.jit
   def count(tree, old, shared):
-    alone = jax.vmap(lambda new: payload_bytes(new, None, value_dtype))(tree)
-    against = jax.vmap(lambda new, old: payload_bytes(new, old, value_dtype))(tree, old)
-    same = jax.vmap(lambda new: payload_bytes(new, shared, value_dtype))(tree)
+    alone = jax.vmap(lambda new: payload_bytes(new, None, *options))(tree)
+    against = jax.vmap(lambda new, old: payload_bytes(new, old, *options))(tree, old)
+    same = jax.vmap(lambda new: payload_bytes(new, shared, *options))(tree)
     return alone, against, same
 
   # Random bits may be too large for value_dtype, and the size is that of any values.
   def finite(tree):
-    return jax.tree.map(lambda leaf: (leaf.view(f"u{leaf.itemsize}") != 0).astype(leaf.dtype), tree)
+    def mark(leaf):
+      return leaf.view(f"u{leaf.itemsize}") != 0 if keep_signed_zeros else leaf != 0
+
+    with np.errstate(invalid="ignore"):  # NaNs of bfloat16
+      return jax.tree.map(lambda leaf: mark(leaf).astype(leaf.dtype), tree)
 
   counted = count(tree, old, shared)
   encoded = [
-    [len(codec.encode(finite(new), None, value_dtype)) for new, _ in pairs],
-    [len(codec.encode(finite(new), old, value_dtype)) for new, old in pairs],
-    [len(codec.encode(finite(new), shared, value_dtype)) for new, _ in pairs],
+    [len(codec.encode(finite(new), None, *options)) for new, _ in pairs],
+    [len(codec.encode(finite(new), old, *options)) for new, old in pairs],
+    [len(codec.encode(finite(new), shared, *options)) for new, _ in pairs],
   ]
   for actual, expected in zip(counted, encoded, strict=True):
     assert actual.dtype == jnp.uint32
@@ -63,9 +70,11 @@ def check_law(dtypes, value_dtype=None, seed=0):
   assert np.unique(encoded).size > NUM_TREES
 
 
-@pytest.mark.parametrize("value_dtype", [None, "bfloat16"])
-def test_size_is_that_of_the_payload(value_dtype):
-  check_law(("float32", "bfloat16", "bool", "int8"), value_dtype)
+@pytest.mark.parametrize(
+  ("value_dtype", "signs"), [(None, False), (None, True), ("bfloat16", True)]
+)
+def test_size_is_that_of_the_payload(value_dtype, signs):
+  check_law(("float32", "bfloat16", "bool", "int8"), value_dtype, signs)
 
 
 def test_size_is_that_of_the_payload_for_64_bits():
@@ -98,8 +107,11 @@ def test_size_from_bits_that_backends_flush():
   tiny = np.zeros(4000, np.float32)
   tiny[:100] = -0.0
   tiny[100:300] = 1e-42
-  assert int(jax.jit(payload_bytes)(tiny)) == len(codec.encode(tiny))
-  assert int(jax.jit(payload_bytes)(tiny, 0 * tiny)) == len(codec.encode(tiny, 0 * tiny))
+  for signs in (False, True):
+    count = jax.jit(partial(payload_bytes, keep_signed_zeros=signs))
+    for reference in (None, 0 * tiny, -1 * tiny):
+      expected = len(codec.encode(tiny, reference, keep_signed_zeros=signs))
+      assert int(count(tiny, reference)) == expected
 
 
 @pytest.mark.parametrize("tree", [(), {"a": None}, [{}, np.float32(1), (np.zeros((2, 0), bool),)]])
