@@ -48,11 +48,11 @@ class Case(NamedTuple):
   data: pathlib.Path
   environment: dict[str, str]
 
-  def start(self, *more: str) -> subprocess.Popen:
+  def start(self) -> subprocess.Popen:
     command = [sys.executable, "-u", "-m", f"experiments.{self.program}", *self.arguments]
     if self.program == "train" and (self.directory / "config.json").exists():
       command.append("--resume")
-    command += [f"--dataset=npz:{self.data}", f"--output_dir={self.directory}", *more]
+    command += [f"--dataset=npz:{self.data}", f"--output_dir={self.directory}"]
     return subprocess.Popen(
       command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment
     )
@@ -108,10 +108,10 @@ def assert_same(case: Case, whole: pathlib.Path) -> None:
   assert not list(case.directory.rglob("*discarded*"))
 
 
-def refused(case: Case, reason: str, *more: str) -> None:
+def refused(case: Case, reason: str) -> None:
   """Checks that a process ends with one line, and leaves everything as it is."""
   before = records(case.directory)
-  with case.start(*more) as process:
+  with case.start() as process:
     _, errors = process.communicate(timeout=TIMEOUT)
   lines = [line for line in errors.splitlines() if line]
   assert process.returncode == 2 and len(lines) == 1 and reason in lines[0], errors
@@ -173,7 +173,7 @@ def live(case: Case, rng: random.Random, seconds: float, trouble: str) -> tuple[
       # Until a call of rounds is done, then up to the time that a third of the run takes.
       wait_for_rows(case, process, before)
       if trouble == "second process" and process.poll() is None:
-        refused(case, "is in use by process", "--resume")
+        refused(case, "is in use by process")
       process.wait(rng.uniform(0.0, seconds))
   except subprocess.TimeoutExpired:
     process.kill()
