@@ -311,7 +311,7 @@ _HELP = dict(
   rounds="rounds of the run, over which the client's rate decays",
   local_epochs="passes of a client over its examples each round",
   batch_size="examples of a local step; a client's last batch of an epoch may be smaller",
-  client_lr="rate of the clients at the start; default: 0.5 * (1 - --client_momentum), or 0.003"
+  client_lr="rate of the clients at the start; default: 0.5 * (1 - --client_momentum), or 0.01"
   " with adamw",
   client_lr_final="rate after the last round; default: client_lr / 10",
   client_lr_schedule=f"how the rate gets there; one of {', '.join(RATE_SCHEDULES)}",
@@ -740,7 +740,7 @@ def folder(path: str) -> str:
 def default_client_lr(config: Config) -> float:
   """Chooses the clients' first rate for their optimizer; of SGD one that suits its momentum."""
   if config.client_optimizer == "adamw":
-    return 0.003
+    return 0.01
   return round(0.5 * (1 - config.client_momentum), 9)
 
 

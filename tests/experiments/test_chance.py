@@ -43,7 +43,7 @@ def test_a_test_set_of_one_class_is_nobodys_fault():
     ),
     (
       dict(client_optimizer="adamw", client_lr=0.5),
-      "try a smaller --client_lr (it is 0.5; the default of adamw is 0.003)",
+      "try a smaller --client_lr (it is 0.5; the default of adamw is 0.01)",
     ),
     (
       dict(client_momentum=0.9, client_lr=0.5),

@@ -121,7 +121,7 @@ def test_the_defaults_and_their_edges_are_accepted():
     ({}, 0.5, 1.0),
     (dict(client_momentum=0.9), 0.05, 1.0),
     (dict(client_optimizer="nesterov", client_momentum=0.5), 0.25, 1.0),
-    (dict(client_optimizer="adamw"), 0.003, 1.0),
+    (dict(client_optimizer="adamw"), 0.01, 1.0),
     (dict(server_optimizer="momentum"), 0.5, 1.0),
     *(
       (dict(server_optimizer=name), 0.5, 0.01)
