@@ -102,7 +102,7 @@ def columns_of(has_metrics: bool) -> tuple[str, ...]:
 
 def has_failed(rows: Sequence[Mapping[str, Any]]) -> bool:
   """Tells whether a run ended with its last row, before its time."""
-  return _failure(rows) is not None
+  return _failure(rows, 0) is not None
 
 
 def begin(member: Member, programs: Programs, inputs: Inputs, restored: Any) -> Start:
@@ -161,7 +161,8 @@ def record(
   rows = [_earlier_rows(member, done) for member in writers]
   # Beside others a run may have ended before the checkpoint that all go on from.
   failures = {i: failure for i, kept in enumerate(rows) if (failure := _failure(kept, 0))}
-  lost = [0] * len(members)  # rounds in a row, here, of which no upload was finite
+  # Rounds in a row of which no upload was finite; the first process alone knows earlier ones.
+  lost = [processes.largest(_count_lost(rows[i], 0) if writers else 0) for i in range(len(members))]
 
   def of_run(number: int, values: Any) -> Any:
     return values if is_alone else jax.tree.map(lambda leaf: leaf[number], values)

@@ -15,7 +15,6 @@ from sparsyfed_jax.fed.task import classification
 from sparsyfed_jax.ops import PLAIN, LayerOps
 from tests import cases
 
-
 SGD = sgd()
 
 
