@@ -173,11 +173,15 @@ def live(case: Case, rng: random.Random, seconds: float, trouble: str) -> tuple[
       # Until a call of rounds is done, then up to the time that a third of the run takes.
       wait_for_rows(case, process, before)
       if trouble == "second process" and process.poll() is None:
+        process.send_signal(signal.SIGSTOP)  # or it would end before the second one comes to it
         refused(case, "is in use by process")
+        process.send_signal(signal.SIGCONT)
       process.wait(rng.uniform(0.0, seconds))
   except subprocess.TimeoutExpired:
+    pass
+  finally:
     process.kill()
-  output, errors = process.communicate(timeout=TIMEOUT)
+  _, errors = process.communicate(timeout=TIMEOUT)
   assert process.returncode in (0, -signal.SIGKILL), errors
   now = records(case.directory)
   assert_kept(before, now)
