@@ -211,9 +211,7 @@ def _restore(members: Sequence[Member], programs: Programs, checkpoints: pathlib
   state = restore(members, programs.shapes, checkpoints)
   for config, experiment, directory in members:
     before = begun.read(directory)
-    for change in begun.note_changes(
-      before, config, experiment.facts, directory, rounds_of(state)
-    ):
+    for change in begun.note_changes(before, config, experiment.facts, directory, rounds_of(state)):
       print(f"warning: {directory.name}: {change}", file=sys.stderr)
   return state
 

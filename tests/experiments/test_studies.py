@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from experiments import communication, consensus, flags, grid, regrowth, sweep, sweep_results, table1
+from experiments import (
+  communication,
+  consensus,
+  flags,
+  grid,
+  regrowth,
+  sweep,
+  sweep_results,
+  table1,
+)
 from experiments.measures import final_accuracy
 from experiments.studies import pictures, study
 from sparsyfed_jax.io.writers import read_metrics

@@ -262,5 +262,3 @@ def test_what_changes_the_program_changes_its_key():
   ]
   assert len({key(**change) for change in same}) == 1
   assert len({key(**change) for change in other} | {key()}) == len(other) + 1
-
-
