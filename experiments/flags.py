@@ -361,8 +361,8 @@ _HELP = dict(
   resume="goes on with the run in --output_dir from its last checkpoint; the other flags must be"
   " those it was started with",
   discard_rounds="with --resume, where rows or checkpoints are damaged or missing: goes on from the"
-  " newest checkpoint whose rows are all there, or from round 1; what was recorded is kept in"
-  " metrics.discarded-N.jsonl",
+  " newest checkpoint whose rows are all there, or from round 1; what was there is kept, such as in"
+  " metrics.discarded-1.jsonl",
 )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from experiments import flags
-from sparsyfed_jax.io.writers import CSV_NAME, JSONL_NAME, check_new_dir
+from sparsyfed_jax.io.writers import CSV_NAME, JSONL_NAME, SUMS_NAME, check_new_dir
 
 try:
   import fcntl
@@ -22,7 +22,7 @@ except ImportError:  # not a POSIX system
 CONFIG_NAME = "config.json"
 LOCK_NAME = ".lock"
 # What `_replace_text` of the writers and `save_mask` leave when they are killed.
-_TEMPORARY = re.compile(r"\.(?:[\w-]+\.(?:json|jsonl|csv)\.)?(\d+)\.tmp", re.ASCII)
+_TEMPORARY = re.compile(r"\.(?:\.?[\w-]+\.(?:json|jsonl|csv|crc32)\.)?(\d+)\.tmp", re.ASCII)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -94,7 +94,7 @@ def remove_unused(directory: RunDirectory) -> bool:
     Whether it did. A directory that was there before stays, empty.
   """
   path = directory.path
-  own = (CONFIG_NAME, JSONL_NAME, CSV_NAME, LOCK_NAME)
+  own = (CONFIG_NAME, JSONL_NAME, CSV_NAME, SUMS_NAME, LOCK_NAME)
   found = os.listdir(path)
   is_recorded = (path / JSONL_NAME).exists() and (path / JSONL_NAME).stat().st_size > 0
   if not directory.is_new or is_recorded or not set(found) <= set(own):

@@ -130,6 +130,23 @@ def rounds(directory: PathLike) -> list[int]:
     raise CheckpointError(f"{folder}: cannot be read: {error.strerror}") from error
 
 
+def set_aside(directory: PathLike, last_round: int) -> list[pathlib.Path]:
+  """Renames the checkpoints of rounds after `last_round`, so that nothing reads or removes them.
+
+  Returns:
+    Their new names, `ROUND.discarded-1` or the next number that is free.
+  """
+  moved = []
+  for number in rounds(directory):
+    if number <= last_round:
+      continue
+    place, copies = _folder(directory) / f"{number:08d}", 1
+    while os.path.lexists(aside := place.with_name(f"{place.name}.discarded-{copies}")):
+      copies += 1
+    moved.append(place.rename(aside))
+  return moved
+
+
 def _checkpointer() -> Any:
   import orbax.checkpoint as ocp  # half a second, which runs without checkpoints do not pay
 

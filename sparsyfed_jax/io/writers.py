@@ -11,14 +11,16 @@ import math
 import os
 import pathlib
 import warnings
+import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Self, TypeAlias
+from typing import Any, BinaryIO, Self, TypeAlias
 
 PathLike: TypeAlias = str | os.PathLike[str]
 Row: TypeAlias = Mapping[str, Any]  # column -> float, int, str or None; array scalars also do
 
 JSONL_NAME = "metrics.jsonl"
 CSV_NAME = "metrics.csv"
+SUMS_NAME = ".metrics.crc32"  # of each row a line: a flipped digit is JSON too
 
 
 def create_run_dir(path: PathLike) -> pathlib.Path:
@@ -112,6 +114,28 @@ def read_whole_rows(path: PathLike) -> tuple[list[dict[str, Any]], str]:
   return rows, ""
 
 
+def find_changed(directory: PathLike, rows: Sequence[Row]) -> int | None:
+  """Finds the first row that is not as it was written.
+
+  Args:
+    directory: of the run.
+    rows: as `read_metrics` returns them.
+
+  Returns:
+    Its index; None where all fit their checksums. Rows without a checksum are taken as they are.
+  """
+  try:
+    lines = (pathlib.Path(directory) / SUMS_NAME).read_bytes().split(b"\n")[:-1]
+  except FileNotFoundError:
+    return None
+  for i, (row, line) in enumerate(zip(rows, lines, strict=False)):
+    if len(line) != 8:  # a crash may leave anything behind the last row that was on the disk
+      return None
+    if line != _sum_of(row):
+      return i
+  return None
+
+
 def set_aside(directory: PathLike, num_rows: int) -> pathlib.Path:
   """Keeps the first rows of a record, and the record as it was in a file beside it.
 
@@ -175,6 +199,7 @@ class MetricsWriter:
     _replace_text(self._jsonl_path, "".join(map(_jsonl_line, rows)))
     self._replace_csv(rows)
     self._jsonl = open(self._jsonl_path, "a", encoding="utf-8")
+    self._sums = self._open_sums(rows)
 
   def write(self, row: Row) -> None:
     """Appends one row.
@@ -192,6 +217,8 @@ class MetricsWriter:
     self._num_rows += 1
     self._jsonl.write(_jsonl_line(plain))
     self._jsonl.flush()
+    self._sums.write(_sum_of(plain) + b"\n")
+    self._sums.flush()
     new = [column for column in plain if column not in self.columns]
     if new:
       self.columns += new
@@ -208,6 +235,7 @@ class MetricsWriter:
   def close(self) -> None:
     """Closes the record; `write` fails from here on."""
     self._jsonl.close()
+    self._sums.close()
 
   def __enter__(self) -> Self:
     return self
@@ -216,16 +244,22 @@ class MetricsWriter:
     self.close()
 
   def _replace_ahead(self, row: Row) -> None:
-    self._jsonl.close()
+    self.close()
     aside = set_aside(self._directory, self._num_rows)
     self._jsonl = open(self._jsonl_path, "a", encoding="utf-8")
     rows = read_metrics(self._jsonl_path)
     self._replace_csv(rows)
+    self._sums = self._open_sums(rows)
     count, self._ahead = len(self._ahead), []
     self._warn(
       f"{self._jsonl_path}: round {row.get('round')} does not come out as it was recorded; it and"
       f" the {count - 1} rounds recorded after it are kept in {aside.name}"
     )
+
+  def _open_sums(self, rows: Sequence[Row]) -> BinaryIO:
+    path = self._directory / SUMS_NAME
+    _replace_text(path, "".join(f"{_sum_of(row).decode()}\n" for row in rows))
+    return open(path, "ab")
 
   def _replace_csv(self, rows: Sequence[Row]) -> None:
     header = [{column: column for column in self.columns}] if self.columns else []
@@ -253,6 +287,10 @@ def _short(value: Any) -> str:
 
 def _jsonl_line(row: Row) -> str:
   return json.dumps(_plain(row), allow_nan=False) + "\n"
+
+
+def _sum_of(row: Row) -> bytes:
+  return b"%08x" % zlib.crc32(_jsonl_line(row).encode())
 
 
 def _csv_text(columns: Sequence[str], rows: Sequence[Row]) -> str:

@@ -1,12 +1,10 @@
 """Runs that are stopped, killed or damaged, and go on."""
 
 import json
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import pytest
@@ -14,8 +12,9 @@ import pytest
 from experiments import begun, flags, train
 from experiments.build import build
 from sparsyfed_jax.io import checkpoint
-from sparsyfed_jax.io.writers import read_metrics
+from sparsyfed_jax.io.writers import read_metrics, write_json
 from tests import cases
+from tests.experiments import kill_runs
 
 SMALL = flags.DEFAULTS._replace(
   model="mlp",
@@ -58,7 +57,20 @@ def keep_rounds(directory, last):
   for place in (directory / "checkpoints").iterdir():
     if int(place.name) > last:
       shutil.rmtree(place)
+  if not any((directory / "checkpoints").iterdir()):
+    keep_lines(directory, SMALL.checkpoint_every)  # or the checkpoints would be missed
   (directory / "summary.json").unlink()
+
+
+def record_of(directory):
+  return (directory / "metrics.jsonl").read_bytes()
+
+
+def keep_lines(directory, *numbers):
+  """Keeps some lines of a record, by their ranges: the first 2, or (1, 2, 5, 8)."""
+  lines = record_of(directory).splitlines(keepends=True)
+  chosen = range(1, numbers[0] + 1) if len(numbers) == 1 else numbers
+  (directory / "metrics.jsonl").write_bytes(b"".join(lines[number - 1] for number in chosen))
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +97,25 @@ def test_a_finished_run_can_be_resumed(tmp_path, whole):
   assert_same_run(tmp_path / "run", whole)
 
 
-def test_without_a_checkpoint_a_run_starts_anew(tmp_path, whole):
+def test_without_its_checkpoints_a_run_starts_anew_only_if_it_is_told_to(tmp_path, whole, capsys):
   shutil.copytree(whole, tmp_path / "run")
   shutil.rmtree(tmp_path / "run" / "checkpoints")
+  with pytest.raises(flags.ConfigError, match="holds no checkpoint, and rounds 1 to 8 are record"):
+    run(tmp_path / "run", SMALL._replace(resume=True))
+  assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == record_of(whole)
+  run(tmp_path / "run", SMALL._replace(resume=True, discard_rounds=True))
+  assert "going on from round 1" in capsys.readouterr().err
+  assert_same_run(tmp_path / "run", whole)
+  assert (tmp_path / "run" / "metrics.discarded-1.jsonl").read_bytes() == record_of(whole)
+
+
+def test_killed_before_its_first_checkpoint_a_run_starts_anew(tmp_path, whole):
+  shutil.copytree(whole, tmp_path / "run")
+  shutil.rmtree(tmp_path / "run" / "checkpoints")
+  keep_lines(tmp_path / "run", 2)  # as many as were run before the first one was due
   run(tmp_path / "run", SMALL._replace(resume=True))
   assert_same_run(tmp_path / "run", whole)
+  assert not list((tmp_path / "run").glob("*discarded*"))
 
 
 def damage(place, how):
@@ -181,35 +207,11 @@ def start_process(directory, *arguments, root):
   )
 
 
-def test_killed_at_any_moment_it_goes_on_to_the_bit(tmp_path, request):
-  root = request.config.rootpath
-  rng = random.Random(0)
-  arguments = ["--rounds=300"]
-  with start_process(tmp_path / "whole", *arguments, root=root) as process:
-    assert "files in" in process.communicate(timeout=120)[0]
-  directory = tmp_path / "killed"
-  ends = []
-  for i in range(NUM_KILLS):
-    resume = ["--resume"] if i else []
-    with start_process(directory, *arguments, *resume, root=root) as process:
-      # Before compilation nothing is written. Half of the times in the middle of rounds.
-      line, seconds = ("train_loss", 0.5) if i % 2 else ("compiling", 2.0)
-      while line not in process.stdout.readline():
-        assert process.poll() is None
-      time.sleep(rng.uniform(0.0, seconds))
-      process.kill()
-    metrics = directory / "metrics.jsonl"
-    ends.append(len(read_metrics(metrics)) if metrics.exists() else 0)
-  assert 0 < ends[-1] < 300
-  with start_process(directory, *arguments, "--resume", root=root) as process:
-    output, errors = process.communicate(timeout=120)
-  assert process.returncode == 0, errors
-  config = flags.DEFAULTS._replace(
-    model="mlp", rounds=300, num_clients=20, clients_per_round=2, local_epochs=1
-  )
-  assert_same_run(directory, tmp_path / "whole", config)
-  rounds = [row["round"] for row in read_metrics(directory / "metrics.jsonl")]
-  assert rounds == list(range(1, 301))
+def test_killed_at_any_moment_it_goes_on_to_the_bit(request):
+  cache = str(jax.config.jax_compilation_cache_dir)
+  counts = kill_runs.run(["plain"], NUM_KILLS, 0, request.config.rootpath, cache)
+  assert counts["killed starting"] + counts["killed training"] == NUM_KILLS
+  assert counts["ended"] >= 1 and set(counts) >= set(kill_runs.TROUBLES)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -237,3 +239,23 @@ def test_interrupted_before_the_first_round_nothing_is_kept(tmp_path, request):
   assert process.returncode == 130
   assert errors.split("\n")[1].startswith("interrupted")
   assert not (tmp_path / "run").exists()
+
+
+def test_interrupted_while_it_compiles_a_resumed_run_keeps_all_that_was_there(tmp_path, request):
+  directory = tmp_path / "run"
+  directory.mkdir()
+  config = flags.DEFAULTS._replace(
+    **dict(model="mlp", eval_every=4, checkpoint_every=10, num_clients=20, clients_per_round=2),
+    **dict(local_epochs=1, output_dir=str(directory)),
+  )
+  config = flags.resolve(config)
+  write_json(directory / "config.json", begun.describe(config, build(config).facts))
+  (directory / "notes.txt").write_text("mine")
+  with start_process(directory, "--resume", root=request.config.rootpath) as process:
+    while "compiling" not in process.stdout.readline():
+      assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+  assert process.returncode == 143
+  assert f"interrupted; what is recorded is in {directory}" in errors
+  assert (directory / "notes.txt").read_text() == "mine" and (directory / "config.json").exists()
