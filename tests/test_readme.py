@@ -4,7 +4,7 @@ import shlex
 import pytest
 from absl.flags import FlagValues
 
-from experiments import flags
+from experiments import flag_files, flags
 from tests import cases
 
 
@@ -39,7 +39,8 @@ def test_commands_name_presets_and_flags_that_exist(readme, request, monkeypatch
     arguments = shlex.split(command.partition("-m experiments.train")[2])
     values = FlagValues()
     flags.define(values)
-    flags.parse(["train", *(argument for argument in arguments if argument != "--help")], values)
+    own = [argument for argument in arguments if argument != "--help"]
+    values(["train", *flag_files.expand(own)])
     flags.read(values)
 
 

@@ -28,11 +28,17 @@ def main(argv: Sequence[str], flag_values: absl_flags.FlagValues = absl_flags.FL
     flags.fail(error)
   # As typed, after the name of the program.
   text = page.make(report, shlex.join(["python", "-m", "experiments.report", *sys.argv[1:]]))
+  content = text.encode(errors="replace")  # names of files, say, may be no text
   try:
-    out.write_text(text, encoding="utf-8")
+    out.write_bytes(content)
   except OSError as error:
     flags.fail(flags.ConfigError(f"--out={out}: {error.strerror}"))
-  print(f"{len(report.runs)} runs in {out}, {len(text.encode()) / 1e6:.1f} MB")
+  for run in report.runs:
+    if run.state == runs.DAMAGED:
+      print(f"warning: {run.note}", file=sys.stderr)
+  for path, reason in report.skipped.items():
+    print(f"warning: {root / path}: {reason}", file=sys.stderr)
+  print(f"{len(report.runs)} runs in {out}, {len(content) / 1e6:.1f} MB")
 
 
 def define(flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:

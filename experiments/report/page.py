@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 
 from experiments.report import pictures, runs
 from experiments.report.drawing import Chapter, Key, Picture, rename_ids
-from experiments.report.runs import DIVERGED, ENDED, Measure, Report, Run
+from experiments.report.runs import DAMAGED, DIVERGED, ENDED, Measure, Report, Run
 from experiments.terminal import format_seconds
 
 MARK = '<meta name="generator" content="experiments.report">'
@@ -188,7 +188,8 @@ def _values(report: Report, name: str) -> list[str]:
 def _facts(report: Report) -> str:
   count = {state: sum(run.state == state for run in report.runs) for state in runs.STATES}
   states = ", ".join(f"{n} {state}" for state, n in count.items() if n)
-  clients = dict.fromkeys((run.config.get("data") or {}).get("num_clients") for run in report.runs)
+  counts = ((run.config.get("data") or {}).get("num_clients") for run in report.runs)
+  clients = dict.fromkeys(str(count) for count in counts if count is not None)
   facts = [
     ("runs", f"{len(report.runs)} ({states})"),
     ("settings", len(report.settings)),
@@ -196,7 +197,7 @@ def _facts(report: Report) -> str:
     ("data set", ", ".join(_values(report, "dataset"))),
     ("model", ", ".join(_values(report, "model"))),
     ("rounds", ", ".join(_values(report, "rounds"))),
-    ("clients", ", ".join(str(number) for number in clients if number is not None)),
+    ("clients", ", ".join(clients)),
     ("of them in a round", ", ".join(_values(report, "clients_per_round"))),
   ]
   cells = (f"<div><dt>{_text(k)}</dt><dd>{_text(v)}</dd></div>" for k, v in facts if v)
@@ -210,8 +211,8 @@ def _notes(report: Report) -> str:
     if run.state == ENDED:
       continue
     path = f"<code>{_text(run.path)}</code>"
-    if run.state == DIVERGED:
-      lines.append(f"<span class=state>diverged</span> {path}: {_text(run.note)}")
+    if run.state in (DIVERGED, DAMAGED):
+      lines.append(f"<span class=state>{run.state}</span> {path}: {_text(run.note)}")
     else:
       done = f"{run.rounds_done} of {run.config.get('rounds', '?')} rounds"
       lines.append(f"<span class=state>unfinished</span> {path}: {_text(done)}")
@@ -223,6 +224,9 @@ def _notes(report: Report) -> str:
       f"<span class=state>incomplete</span> <code>{_text(path)}</code>: {found} of the sweep’s"
       f" {expected} runs have begun"
     )
+  for state, reasons in (("refused", report.refused), ("skipped", report.skipped)):
+    for path, reason in reasons.items():
+      lines.append(f"<span class=state>{state}</span> <code>{_text(path)}</code>: {_text(reason)}")
   if not lines:
     return ""
   items = "".join(f"<li>{line}</li>" for line in lines)
@@ -250,6 +254,13 @@ def _results(report: Report) -> str:
     total = len(setting.runs)
     seeds = str(total) if ended == total else f"{ended} of {total}"
     lines.append(f"<tr>{names}{values}<td>{seeds}</td></tr>")
+  for run in report.runs:
+    if run.state == DAMAGED:
+      lines.append(
+        f"<tr><th class=name scope=row>{_text(run.path)}</th>"
+        f"<td class=name colspan={len(heads) + len(measures)}><span class=state>damaged</span>"
+        f" {_text(run.note)}</td></tr>"
+      )
   table = (
     "<div class=scroll tabindex=0 role=region aria-label=Results>"
     f"<table><thead><tr>{head}<th>Seeds</th></tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
@@ -347,6 +358,11 @@ def _markdown(source: str) -> str:
 
 
 def _details(run: Run, report: Report) -> str:
+  if not run.config:
+    return (
+      f"<details><summary>{_text(run.path)} <span class=state>{run.state}</span></summary>"
+      f"<p>{_text(run.note)}</p></details>"
+    )
   changed = runs.changed_flags(run)
   flags = "".join(
     f"<code>--{_text(name)}={_text(runs.text(value))}</code> " for name, value in changed.items()
@@ -356,6 +372,7 @@ def _details(run: Run, report: Report) -> str:
   rounds = f"{run.rounds_done} of {run.config.get('rounds', '?')}"
   facts = [
     ("path", f"<code>{_text(run.path)}</code>"),
+    ("damage", _text(run.note) if run.state == DAMAGED else ""),
     ("flags", flags or "all at their defaults"),
     ("rounds", _text(rounds)),
     ("a round", _text(_seconds(seconds)) if isinstance(seconds, int | float) else ""),

@@ -3,19 +3,22 @@
 import json
 import math
 import os
+import stat
 import pathlib
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments import flags, plots
-from experiments.mask_files import SIMILARITY_NAME
+from experiments import flags, plots, run_files
 from experiments.measures import mean_from
-from sparsyfed_jax.io.writers import JSONL_NAME, read_metrics
+from experiments.members import GRID_NAME, RUNS_NAME
+from experiments.run_directory import CONFIG_NAME
+from sparsyfed_jax.io.writers import JSONL_NAME
 
-ENDED, DIVERGED, UNFINISHED = STATES = ("ended", "diverged", "unfinished")
+ENDED, DIVERGED, UNFINISHED, DAMAGED = STATES = ("ended", "diverged", "unfinished", "damaged")
 
-_CONFIG, _SUMMARY, _GRID = "config.json", "summary.json", "grid.json"
+# All that is read of a run.
+_FILES = (CONFIG_NAME, JSONL_NAME, run_files.SUMMARY_NAME, run_files.SIMILARITY_NAME)
 _DRAWN_ANEW = ("table.md", "sweep.png")  # of a sweep
 # Of config.json, besides the flags.
 _FACTS = ("data", "device", "jax_enable_x64", "xla_flags", "versions", "resumed")
@@ -31,11 +34,11 @@ class Run(NamedTuple):
   """What a run left in its directory."""
 
   path: str  # from the folder of the runs
-  config: dict[str, Any]
+  config: dict[str, Any]  # {} where it is damaged
   rows: list[dict[str, Any]]
   summary: dict[str, Any]  # {} unless it ended
-  state: str  # ENDED, UNFINISHED or DIVERGED
-  note: str  # how it diverged
+  state: str  # of STATES
+  note: str  # how it diverged, or what is damaged
   similarity: dict[str, Any]  # of masks between rounds, or {}
 
   @property
@@ -88,6 +91,8 @@ class Report(NamedTuple):
   settings: list[Setting]
   repeats: list[Run]  # of a setting and a seed that another run has, left out of the statistics
   incomplete: dict[str, tuple[int, int]]  # path of a sweep -> its runs begun, runs of its grid
+  refused: dict[str, str]  # path of a sweep's run that could not start -> why
+  skipped: dict[str, str]  # path of what is not shown -> why
   tables: list[str]  # paths of Markdown
   pictures: list[str]  # paths of PNGs
 
@@ -106,71 +111,139 @@ class Measure(NamedTuple):
 def read(root: pathlib.Path) -> Report:
   """Reads all runs below a folder, or that it is.
 
+  Links that lead out of the folder are not followed, and what is no regular file is not opened. A
+  run of which a file is damaged is marked.
+
   Raises:
-    ConfigError: there is none.
-    ValueError: a file of a run is not what it should be; the message names it.
+    ConfigError: there is none, or none that can be read.
   """
-  runs, tables, pictures, begun = [], [], [], {}
-  for folder, folders, files in os.walk(root):
+  runs, tables, pictures = [], [], []
+  sweeps: dict[pathlib.Path, list[dict[str, Any]] | None] = {}
+  skipped: dict[str, str] = {}
+
+  def is_shown(place: pathlib.Path) -> bool:
+    reason = _reason_to_skip(place, root)
+    if reason:
+      skipped[_path(place, root)] = reason
+    return not reason
+
+  def note(error: OSError) -> None:
+    skipped[_path(pathlib.Path(error.filename), root)] = str(error.strerror)
+
+  for folder, folders, files in os.walk(root, onerror=note):
     folders.sort()
     here = pathlib.Path(folder)
-    if _CONFIG in files and JSONL_NAME in files:
+    for name in folders:
+      if (here / name).is_symlink():  # which is not walked; within the folder, it is found itself
+        is_shown(here / name)
+    if CONFIG_NAME in files and JSONL_NAME in files:
       runs.append(_read_run(here, root))
       folders.clear()  # its checkpoints
       continue
     drawn: tuple[str, ...] = ()
-    if _GRID in files:
-      begun[here.relative_to(root)] = _num_points(_read_json(here / _GRID))
+    if GRID_NAME in files:
+      try:
+        sweeps[here.relative_to(root)] = _read_sweep(here, root)
+      except (run_files.DamagedError, OSError) as error:
+        skipped[_path(here / GRID_NAME, root)] = str(error)
       drawn = _DRAWN_ANEW
-    own = sorted(set(files) - set(drawn))
-    tables += [_path(here / name, root) for name in own if name.endswith(".md")]
-    pictures += [_path(here / name, root) for name in own if name.endswith(".png")]
+    for name in sorted(set(files) - set(drawn)):
+      shown = {".md": tables, ".png": pictures}.get(pathlib.Path(name).suffix)
+      if shown is not None and is_shown(here / name):
+        shown.append(_path(here / name, root))
   if not runs:
     raise flags.ConfigError(
-      f"RUNS={root}: must hold runs, directories with {_CONFIG} and {JSONL_NAME}; there is none"
+      f"RUNS={root}: must hold runs, directories with {CONFIG_NAME} and {JSONL_NAME}; there is none"
     )
-  incomplete = {}
-  for sweep, points in begun.items():
-    count = sum(pathlib.Path(run.path).is_relative_to(sweep) for run in runs)
-    if count < points:
-      incomplete[sweep.as_posix()] = (count, points)
-  varied, settings, repeats = _group(runs)
-  return Report(root, runs, varied, settings, repeats, incomplete, tables, pictures)
-
-
-def _read_run(directory: pathlib.Path, root: pathlib.Path) -> Run:
-  summary = _read_object(directory / _SUMMARY)
-  state = DIVERGED if "diverged" in summary else ENDED if summary else UNFINISHED
-  return Run(
-    path=_path(directory, root),
-    config=_read_object(directory / _CONFIG),
-    rows=read_metrics(directory / JSONL_NAME),
-    summary=summary if state == ENDED else {},
-    state=state,
-    note=str(summary.get("diverged", "")),
-    similarity=_read_object(directory / SIMILARITY_NAME),
+  if all(run.state == DAMAGED for run in runs):
+    raise flags.ConfigError(runs[0].note)
+  varied, settings, repeats = _group([run for run in runs if run.config])
+  incomplete, refused = _compare(sweeps, runs)
+  return Report(
+    root, runs, varied, settings, repeats, incomplete, refused, skipped, tables, pictures
   )
 
 
-def _read_object(path: pathlib.Path) -> dict[str, Any]:
-  """Reads a JSON object; {} where there is no file."""
-  content = _read_json(path) if path.exists() else {}
-  if not isinstance(content, dict):
-    raise ValueError(f"{path}: must be a JSON object, is {type(content).__name__}")
-  return content
-
-
-def _read_json(path: pathlib.Path) -> Any:
+def _reason_to_skip(place: pathlib.Path, root: pathlib.Path) -> str:
+  """Says why a file or folder is not to be opened; "" if it may be."""
   try:
-    return json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise ValueError(f"{path}: must be JSON ({error})") from error
+    if not place.resolve(strict=True).is_relative_to(root.resolve()):
+      return "is a link that leads out of the folder"
+    mode = place.stat().st_mode
+  except (OSError, RuntimeError) as error:  # a link that leads nowhere, or in a circle
+    return f"cannot be read ({getattr(error, 'strerror', None) or error})"
+  return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "is no regular file"
 
 
-def _num_points(grid: Any) -> int:
-  """Counts the runs of a sweep; 0 of a study, which has several grids that may overlap."""
-  is_plain = isinstance(grid, dict) and all(isinstance(values, list) for values in grid.values())
-  return math.prod(map(len, grid.values())) if is_plain else 0
+def _read_run(directory: pathlib.Path, root: pathlib.Path) -> Run:
+  config: dict[str, Any] = {}
+  try:
+    for name in _FILES:
+      reason = _reason_to_skip(directory / name, root) if os.path.lexists(directory / name) else ""
+      if reason:
+        raise run_files.DamagedError(f"{directory / name}: {reason}")
+    config = run_files.read_config(directory)
+    rows = run_files.read_rows(directory)
+    has_ended = (directory / run_files.SUMMARY_NAME).exists()
+    summary = run_files.read_summary(directory) if has_ended else {}
+    similarity = run_files.read_similarity(directory)
+  except (run_files.DamagedError, OSError) as error:
+    return Run(_path(directory, root), config, [], {}, DAMAGED, " ".join(str(error).split()), {})
+  state = DIVERGED if "diverged" in summary else ENDED if summary else UNFINISHED
+  return Run(
+    path=_path(directory, root),
+    config=config,
+    rows=rows,
+    summary=summary if state == ENDED else {},
+    state=state,
+    note=str(summary.get("diverged", "")),
+    similarity=similarity,
+  )
+
+
+def _read_sweep(directory: pathlib.Path, root: pathlib.Path) -> list[dict[str, Any]] | None:
+  """Lists the runs of a sweep; None of a study of an earlier version, whose grids may overlap.
+
+  Raises:
+    DamagedError: a file of it is not what it should be.
+    OSError: it cannot be read.
+  """
+  for name in (GRID_NAME, RUNS_NAME):
+    reason = _reason_to_skip(directory / name, root) if os.path.lexists(directory / name) else ""
+    if reason:
+      raise run_files.DamagedError(reason)
+  grids = run_files.read_json(directory / GRID_NAME)
+  listed = grids if isinstance(grids, list) else [grids]
+  is_right = listed and all(
+    isinstance(grid, dict) and all(isinstance(values, list) for values in grid.values())
+    for grid in listed
+  )
+  if not is_right:
+    raise run_files.DamagedError(
+      f"{directory / GRID_NAME}: must hold the flags of a sweep, is {json.dumps(grids)[:60]}"
+    )
+  if (directory / RUNS_NAME).exists():
+    runs = run_files.read_json(directory / RUNS_NAME)
+    if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
+      raise run_files.DamagedError(f"{directory / RUNS_NAME}: must list the runs of the sweep")
+    return runs
+  return None if grids is listed else [{}] * math.prod(map(len, grids.values()))
+
+
+def _compare(
+  sweeps: Mapping[pathlib.Path, list[dict[str, Any]] | None], runs: Sequence[Run]
+) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+  """Finds sweeps of which runs are missing, and runs that could not start."""
+  incomplete, refused = {}, {}
+  for sweep, listed in sweeps.items():
+    found = [run for run in runs if pathlib.Path(run.path).is_relative_to(sweep)]
+    possible = [run for run in listed or [] if "refused" not in run]
+    if len(found) < len(possible):
+      incomplete[sweep.as_posix()] = (len(found), len(possible))
+    for run in listed or []:
+      if "refused" in run:
+        refused[(sweep / str(run.get("directory"))).as_posix()] = str(run["refused"])
+  return incomplete, refused
 
 
 def _path(path: pathlib.Path, root: pathlib.Path) -> str:

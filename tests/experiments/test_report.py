@@ -307,8 +307,8 @@ def test_a_picture_without_data_is_left_out(column):
 @pytest.mark.parametrize(
   ("config", "rows", "summary"),
   [
-    ({}, [], None),
-    ({}, [{}], {"test_accuracy": None}),
+    ({"algorithm": "topk"}, [], None),
+    ({"algorithm": "topk"}, [{}], {"test_accuracy": None}),
     ({"algorithm": "mine", "sparsity": None}, [{"round": 1, "train_loss": 1.0}], {"rounds": 1}),
     (make_config(), [{"round": 1, "test_accuracy": 0.5, "layer_density": None}], {"x": 1}),
     (
