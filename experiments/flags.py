@@ -386,11 +386,19 @@ def define(flag_values: flags.FlagValues = _FLAGS) -> None:
 def parse(argv: list[str]) -> list[str]:
   """Parses flags for `absl.app.run`; a mistake is one line on stderr and exit code 2."""
   try:
-    rest = _FLAGS(argv)
-    if len(rest) > 1:
-      raise flags.Error(f"{rest[1]!r} is not a flag; flags are written --name=value")
+    return parse_or_raise(argv)
   except flags.Error as error:
-    fail(flags.Error(str(error).removeprefix("ERROR:: ")))
+    fail(error)
+
+
+def parse_or_raise(argv: list[str]) -> list[str]:
+  """Parses flags; absl's Error, of one line, for a mistake."""
+  try:
+    rest = _FLAGS(argv)
+  except flags.Error as error:
+    raise flags.Error(str(error).removeprefix("ERROR:: ")) from error
+  if len(rest) > 1:
+    raise flags.Error(f"{rest[1]!r} is not a flag; flags are written --name=value")
   return rest
 
 
