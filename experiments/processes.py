@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 
 from experiments import links
 from experiments.environment import describe_environment
-from experiments.flags import AUTO, Config, ConfigError
+from experiments.flags import AUTO, DERIVED, Config, ConfigError
 from experiments.identity import differences
 
 JOIN_SECONDS = 300  # until a process that waits for others gives up
@@ -71,7 +71,7 @@ def refuse(error: Exception, argv: Sequence[str]) -> None:
   if not is_listed or not int(numbers[1]) < int(numbers[0]):
     return
   try:
-    _connect(address, *map(int, numbers), REFUSE_SECONDS)
+    _connect(address, int(numbers[0]), int(numbers[1]), REFUSE_SECONDS)
     agree("flags", error)
   except (ConfigError, EndedError):
     pass  # this process has its own to say
@@ -106,7 +106,9 @@ def smallest(number: int) -> int:
 
 def shared(config: Config) -> dict[str, Any]:
   """Collects what has to be the same in all processes before they load the data, by name."""
-  given = {f"--{name}": value for name, value in config._asdict().items() if name not in FREE}
+  # What follows from other flags comes last: those are to be named.
+  ordered = sorted(config._asdict().items(), key=lambda item: item[0] in DERIVED)
+  given = {f"--{name}": value for name, value in ordered if name not in FREE}
   environment = describe_environment()
   names = ("jax_enable_x64", "xla_flags")
   return given | {name: environment[name] for name in names} | environment["versions"]

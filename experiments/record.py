@@ -100,7 +100,7 @@ def columns_of(has_metrics: bool) -> tuple[str, ...]:
 
 def has_failed(rows: Sequence[Mapping[str, Any]]) -> bool:
   """Tells whether a run ended with its last row, before its time."""
-  return _failure(rows) is not None
+  return _failure(rows, 0) is not None
 
 
 def begin(member: Member, programs: Programs, inputs: Inputs, restored: Any) -> Start:
