@@ -37,6 +37,8 @@ class Link:
     self._rank = rank
     self._sockets = sockets
     self._inboxes: dict[int, queue.Queue[Any]] = {other: queue.Queue() for other in sockets}
+    self._farewells = dict.fromkeys(sockets, 0)
+    self._lock = threading.Lock()
     for other in sockets:
       threading.Thread(target=self._read, args=(other,), daemon=True).start()
 
@@ -59,6 +61,14 @@ class Link:
     """Lets this process end without the others missing it."""
     for other in self._sockets:
       self._send(other, {"bye": True})
+      self._part(other)
+
+  def _part(self, other: int) -> None:
+    """Closes a connection at the second of both farewells."""
+    with self._lock:
+      self._farewells[other] += 1
+      if self._farewells[other] == 2:
+        self._sockets[other].close()
 
   def _send(self, other: int, message: Any) -> None:
     try:
@@ -72,7 +82,7 @@ class Link:
         for line in lines:
           message = json.loads(line)
           if "bye" in message:
-            return
+            return self._part(other)
           if "gone" in message:
             self._end(message["gone"])
           self._inboxes[other].put(message["word"])

@@ -4,6 +4,7 @@ Processes have the same flags, data and versions, which is checked, and take par
 https://docs.jax.dev/en/latest/multi_process.html
 """
 
+import os
 import re
 import socket
 import sys
@@ -154,30 +155,38 @@ def _problem(words: Sequence[Mapping[str, Any]]) -> str | None:
 
 def _connect(coordinator: str, count: int | None, rank: int | None, seconds: int) -> None:
   global _link
-  where = "" if coordinator == AUTO else f" at {coordinator}"
-  timer = threading.Timer(
-    _PATIENCE,
-    lambda: print(
-      f"process {'' if rank is None else f'{rank} '}waits for the other processes{where}, for"
-      f" {seconds} s at most",
+  who = "this process" if rank is None else f"process {rank}"
+  others = f"the other processes of --coordinator={coordinator}"
+
+  def say() -> None:
+    print(f"{who} waits for {others}, for {seconds} s at most", file=sys.stderr, flush=True)
+
+  def give_up() -> None:
+    print(
+      f"error: {who} waited {seconds} s for {others}, in vain; all need the same --coordinator and"
+      " --num_processes, and each its own --process_id from 0",
       file=sys.stderr,
       flush=True,
-    ),
-  )
-  timer.daemon = True
-  timer.start()
+    )
+    os._exit(2)  # jax would abort, with a stack trace
+
+  timers = [threading.Timer(_PATIENCE, say), threading.Timer(seconds, give_up)]
+  for timer in timers:
+    timer.daemon = True
+    timer.start()
+  limit = seconds + 60  # later than ours
   try:
     if coordinator == AUTO:  # from what SLURM, MPI, Kubernetes or a TPU pod say
-      jax.distributed.initialize(initialization_timeout=seconds)
+      jax.distributed.initialize(initialization_timeout=limit)
     else:
-      jax.distributed.initialize(coordinator, count, rank, initialization_timeout=seconds)
+      jax.distributed.initialize(coordinator, count, rank, initialization_timeout=limit)
   except (RuntimeError, ValueError) as error:
     reason = str(error).splitlines()[0]
-    raise ConfigError(
-      f"--coordinator={coordinator}: the processes did not meet: {reason}"
-    ) from error
+    text = f"--coordinator={coordinator}: the processes did not meet: {reason}"
+    raise ConfigError(text) from error
   finally:
-    timer.cancel()
+    for timer in timers:
+      timer.cancel()
   if jax.process_count() == 1:
     return
   host = socket.gethostname() if coordinator == AUTO else coordinator.rpartition(":")[0].strip("[]")
