@@ -1,6 +1,5 @@
 """The flags of a run, their defaults, and what is refused before anything is compiled."""
 
-import io
 import math
 import os
 import re
@@ -408,18 +407,20 @@ def parse(argv: list[str], flag_values: flags.FlagValues = _FLAGS) -> list[str]:
   """Parses flags for `absl.app.run`; a mistake is one line on stderr and exit code 2."""
   print_anywhere()
   try:
-    rest = flag_values([*argv[:1], *flag_files.expand(argv[1:])])
-    if len(rest) > 1:
-      raise flags.Error(f"{rest[1]!r} is not a flag; flags are written --name=value")
+    return parse_or_raise(argv, flag_values)
   except flags.Error as error:
-    fail(flags.Error(str(error).removeprefix("ERROR:: ")))
+    fail(error)
+
+
+def parse_or_raise(argv: list[str], flag_values: flags.FlagValues = _FLAGS) -> list[str]:
+  """Parses flags; absl's Error, of one line, for a mistake."""
+  try:
+    rest = flag_values([*argv[:1], *flag_files.expand(argv[1:])])
+  except flags.Error as error:
+    raise flags.Error(str(error).removeprefix("ERROR:: ")) from error
+  if len(rest) > 1:
+    raise flags.Error(f"{rest[1]!r} is not a flag; flags are written --name=value")
   return rest
-
-
-def print_anywhere() -> None:
-  """Lets stdout write `?` for a letter that its encoding lacks, where it would end the program."""
-  if isinstance(sys.stdout, io.TextIOWrapper):
-    sys.stdout.reconfigure(errors="replace")
 
 
 def fail(error: Exception, code: int = 2) -> NoReturn:

@@ -34,24 +34,32 @@ def main(argv: Sequence[str]) -> None:
   del argv  # flags.parse refuses what is not a flag
   try:
     config = flags.resolve(flags.read())
-    keep_compiled(config.compilation_cache_dir)
-    processes.join(config)
   except flags.ConfigError as error:
+    processes.refuse(error, sys.argv)
     flags.fail(error)
   with contextlib.ExitStack() as held:
-    config, experiment, directory = _open(config, held)
+    try:
+      keep_compiled(config.compilation_cache_dir)
+      processes.join(config)
+      processes.agree("flags", facts=processes.shared(config))
+      config, experiment, directory = _open(config, held)
+    except (flags.ConfigError, processes.EndedError) as error:
+      flags.fail(error)
     if processes.is_first():
       for note in flags.notes(config):
         print(note)
       leave_on_signal(lambda number: _leave_interrupted(directory, 128 + number))
     try:
       run(config, experiment, directory.path)
+      processes.leave()
     except StoppedError as error:
+      processes.leave()
       print(f"\n{error}", file=sys.stderr)
       sys.exit(error.code)
     except flags.ConfigError as error:
       flags.fail(error)
     except DivergedError as error:
+      processes.leave()
       flags.fail(error, code=1)
     except BrokenPipeError:
       leave_unread()
@@ -120,7 +128,7 @@ def _open(
       before = check_resumable(config, directory.path)
     except flags.ConfigError as error:
       refusal = error
-  _end_if_refused(refusal)
+  processes.agree("run", refusal)
   chunk = begun.recorded_chunk(before) if before else 0
   config = begun.with_recorded_chunk(config, processes.largest(chunk))
   try:
@@ -131,13 +139,15 @@ def _open(
       directory = held.enter_context(run_directory.new(config))
   except (flags.ConfigError, DataError, FileExistsError) as error:
     refusal = error
-  _end_if_refused(refusal)
+  processes.agree("data", refusal, {} if refusal else _data_of(experiment))
   return config, experiment, directory
 
 
-def _end_if_refused(refusal: Exception | None) -> None:
-  if processes.largest(int(refusal is not None)):
-    flags.fail(refusal or flags.ConfigError("another process refused its flags or data"))
+def _data_of(experiment: Experiment) -> dict[str, Any]:
+  return {
+    "the examples of --dataset": experiment.facts["examples_sha256"],
+    "the split of --partition": experiment.facts["split_sha256"],
+  }
 
 
 def _restore(member: Member) -> Any:
@@ -183,8 +193,16 @@ def _describe_range(limits: Sequence[float] | None) -> str:
   return f"inputs {limits[0]:g} to {limits[1]:g} as [-1, 1]" if limits else "inputs as they are"
 
 
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    return flags.parse_or_raise(argv)
+  except absl_flags.Error as error:
+    processes.refuse(error, argv)
+    flags.fail(error)
+
+
 if __name__ == "__main__":
   flags.define()
   absl_flags.adopt_module_key_flags(flags)  # for --help
   logging.set_verbosity(logging.WARNING)  # jax tells at length which backends it did not find
-  app.run(main, flags_parser=flags.parse)
+  app.run(main, flags_parser=_parse)

@@ -3,8 +3,8 @@
 import json
 import math
 import os
-import stat
 import pathlib
+import stat
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple

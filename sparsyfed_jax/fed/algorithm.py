@@ -4,7 +4,8 @@ Four pure functions make a round, a fifth reads the model out. The laws, tested 
 
 1. Uploads are summable: their leaves arrive multiplied by the client's weight, and the weight
    travels too.
-2. A client without examples uploads zeros; padding changes nothing, to the bit.
+2. A client without examples uploads zeros; padding changes nothing, to the bit. A round of such
+   clients alone leaves the state as it is, but for its number.
 3. `client` never vmaps and never sees another client.
 4. The result does not depend on how the cohort is cut, beyond float rounding.
 5. Same key, same result; a run stopped at any round and continued equals the uninterrupted run.

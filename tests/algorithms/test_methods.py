@@ -156,7 +156,7 @@ def test_weak_clients_start_from_what_they_can_hold(method):
   sparse = float(metrics["train_loss"].value)
   _, metrics = cases.run_client(method, "mlp", state, 3, federation)
   whole = float(metrics["train_loss"].value)
-  first = state._replace(round=jnp.int32(0))
+  first = state._replace(updated=jnp.int32(0))
   _, metrics = cases.run_client(method, "mlp", first, 3, federation, heterogeneous=True)
   assert float(metrics["train_loss"].value) == whole != sparse
 

@@ -2,14 +2,17 @@
 
 import json
 import os
+import queue
 import socket
 import subprocess
 import sys
+import threading
+import time
 
 import jax
 import pytest
 
-from experiments import flags
+from experiments import flags, links, processes
 from experiments.build import build
 from sparsyfed_jax.io import checkpoint
 from sparsyfed_jax.io.writers import read_metrics
@@ -36,8 +39,8 @@ def free_port():
     return listener.getsockname()[1]
 
 
-def train(root, directory, *arguments, num_processes=2):
-  """Runs as many processes; returns their exit codes and outputs."""
+def start(root, directory, *arguments, num_processes=2, last=()):
+  """Starts as many processes, the last one with arguments of its own."""
   environment = {
     "PYTHONPATH": str(root),
     "PATH": "/usr/bin:/bin",
@@ -55,6 +58,8 @@ def train(root, directory, *arguments, num_processes=2):
       *(sys.executable, "-m", "experiments.train", *ARGUMENTS, f"--output_dir={own}"),
       *arguments,
     ]
+    if number == num_processes - 1:
+      command += last
     if num_processes > 1:
       command += [address, f"--num_processes={num_processes}", f"--process_id={number}"]
     processes.append(
@@ -62,6 +67,12 @@ def train(root, directory, *arguments, num_processes=2):
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
       )
     )
+  return processes
+
+
+def train(*arguments, **options):
+  """Runs processes to their end; returns their exit codes and outputs."""
+  processes = start(*arguments, **options)
   outputs = [process.communicate(timeout=240) for process in processes]
   return [process.returncode for process in processes], outputs
 
@@ -118,4 +129,111 @@ def test_when_one_process_refuses_all_end(tmp_path, request):
   codes, outputs = train(request.config.rootpath, tmp_path / "run")
   assert codes == [2, 2]
   assert "exists and is not empty" in outputs[0][1]
-  assert "another process refused" in outputs[1][1]
+  assert "error: process 0 refused: " in outputs[1][1]
+  assert "exists and is not empty" in outputs[1][1]
+
+
+def errors_of(outputs):
+  """The last line of what each process says on stderr."""
+  return [stderr.splitlines()[-1] for _, stderr in outputs]
+
+
+def test_processes_with_different_flags_end_with_the_name_of_the_flag(tmp_path, request):
+  root, directory = request.config.rootpath, tmp_path / "run"
+  codes, outputs = train(root, directory, last=["--seed=1", "--rounds=9"])
+  assert codes == [2, 2], outputs
+  assert len(set(errors_of(outputs))) == 1
+  assert errors_of(outputs)[0].startswith("error: --rounds differs: process 0 has 10, process 1")
+  assert "process 1 has 9; so do --seed" in errors_of(outputs)[0]
+  assert not directory.exists()
+
+
+def test_a_process_that_refuses_a_flag_tells_the_others(tmp_path, request):
+  started = time.monotonic()
+  codes, outputs = train(request.config.rootpath, tmp_path / "run", last=["--client_lr=-1"])
+  assert codes == [2, 2], outputs
+  text = "--client_lr=-1.0: must be positive and finite"
+  assert errors_of(outputs) == [f"error: process 1 refused: {text}", f"error: {text}"]
+  assert time.monotonic() - started < 60
+
+
+def test_when_a_process_is_killed_the_others_say_which(tmp_path, request):
+  first, last = start(request.config.rootpath, tmp_path / "run", "--rounds=100000")
+  try:
+    while "compiling" not in (line := first.stdout.readline()):
+      assert line, first.stderr.read()
+    last.kill()
+    killed = time.monotonic()
+    _, said = first.communicate(timeout=60)
+  finally:
+    first.kill()
+    last.communicate()
+  assert first.returncode == 1
+  assert "\nerror: process 1 is gone, and process 0 cannot go on without it" in said
+  assert "Traceback" not in said and time.monotonic() - killed < 10
+
+
+def test_words_reach_all_processes():
+  announced, results = queue.Queue(), {}
+
+  def announce(text):
+    if text:
+      for _ in range(2):
+        announced.put(text)
+    return announced.get() if not text else text
+
+  def run(rank):
+    link = links.connect(rank, 3, "localhost", announce)
+    results[rank] = [link.exchange({"rank": rank, "turn": turn}) for turn in range(2)]
+    link.leave()
+
+  threads = [threading.Thread(target=run, args=(rank,)) for rank in range(3)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join(30)
+  expected = [[{"rank": rank, "turn": turn} for rank in range(3)] for turn in range(2)]
+  assert results == {rank: expected for rank in range(3)}
+
+
+def word(stage="flags", refused=None, **facts):
+  return {"stage": stage, "refused": refused, "facts": facts}
+
+
+@pytest.mark.parametrize(
+  ("words", "problem"),
+  [
+    ([word(a=1), word(a=1)], None),
+    ([word(a=1, b=2), word(a=1, b=2), word(a=1, b=3)], "b differs: process 0 has 2, process 2 has"),
+    ([word(a=1), word()], "a differs: process 0 has 1, process 1 has None"),
+    ([word(a=1), word("data", "no such file")], "process 1 refused: no such file"),
+    ([word(), word("data")], "process 1 is at 'data' while process 0 is at 'flags'"),
+  ],
+)
+def test_what_processes_find_when_they_compare(words, problem):
+  found = processes._problem(words)
+  assert found is None if problem is None else problem in found
+
+
+def test_only_what_changes_no_result_may_differ_between_processes():
+  shared = processes.shared(CONFIG)
+  assert {"--seed", "--algorithm", "--rounds", "--resume", "jax", "jax_enable_x64"} < set(shared)
+  assert not {f"--{name}" for name in processes.FREE} & set(shared)
+  assert set(processes.FREE) <= set(CONFIG._fields)
+
+
+def test_a_process_whose_others_do_not_come_says_what_it_waits_for(request):
+  program = (
+    "import sys; from experiments import flags, processes;"
+    "processes.JOIN_SECONDS, processes._PATIENCE = 2, 1;"
+    f"processes.join(flags.DEFAULTS._replace(coordinator='localhost:{free_port()}',"
+    " num_processes=2, process_id=1))"
+  )
+  environment = os.environ | {"PYTHONPATH": str(request.config.rootpath), "JAX_PLATFORMS": "cpu"}
+  done = subprocess.run(
+    [sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=60
+  )
+  assert done.returncode == 2
+  waits, gives_up = done.stderr.splitlines()
+  assert waits.startswith("process 1 waits for the other processes of --coordinator=localhost:")
+  assert gives_up.startswith("error: process 1 waited 2 s for the other processes of")
