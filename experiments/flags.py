@@ -1,5 +1,6 @@
 """The flags of a run, their defaults, and what is refused before anything is compiled."""
 
+import io
 import math
 import os
 import re
@@ -421,6 +422,12 @@ def parse_or_raise(argv: list[str], flag_values: flags.FlagValues = _FLAGS) -> l
   if len(rest) > 1:
     raise flags.Error(f"{rest[1]!r} is not a flag; flags are written --name=value")
   return rest
+
+
+def print_anywhere() -> None:
+  """Lets stdout write `?` for a letter that its encoding lacks, where it would end the program."""
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="replace")
 
 
 def fail(error: Exception, code: int = 2) -> NoReturn:

@@ -117,7 +117,9 @@ def read(root: pathlib.Path) -> Report:
   Raises:
     ConfigError: there is none, or none that can be read.
   """
-  runs, tables, pictures = [], [], []
+  runs: list[Run] = []
+  tables: list[str] = []
+  pictures: list[str] = []
   sweeps: dict[pathlib.Path, list[dict[str, Any]] | None] = {}
   skipped: dict[str, str] = {}
 
