@@ -194,6 +194,7 @@ def _describe_range(limits: Sequence[float] | None) -> str:
 
 
 def _parse(argv: list[str]) -> list[str]:
+  flags.print_anywhere()
   try:
     return flags.parse_or_raise(argv)
   except absl_flags.Error as error:
