@@ -11,7 +11,7 @@ import secrets
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 CONNECT_SECONDS = 60.0
@@ -103,13 +103,25 @@ class Link:
     os._exit(1)  # the main thread waits for the other process inside the runtime
 
 
-def connect(rank: int, count: int, host: str, announce: Callable[[str], str]) -> Link:
+def own_hosts() -> list[str]:
+  """Names this machine as others may reach it: by its name, and by its address."""
+  hosts = [socket.gethostname()]
+  with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    try:
+      probe.connect(("192.0.2.1", 9))  # chooses the way out, and sends nothing
+      hosts.append(probe.getsockname()[0])
+    except OSError:
+      pass  # a machine without a network
+  return hosts
+
+
+def connect(rank: int, count: int, hosts: Sequence[str], announce: Callable[[str], str]) -> Link:
   """Connects the processes.
 
   Args:
     rank: of this process.
     count: of all processes.
-    host: under which the others reach the first one.
+    hosts: under one of which the others reach the first one; its own count.
     announce: gives all processes the text, of ASCII, that the first one calls it with.
 
   Raises:
@@ -121,17 +133,22 @@ def connect(rank: int, count: int, host: str, announce: Callable[[str], str]) ->
     with socket.create_server(("", 0), family=family, dualstack_ipv6=is_dual) as listener:
       listener.settimeout(CONNECT_SECONDS)
       token = secrets.token_hex(8)
-      announce(f"{host} {listener.getsockname()[1]} {token}")
+      announce(" ".join([token, str(listener.getsockname()[1]), *hosts]))
       return Link(0, _accept(listener, count, token))
-  host, port, token = announce("").split()
-  try:
-    connection = socket.create_connection((host, int(port)), CONNECT_SECONDS)
-  except OSError as error:
-    raise LinkError(
-      f"process {rank} cannot reach the first one at {host}:{port}: {error}"
-    ) from error
+  token, port, *known = announce("").split()
+  connection = _reach(rank, known, int(port))
   connection.sendall(f"{token} {rank}\n".encode())
   return Link(rank, {0: _kept_alive(connection)})
+
+
+def _reach(rank: int, hosts: Sequence[str], port: int) -> socket.socket:
+  problems = []
+  for host in hosts:
+    try:
+      return socket.create_connection((host, port), CONNECT_SECONDS / (len(hosts) + 1))
+    except OSError as error:
+      problems.append(f"{host}:{port} ({error})")
+  raise LinkError(f"process {rank} cannot reach the first one at {' or '.join(problems)}")
 
 
 def _accept(listener: socket.socket, count: int, token: str) -> dict[int, socket.socket]:

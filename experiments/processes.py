@@ -6,7 +6,6 @@ https://docs.jax.dev/en/latest/multi_process.html
 
 import os
 import re
-import socket
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -189,9 +188,10 @@ def _connect(coordinator: str, count: int | None, rank: int | None, seconds: int
       timer.cancel()
   if jax.process_count() == 1:
     return
-  host = socket.gethostname() if coordinator == AUTO else coordinator.rpartition(":")[0].strip("[]")
+  is_listed = coordinator != AUTO
+  hosts = [coordinator.rpartition(":")[0].strip("[]")] if is_listed else links.own_hosts()
   try:
-    _link = links.connect(jax.process_index(), jax.process_count(), host, _announce)
+    _link = links.connect(jax.process_index(), jax.process_count(), hosts, _announce)
   except links.LinkError as error:
     raise ConfigError(f"--coordinator={coordinator}: {error}") from error
 

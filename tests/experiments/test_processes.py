@@ -183,7 +183,7 @@ def test_words_reach_all_processes():
     return announced.get() if not text else text
 
   def run(rank):
-    link = links.connect(rank, 3, "localhost", announce)
+    link = links.connect(rank, 3, ["no-such-host.invalid", "localhost"], announce)
     results[rank] = [link.exchange({"rank": rank, "turn": turn}) for turn in range(2)]
     link.leave()
 
