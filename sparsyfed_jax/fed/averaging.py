@@ -45,8 +45,7 @@ class Download(NamedTuple):
 
 def init(setup: Setup, variables: Variables, hyper: Hyper) -> State:
   """Makes the state before round 1."""
-  optimizer = server_optimizer(setup, hyper)
-  opt_state = optimizer.init(variables["params"])
+  opt_state = server_optimizer(setup, hyper).init(variables["params"])
   return State(jnp.int32(0), dict(variables), opt_state, hyper, updated=jnp.int32(0))
 
 

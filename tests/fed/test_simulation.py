@@ -49,6 +49,8 @@ COMMON_HYPER = (
   "client_dropout",
   "straggler_fraction",
 )
+# What server optimizers read; see tests/fed/test_optimizers.py.
+OPTIMIZER_HYPER = ("server_tau",)
 
 
 def run(method, state, num_rounds=3, federation=None, **simulation):
@@ -176,7 +178,7 @@ def test_every_value_of_a_method_has_an_effect(method, name):
 
 def test_values_that_no_method_reads_do_not_exist():
   read = {name for names in READS_HYPER.values() for name in names}
-  assert read | set(COMMON_HYPER) == set(Hyper._fields)
+  assert read | set(COMMON_HYPER + OPTIMIZER_HYPER) == set(Hyper._fields)
 
 
 def test_a_sweep_can_be_vmapped():
