@@ -21,7 +21,7 @@ from sparsyfed_jax.fed.algorithm import Setup
 from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
 from sparsyfed_jax.fed.hyper import Hyper
-from sparsyfed_jax.fed.optimizers import FEDOPT, ServerOptimizer, sgd, without_tau
+from sparsyfed_jax.fed.optimizers import FEDOPT, ServerOptimizer, sgd
 from sparsyfed_jax.fed.sampling import Cohort
 from sparsyfed_jax.fed.schedules import SPARSITY_SCHEDULES
 from sparsyfed_jax.fed.simulation import simulate
@@ -78,11 +78,11 @@ SIZES = (6, 0, 1, 7, 4, 3, 1)
 EMPTY, PARTIAL = 1, 5  # of those clients: no example; fewer than a batch
 CLIENTS_PER_ROUND = 5
 SERVER_OPTIMIZERS: dict[str, ServerOptimizer] = {
-  "sgd": without_tau(optax.sgd),
-  "momentum": without_tau(partial(optax.sgd, momentum=0.9)),
-  "adam": without_tau(optax.adam),
-  "yogi": without_tau(optax.yogi),
-  "adagrad": without_tau(optax.adagrad),
+  "sgd": optax.sgd,
+  "momentum": partial(optax.sgd, momentum=0.9),
+  "adam": optax.adam,
+  "yogi": optax.yogi,
+  "adagrad": optax.adagrad,
   **FEDOPT,
 }
 HYPER = {

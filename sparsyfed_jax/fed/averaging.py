@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from sparsyfed_jax import trees
+from sparsyfed_jax.fed import optimizers
 from sparsyfed_jax.fed import server as server_step
 from sparsyfed_jax.fed.algorithm import Setup
 from sparsyfed_jax.fed.hyper import Hyper
-from sparsyfed_jax.fed.optimizers import in_float32
 from sparsyfed_jax.fed.precision import as_sent
 from sparsyfed_jax.fed.pruning import prune_globally
 from sparsyfed_jax.fed.rule import Memory, Rates, Rule, train_by
@@ -50,8 +50,8 @@ def init(setup: Setup, variables: Variables, hyper: Hyper) -> State:
 
 
 def server_optimizer(setup: Setup, hyper: Hyper) -> optax.GradientTransformation:
-  """Makes the optimizer of a setup at the rate of the run."""
-  return in_float32(setup.server_optimizer(hyper.server_lr, hyper.server_tau))
+  """Makes the optimizer of a setup with the numbers of a run."""
+  return optimizers.server_optimizer(setup.server_optimizer, hyper.server_lr, hyper.server_tau)
 
 
 def rates_at(setup: Setup, hyper: Hyper, round_number: jax.Array) -> Rates:

@@ -1,7 +1,7 @@
 """The optimizers of clients and of the server, made of optax's parts.
 
-A client's takes its rate and the L2 coefficient of the round; the server's takes its rate and tau,
-the adaptivity of Reddi et al.
+A client's takes its rate and the L2 coefficient of the round; the server's takes its rate, and
+those of Reddi et al. their tau too.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,8 +18,16 @@ from sparsyfed_jax.types import Params
 
 # (learning rate, weight decay) -> optimizer of a client's round
 ClientOptimizer: TypeAlias = Callable[[jax.Array, jax.Array], optax.GradientTransformation]
-# (learning rate, tau) -> optimizer on the pseudo-gradient
-ServerOptimizer: TypeAlias = Callable[[jax.Array, jax.Array], optax.GradientTransformation]
+
+
+class FedOpt(NamedTuple):
+  """A server optimizer of Reddi et al."""
+
+  make: Callable[[jax.Array, jax.Array], optax.GradientTransformation]  # (learning rate, tau) -> it
+
+
+# learning rate -> optimizer on the pseudo-gradient; or one that takes tau too
+ServerOptimizer: TypeAlias = Callable[[jax.Array], optax.GradientTransformation] | FedOpt
 
 _EXPONENT_BITS = 0x7F800000  # of a float32
 _LARGE = 2.0**126  # whose inverse is a normal number too
@@ -168,7 +176,7 @@ class Moments(NamedTuple):
 SecondMoment: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def fedopt(second_moment: SecondMoment, b1: float) -> ServerOptimizer:
+def fedopt(second_moment: SecondMoment, b1: float) -> FedOpt:
   """Makes an adaptive server optimizer of algorithm 2 of Reddi et al.
 
   With the pseudo-gradient g = -Delta, m = b1 m + (1 - b1) g, v = second_moment(v, g^2) and the
@@ -196,28 +204,28 @@ def fedopt(second_moment: SecondMoment, b1: float) -> ServerOptimizer:
 
     return optax.GradientTransformation(init, update)
 
-  return make
+  return FedOpt(make)
 
 
-def without_tau(
-  make: Callable[[jax.Array], optax.GradientTransformation],
-) -> ServerOptimizer:
-  """Makes a server optimizer of one of optax's that takes a learning rate alone."""
-  return lambda lr, tau: make(lr)
+def server_optimizer(
+  optimizer: ServerOptimizer, lr: jax.Array, tau: jax.Array
+) -> optax.GradientTransformation:
+  """Makes a server's optimizer at a rate and, if it takes one, a tau; it computes in float32."""
+  return in_float32(optimizer.make(lr, tau) if isinstance(optimizer, FedOpt) else optimizer(lr))
 
 
 _B2 = 0.99  # section 5 of Reddi et al., as b1 is below
-FEDOPT: dict[str, ServerOptimizer] = {
+FEDOPT: dict[str, FedOpt] = {
   "fedadagrad": fedopt(lambda v, square: v + square, b1=0.0),
   "fedadam": fedopt(lambda v, square: _B2 * v + (1 - _B2) * square, b1=0.9),
   "fedyogi": fedopt(lambda v, square: v - (1 - _B2) * square * jnp.sign(v - square), b1=0.9),
 }
 SERVER_OPTIMIZERS: dict[str, ServerOptimizer] = {
-  "sgd": without_tau(optax.sgd),
-  "momentum": without_tau(partial(optax.sgd, momentum=0.9)),
+  "sgd": optax.sgd,
+  "momentum": partial(optax.sgd, momentum=0.9),
   # Optax's own, with a fixed eps: adagrad has it under the root, adam and yogi correct the bias.
-  "adagrad": without_tau(partial(optax.adagrad, initial_accumulator_value=0.0, eps=1e-3)),
-  "adam": without_tau(partial(optax.adam, b1=0.9, b2=0.99, eps=1e-3)),
-  "yogi": without_tau(partial(optax.yogi, b1=0.9, b2=0.99, eps=1e-3)),
+  "adagrad": partial(optax.adagrad, initial_accumulator_value=0.0, eps=1e-3),
+  "adam": partial(optax.adam, b1=0.9, b2=0.99, eps=1e-3),
+  "yogi": partial(optax.yogi, b1=0.9, b2=0.99, eps=1e-3),
   **FEDOPT,
 }

@@ -15,6 +15,7 @@ from sparsyfed_jax.fed.optimizers import (
   clipped,
   in_float32,
   proximal,
+  server_optimizer,
   sgd,
 )
 
@@ -124,7 +125,7 @@ def test_a_masked_zero_stays_exactly_zero(make):
 @pytest.mark.parametrize("name", SERVER_OPTIMIZERS)
 def test_servers_optimizers_descend(name):
   with jax.numpy_dtype_promotion("standard"):
-    down = run(SERVER_OPTIMIZERS[name](RATE, jnp.float32(1e-3)), 2)
+    down = run(server_optimizer(SERVER_OPTIMIZERS[name], RATE, jnp.float32(TAU)), 2)
   assert down[0] < 4 and down[1] < 0
 
 
@@ -154,7 +155,7 @@ def reddi(name, deltas, lr, tau):
 def test_the_papers_server_optimizers_follow_its_algorithm(name, lr, tau):
   scales = np.array([0, 1e-5, 1e-3, 0.1, 10])
   deltas = np.random.default_rng(0).normal(size=(6, 5)) * scales
-  optimizer = FEDOPT[name](jnp.float32(lr), jnp.float32(tau))
+  optimizer = FEDOPT[name].make(jnp.float32(lr), jnp.float32(tau))
   x, found = {"w": jnp.zeros(5)}, []
   state = optimizer.init(x)
   for delta in deltas:
@@ -167,7 +168,7 @@ def test_the_papers_server_optimizers_follow_its_algorithm(name, lr, tau):
 
 def test_fedadagrads_first_step_is_that_of_the_paper():
   # |Delta| = tau: tau / (sqrt(2) tau + tau).
-  optimizer = FEDOPT["fedadagrad"](jnp.float32(1), jnp.float32(TAU))
+  optimizer = FEDOPT["fedadagrad"].make(jnp.float32(1), jnp.float32(TAU))
   step, _ = optimizer.update({"w": jnp.float32([TAU])}, optimizer.init({"w": jnp.zeros(1)}))
   assert float(step["w"][0]) == pytest.approx(-1 / (1 + np.sqrt(2)), rel=1e-5)  # 0.414
 
@@ -198,7 +199,10 @@ def follow(optimizer, params, num_steps=3):
   "make",
   [
     *(lambda make=make: make(RATE, DECAY) for make in CLIENTS.values()),
-    *(lambda make=make: make(RATE, jnp.float32(TAU)) for make in SERVER_OPTIMIZERS.values()),
+    *(
+      lambda make=make: server_optimizer(make, RATE, jnp.float32(TAU))
+      for make in SERVER_OPTIMIZERS.values()
+    ),
     lambda: optax.chain(proximal(jnp.float32(0.5), NARROW), sgd(0.9)(RATE, DECAY)),
   ],
   ids=[*CLIENTS, *SERVER_OPTIMIZERS, "proximal"],

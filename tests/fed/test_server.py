@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from sparsyfed_jax.fed import server
+from sparsyfed_jax.fed.optimizers import server_optimizer
 from tests import cases
 
 
@@ -58,8 +59,10 @@ def test_nobody_with_an_example_is_no_error(optimizer):
   target = server.mean(NOBODY, old)
   cases.assert_same_bits(target, old)
   with jax.numpy_dtype_promotion("standard"):  # optax.adam is not made for strictness
-    made = cases.SERVER_OPTIMIZERS[optimizer](jnp.float32(1.0), jnp.float32(1e-3))
-    new = step(made, old["params"], target["params"])
+    made = cases.SERVER_OPTIMIZERS[optimizer]
+    new = step(
+      server_optimizer(made, jnp.float32(1), jnp.float32(1e-3)), old["params"], target["params"]
+    )
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(new))
   assert new["Dense_0"]["kernel"][0, 1] == 0
   if optimizer == "sgd":
