@@ -4,7 +4,6 @@ import contextlib
 import csv
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
