@@ -623,7 +623,7 @@ def _program_memory_bytes(compiled: jax.stages.Compiled) -> int | None:
 def _forget_peak() -> None:
   """Lets the largest memory of this process, as Linux knows it, start anew."""
   try:
-    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    pathlib.Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
   except OSError:
     pass  # then it is that of the whole process
 
@@ -633,7 +633,7 @@ def _peak_memory_bytes() -> int:
   if statistics_of_device:
     return statistics_of_device["peak_bytes_in_use"]
   status = pathlib.Path("/proc/self/status")
-  found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text() if status.exists() else "")
+  found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="utf-8") if status.exists() else "")
   if found:
     return int(found.group(1)) * 1024
   largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -44,7 +44,7 @@ def free_bytes() -> float:
   if known and "bytes_limit" in known:
     return known["bytes_limit"] - known["bytes_in_use"]
   try:
-    lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+    lines = pathlib.Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
   except OSError:
     return float("inf")
   kilobytes = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]

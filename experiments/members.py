@@ -166,7 +166,10 @@ def _begun(run: Run, place: pathlib.Path) -> dict[str, Any]:
   if not (place / CONFIG_NAME).exists():
     check_new_dir(place, besides=_own_leftovers(place))
     return {}
-  run_files.check_regular(place / CONFIG_NAME)
+  try:
+    run_files.check_regular(place / CONFIG_NAME)
+  except run_files.DamagedError as error:
+    raise flags.ConfigError(f"--output_dir={place}: {error}") from error
   before = begun.read(place)
   begun.check_flags(before, run.config, place)
   return before

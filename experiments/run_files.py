@@ -1,17 +1,16 @@
 """The files that a run has left, checked as they are read: what is damaged is one line."""
 
 import json
-import math
 import pathlib
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import UnionType
 from typing import Any
 
 from experiments import flags
 from experiments.mask_files import SIMILARITY_NAME
 from experiments.run_directory import CONFIG_NAME
-from sparsyfed_jax.io.writers import JSONL_NAME, read_metrics
+from sparsyfed_jax.io.writers import JSONL_NAME, SUMS_NAME, find_changed, read_metrics
 
 SUMMARY_NAME = "summary.json"
 # Columns of metrics.jsonl and entries of summary.json that are numbers, null where not measured.
@@ -29,7 +28,8 @@ _AMOUNTS = (
   *("seconds_per_round", "compile_seconds"),
 )
 _NUMBERS = ("train_loss", "test_loss")
-_LIMITS = ((_SHARES, 0, 1), (_AMOUNTS, 0, math.inf), (_NUMBERS, -math.inf, math.inf))
+_HUGE = 1e100  # beyond what is measured, and far enough from what no float holds
+_LIMITS = ((_SHARES, 0, 1), (_AMOUNTS, 0, _HUGE), (_NUMBERS, -_HUGE, _HUGE))
 _FLOPS = ("forward", "input_gradient", "weight_gradient", "dense_total")
 # What config.json holds of a flag of a type; null where the method does not read it.
 _KINDS: Mapping[Any, type | UnionType] = {
@@ -91,6 +91,8 @@ def read_config(directory: pathlib.Path) -> dict[str, Any]:
     is_right = value is None or (
       isinstance(value, kind) and (kind is bool) == isinstance(value, bool)
     )
+    if isinstance(value, int | float):
+      is_right = is_right and abs(value) <= _HUGE
     _require(is_right, path, name, f"is {_short(value)}, not a value of this flag")
   for name in ("data", "versions"):
     is_right = isinstance(config.get(name) or {}, dict)
@@ -107,6 +109,10 @@ def read_rows(directory: pathlib.Path) -> list[dict[str, Any]]:
   except (ValueError, RecursionError) as error:
     raise DamagedError(str(error)) from error
   columns: dict[str, None] = {}
+  check_regular(directory / SUMS_NAME)
+  changed = find_changed(directory, rows)
+  if changed is not None:
+    raise DamagedError(f"{path}: line {changed + 1} does not fit its checksum in {SUMS_NAME}")
   for number, row in enumerate(rows, start=1):
     place = f"line {number}: "
     found = row.get("round", number)
@@ -141,8 +147,23 @@ def read_summary(directory: pathlib.Path) -> dict[str, Any]:
   for number, cost in enumerate(costs or [], start=1):
     _require("layer" in cost, path, f"flops_by_layer, entry {number}", "lacks the layer's name")
     for name in _FLOPS:
-      _check_number(cost.get(name), path, f"flops_by_layer, entry {number}: {name}", 0.0, math.inf)
+      _check_number(cost.get(name), path, f"flops_by_layer, entry {number}: {name}", 0, _HUGE)
   return summary
+
+
+def check_agreement(
+  summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], directory: pathlib.Path
+) -> None:
+  """Raises DamagedError where a summary is not that of the rows."""
+  last = rows[-1] if rows else {}
+  for name in ("test_accuracy", "test_loss", "global_sparsity", "prunable_sparsity"):
+    if name in summary and name in last:
+      _require(
+        summary[name] == last[name],
+        directory / SUMMARY_NAME,
+        name,
+        f"is {_short(summary[name])}, but {_short(last[name])} in the last row of {JSONL_NAME}",
+      )
 
 
 def read_similarity(directory: pathlib.Path) -> dict[str, Any]:
@@ -156,6 +177,8 @@ def read_similarity(directory: pathlib.Path) -> dict[str, Any]:
   _require(_is_list_of(rounds, int), path, "rounds", f"must be a list, is {_short(rounds)}")
   is_square = _is_list_of(iou, list) and [len(row) for row in iou] == [len(rounds)] * len(rounds)
   _require(is_square, path, "iou", "must be a table of each round by each")
+  for number in rounds:
+    _check_number(number, path, "rounds", 0, _HUGE)
   for row in iou:
     _check_list(row, path, "iou")
     _require(None not in row, path, "iou", "must have no holes")
@@ -170,8 +193,8 @@ def _check_numbers(values: Mapping[str, Any], path: pathlib.Path, place: str) ->
 
 def _check_number(value: Any, path: pathlib.Path, place: str, low: float, high: float) -> None:
   is_number = isinstance(value, int | float) and not isinstance(value, bool)
-  is_right = value is None or (is_number and low <= value <= high and abs(value) < math.inf)
-  limits = "" if high == math.inf else f" from {low} to {high}"
+  is_right = value is None or (is_number and low <= value <= high)
+  limits = "" if high == _HUGE else f" from {low} to {high}"
   _require(is_right, path, place, f"must be a number{limits} or null, is {_short(value)}")
 
 

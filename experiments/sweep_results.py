@@ -43,7 +43,9 @@ def read_outcome(run: Run, directory: pathlib.Path) -> Outcome:
   place = place_of(run, directory)
   try:
     run_files.read_similarity(place)
-    return Outcome(run_files.read_summary(place), run_files.read_rows(place))
+    summary, rows = run_files.read_summary(place), run_files.read_rows(place)
+    run_files.check_agreement(summary, rows, place)
+    return Outcome(summary, rows)
   except (run_files.DamagedError, OSError) as error:
     return Outcome({"damaged": " ".join(str(error).split())}, [])
 

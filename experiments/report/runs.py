@@ -10,15 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments import flags, plots, run_files
+from experiments.mask_files import SIMILARITY_NAME
 from experiments.measures import mean_from
 from experiments.members import GRID_NAME, RUNS_NAME
 from experiments.run_directory import CONFIG_NAME
-from sparsyfed_jax.io.writers import JSONL_NAME
+from sparsyfed_jax.io.writers import JSONL_NAME, SUMS_NAME
 
 ENDED, DIVERGED, UNFINISHED, DAMAGED = STATES = ("ended", "diverged", "unfinished", "damaged")
 
 # All that is read of a run.
-_FILES = (CONFIG_NAME, JSONL_NAME, run_files.SUMMARY_NAME, run_files.SIMILARITY_NAME)
+_FILES = (CONFIG_NAME, JSONL_NAME, SUMS_NAME, run_files.SUMMARY_NAME, SIMILARITY_NAME)
 _DRAWN_ANEW = ("table.md", "sweep.png")  # of a sweep
 # Of config.json, besides the flags.
 _FACTS = ("data", "device", "jax_enable_x64", "xla_flags", "versions", "resumed")
@@ -188,6 +189,7 @@ def _read_run(directory: pathlib.Path, root: pathlib.Path) -> Run:
     rows = run_files.read_rows(directory)
     has_ended = (directory / run_files.SUMMARY_NAME).exists()
     summary = run_files.read_summary(directory) if has_ended else {}
+    run_files.check_agreement(summary, rows, directory)
     similarity = run_files.read_similarity(directory)
   except (run_files.DamagedError, OSError) as error:
     return Run(_path(directory, root), config, [], {}, DAMAGED, " ".join(str(error).split()), {})
