@@ -284,10 +284,12 @@ def given_flags(run: Run) -> dict[str, Any]:
     for name, value in read_by_method.items()
     if name in _DEFAULTS and name not in flags.DERIVED and value is not None
   }
-  derived = flags.resolve(flags.DEFAULTS._replace(**sources))
-  for name in flags.DERIVED:
-    if name in read_by_method and read_by_method[name] == getattr(derived, name):
+  for name in flags.DERIVED:  # some of which follow from others of them
+    derived = getattr(flags.resolve(flags.DEFAULTS._replace(**sources)), name)
+    if name in read_by_method and read_by_method[name] == derived:
       read_by_method[name] = None
+    elif read_by_method.get(name) is not None:
+      sources[name] = read_by_method[name]
   return read_by_method
 
 

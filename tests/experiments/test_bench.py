@@ -21,6 +21,8 @@ from sparsyfed_jax.models import MLP
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 KEYS = {
+  "jax_enable_x64",
+  "xla_flags",
   "metrics",
   "workload",
   "algorithm",
