@@ -26,11 +26,18 @@ def save_mask(directory: pathlib.Path, round_number: int, packed: np.ndarray) ->
 
 
 def write_similarity(directory: pathlib.Path) -> None:
-  """Compares each two masks that were kept, if there are any."""
+  """Compares each two masks that were kept, if there are any.
+
+  Raises:
+    OSError: a file does not hold a mask of this run.
+  """
   paths = sorted((directory / MASKS_NAME).glob("round-*.npy"))
   if not paths:
     return
-  masks = [np.load(path) for path in paths]
+  masks = [_read_mask(path) for path in paths]
+  for path, mask in zip(paths, masks, strict=True):
+    if mask.shape != masks[-1].shape:
+      raise OSError(f"{path}: holds {mask.size} bytes, must be {masks[-1].size} like {paths[-1]}")
   iou = np.ones((len(masks), len(masks)))
   for i, first in enumerate(masks):
     for j, second in enumerate(masks[:i]):
@@ -39,3 +46,13 @@ def write_similarity(directory: pathlib.Path) -> None:
       iou[i, j] = iou[j, i] = both / either if either else 1.0
   rounds = [int(path.stem.removeprefix("round-")) for path in paths]
   write_json(directory / SIMILARITY_NAME, {"rounds": rounds, "iou": iou})
+
+
+def _read_mask(path: pathlib.Path) -> np.ndarray:
+  try:
+    mask = np.load(path, allow_pickle=False)
+  except (OSError, EOFError, ValueError) as error:
+    raise OSError(f"{path}: is damaged ({error}); remove it to go on without it") from error
+  if not isinstance(mask, np.ndarray) or mask.dtype != np.uint8 or mask.ndim != 1:
+    raise OSError(f"{path}: must hold a vector of uint8; remove it to go on without it")
+  return mask

@@ -317,7 +317,8 @@ def _group(runs: Sequence[Run]) -> tuple[list[str], list[Setting], list[Run]]:
   groups: dict[str, Setting] = {}
   for run, values in zip(runs, given, strict=True):
     point = {name: values[name] for name in varied if name in values}
-    groups.setdefault(json.dumps(point), Setting(point, [])).runs.append(run)
+    shown = {name: run.flags.get(name) if point[name] is None else point[name] for name in point}
+    groups.setdefault(json.dumps(point), Setting(shown, [])).runs.append(run)
   settings, repeats = [], []
   for setting in groups.values():
     by_seed: dict[str, Run] = {}

@@ -64,7 +64,8 @@ def save(
     with _checkpointer() as checkpointer:
       checkpointer.save(place.absolute(), content, force=True)
       checkpointer.wait_until_finished()
-    _sync(place)  # orbax leaves it to the system when the files are on the disk
+    # orbax syncs the arrays, but neither its own files nor the directory that it has renamed.
+    _sync(place)
     sync_directory(folder)
   except Exception as error:  # orbax and its storage raise what they like
     raise CheckpointError(f"{place}: cannot be written: {_one_line(error)}") from error
