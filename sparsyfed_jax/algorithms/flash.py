@@ -96,7 +96,7 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     params, hyper = download.variables["params"], download.hyper
     votes = [mask.astype(jnp.float32) for mask in download.masks]
     if form == "nst":
-      share = scaled(hyper.density, data)
+      share = scaled(setup, hyper.density, data)
       return largest_kept(params, votes, [share] * len(votes), key)
     if not setup.is_heterogeneous:
       return download.masks
@@ -126,7 +126,7 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     )
     masks = memory["masks"]
     if form == "magnitude":
-      share = scaled(hyper.density, data)
+      share = scaled(setup, hyper.density, data)
       masks = lax.cond(number == 1, lambda: global_masks(trained["params"], share), lambda: masks)
     upload, sent = masked.send(setup, download, trained, masks, data)
     if warms_up and "round_uplink_bytes" in sent:

@@ -100,7 +100,7 @@ def zerofl(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     return averaging.init(setup, variables, hyper)
 
   def client(download: averaging.Download, data: ClientData, key: Key) -> tuple[Upload, Metrics]:
-    share = averaging.scaled(download.density, data)
+    share = averaging.scaled(setup, download.density, data)
     received = averaging.receive(setup, download, data)["params"]
     memory: Memory = {}
     if not is_paper:

@@ -121,7 +121,7 @@ def client(
   trained, _, metrics = train_by(
     rule, setup.task, setup.local, download.rates, received, memory, data, key
   )
-  sent = select(received["params"], trained["params"], scaled(download.density, data))
+  sent = select(received["params"], trained["params"], scaled(setup, download.density, data))
   upload = as_sent({**trained, "params": sent}, setup.wire_dtype)
   metrics |= setup.measures.exchange(download.variables, upload, data.size)
   return weigh(upload, setup.client_weight(data.size)), metrics
@@ -134,13 +134,15 @@ def receive(setup: Setup, download: Download, data: ClientData) -> Variables:
   """
   if not setup.is_heterogeneous:
     return download.variables
-  density = scaled(download.received_density, data)
+  density = scaled(setup, download.received_density, data)
   params = prune_globally(download.variables["params"], density)
   return {**download.variables, "params": params}
 
 
-def scaled(density: jax.Array, data: ClientData) -> jax.Array:
+def scaled(setup: Setup, density: jax.Array, data: ClientData) -> jax.Array:
   """Makes a client's own density of the run's; () float32, at most 1."""
+  if not setup.is_heterogeneous:
+    return density
   return jnp.where(density < 1, jnp.minimum(density * data.density_scale, 1), 1)
 
 
