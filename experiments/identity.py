@@ -1,4 +1,4 @@
-"""What a run's result depends on besides its flags, as digests and versions that can be compared."""
+"""What a run's result depends on besides its flags, as digests and versions to be compared."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
