@@ -633,9 +633,8 @@ def _peak_memory_bytes() -> int:
   if statistics_of_device:
     return statistics_of_device["peak_bytes_in_use"]
   status = pathlib.Path("/proc/self/status")
-  found = re.search(
-    r"VmHWM:\s*(\d+) kB", status.read_text(encoding="utf-8") if status.exists() else ""
-  )
+  text = status.read_text(encoding="utf-8") if status.exists() else ""
+  found = re.search(r"VmHWM:\s*(\d+) kB", text)
   if found:
     return int(found.group(1)) * 1024
   largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import pathlib
-import stat
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +11,8 @@ from typing import Any, NamedTuple
 from experiments import flags, plots, run_files
 from experiments.mask_files import SIMILARITY_NAME
 from experiments.measures import mean_from
-from experiments.members import GRID_NAME, RUNS_NAME
+from experiments.members import GRID_NAME
+from experiments.report.files import check_files, read_sweep, reason_to_skip
 from experiments.run_directory import CONFIG_NAME
 from sparsyfed_jax.io.writers import JSONL_NAME, SUMS_NAME
 
@@ -125,7 +125,7 @@ def read(root: pathlib.Path) -> Report:
   skipped: dict[str, str] = {}
 
   def is_shown(place: pathlib.Path) -> bool:
-    reason = _reason_to_skip(place, root)
+    reason = reason_to_skip(place, root)
     if reason:
       skipped[_path(place, root)] = reason
     return not reason
@@ -146,7 +146,7 @@ def read(root: pathlib.Path) -> Report:
     drawn: tuple[str, ...] = ()
     if GRID_NAME in files:
       try:
-        sweeps[here.relative_to(root)] = _read_sweep(here, root)
+        sweeps[here.relative_to(root)] = read_sweep(here, root)
       except (run_files.DamagedError, OSError) as error:
         skipped[_path(here / GRID_NAME, root)] = str(error)
       drawn = _DRAWN_ANEW
@@ -167,24 +167,10 @@ def read(root: pathlib.Path) -> Report:
   )
 
 
-def _reason_to_skip(place: pathlib.Path, root: pathlib.Path) -> str:
-  """Says why a file or folder is not to be opened; "" if it may be."""
-  try:
-    if not place.resolve(strict=True).is_relative_to(root.resolve()):
-      return "is a link that leads out of the folder"
-    mode = place.stat().st_mode
-  except (OSError, RuntimeError) as error:  # a link that leads nowhere, or in a circle
-    return f"cannot be read ({getattr(error, 'strerror', None) or error})"
-  return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "is no regular file"
-
-
 def _read_run(directory: pathlib.Path, root: pathlib.Path) -> Run:
   config: dict[str, Any] = {}
   try:
-    for name in _FILES:
-      reason = _reason_to_skip(directory / name, root) if os.path.lexists(directory / name) else ""
-      if reason:
-        raise run_files.DamagedError(f"{directory / name}: {reason}")
+    check_files(directory, _FILES, root)
     config = run_files.read_config(directory)
     rows = run_files.read_rows(directory)
     has_ended = (directory / run_files.SUMMARY_NAME).exists()
@@ -203,35 +189,6 @@ def _read_run(directory: pathlib.Path, root: pathlib.Path) -> Run:
     note=str(summary.get("diverged", "")),
     similarity=similarity,
   )
-
-
-def _read_sweep(directory: pathlib.Path, root: pathlib.Path) -> list[dict[str, Any]] | None:
-  """Lists the runs of a sweep; None of a study of an earlier version, whose grids may overlap.
-
-  Raises:
-    DamagedError: a file of it is not what it should be.
-    OSError: it cannot be read.
-  """
-  for name in (GRID_NAME, RUNS_NAME):
-    reason = _reason_to_skip(directory / name, root) if os.path.lexists(directory / name) else ""
-    if reason:
-      raise run_files.DamagedError(reason)
-  grids = run_files.read_json(directory / GRID_NAME)
-  listed = grids if isinstance(grids, list) else [grids]
-  is_right = listed and all(
-    isinstance(grid, dict) and all(isinstance(values, list) for values in grid.values())
-    for grid in listed
-  )
-  if not is_right:
-    raise run_files.DamagedError(
-      f"{directory / GRID_NAME}: must hold the flags of a sweep, is {json.dumps(grids)[:60]}"
-    )
-  if (directory / RUNS_NAME).exists():
-    runs = run_files.read_json(directory / RUNS_NAME)
-    if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
-      raise run_files.DamagedError(f"{directory / RUNS_NAME}: must list the runs of the sweep")
-    return runs
-  return None if grids is listed else [{}] * math.prod(map(len, grids.values()))
 
 
 def _compare(
