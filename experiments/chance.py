@@ -74,7 +74,7 @@ def _to_try(config: Config) -> list[str]:
   others = [f"another --client_lr (it is {config.client_lr:g})"]
   others.append(f"more --rounds (they are {config.rounds})")
   if config.dataset.startswith("npz:"):
-    others.append("pixels that are scaled to between 0 and 1")
+    others.append(f"another --input_range (it is {','.join(config.input_range)})")
   if config.algorithm != "fedavg" and config.sparsity > 0:
     others.append(f"a lower --sparsity (it is {config.sparsity:g})")
   return others
