@@ -54,7 +54,7 @@ def test_a_test_set_of_one_class_is_nobodys_fault():
       "try another --client_lr (it is 0.5) or more --rounds (they are 7)",
     ),
     (dict(sparsity=0.999), "a lower --sparsity (it is 0.999)"),
-    (dict(dataset="npz:a.npz"), "pixels that are scaled to between 0 and 1"),
+    (dict(dataset="npz:a.npz"), "another --input_range (it is auto)"),
   ],
 )
 def test_the_note_says_what_to_try(changes, advice):
