@@ -60,7 +60,8 @@ def main(argv: Sequence[str]) -> None:
     try:
       grid, runs = read_grid(absl_flags.FLAGS)
       directory = directory_of(absl_flags.FLAGS["output_dir"].value)
-      runs = prepare(grid, runs, directory, mode, stack)
+      is_discarding = bool(absl_flags.FLAGS["discard_rounds"].value)
+      runs = prepare(grid, runs, directory, mode, stack, is_discarding)
     except (flags.ConfigError, absl_flags.Error, OSError) as error:
       flags.fail(error)
     finish(runs, directory, mode, write_results)
@@ -72,8 +73,17 @@ def prepare(
   directory: pathlib.Path,
   mode: str,
   stack: contextlib.ExitStack,
+  discard_rounds: bool = False,
 ) -> list[Run]:
   """Checks all that a sweep is about to do, and opens its directory until the stack is closed.
+
+  Args:
+    grid: what the sweep runs, of lists, dicts and strings.
+    runs: of the grid.
+    directory: of the sweep.
+    mode: one of MODES.
+    stack: that keeps the directory locked.
+    discard_rounds: the flag, for all runs.
 
   Returns:
     The runs, those marked that cannot run.
@@ -91,7 +101,9 @@ def prepare(
       print(f"note: {point} cannot run: {run.refusal}")
   stack.enter_context(opened(directory, grid, checked))
   keep_compiled(next(run.config.compilation_cache_dir for run in checked if not run.refusal))
-  return checked
+  return [
+    run._replace(config=run.config._replace(discard_rounds=discard_rounds)) for run in checked
+  ]
 
 
 def finish(
@@ -142,6 +154,9 @@ def define(flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
     "sequential: one run after the other; vmap: those that share a program side by side (on a CPU"
     " in one loop)",
     flag_values=flag_values,
+  )
+  absl_flags.DEFINE_boolean(
+    "discard_rounds", False, "as in experiments.train", flag_values=flag_values
   )
   for name in flags.Config._fields:
     if name not in OWN:

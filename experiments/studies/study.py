@@ -112,7 +112,8 @@ def _main(study: Study, argv: Sequence[str]) -> None:
     try:
       grids, runs = read(study, sys.argv[1:])
       directory = members.directory_of(path)
-      runs = sweep.prepare(grids, runs, directory, mode, stack)
+      is_discarding = bool(table["discard_rounds"].value)
+      runs = sweep.prepare(grids, runs, directory, mode, stack, is_discarding)
     except (flags.ConfigError, absl_flags.Error, OSError) as error:
       flags.fail(error)
     sweep.finish(runs, directory, mode, functools.partial(write, study))

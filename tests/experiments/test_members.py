@@ -30,10 +30,10 @@ def read(*arguments):
   return grid.read_grid(table)
 
 
-def run(directory, *arguments, mode="sequential"):
+def run(directory, *arguments, mode="sequential", discard_rounds=False):
   values, runs = read(*arguments)
   with contextlib.ExitStack() as stack:
-    runs = sweep.prepare(values, runs, directory, mode, stack)
+    runs = sweep.prepare(values, runs, directory, mode, stack, discard_rounds)
     sweep.run_all(runs, directory, mode)
     sweep_results.write_results(runs, directory)
   with open(directory / "sweep.csv", encoding="utf-8") as file:
@@ -213,6 +213,22 @@ def test_a_damaged_summary_is_a_marked_row(tmp_path):
   assert "| 1 of 2 damaged |" in (tmp_path / "sweep" / "table.md").read_text()
 
 
+def test_recorded_rounds_are_not_dropped_unless_the_flag_of_the_sweep_says_so(tmp_path, capsys):
+  arguments = ["--seed=0,1", "--rounds=2"]
+  rows = run(tmp_path / "sweep", *arguments)
+  places = sorted((tmp_path / "sweep").glob("seed=*"))
+  for place in places:
+    (place / "summary.json").unlink()
+  # Runs side by side have checkpoints of their own, and these have none.
+  with pytest.raises(
+    flags.ConfigError, match="holds no checkpoint, and rounds 1 to 2 are recorded"
+  ):
+    run(tmp_path / "sweep", *arguments, mode="vmap")
+  again = run(tmp_path / "sweep", *arguments, mode="vmap", discard_rounds=True)
+  assert [row["test_accuracy"] for row in again] == [row["test_accuracy"] for row in rows]
+  assert len(list((tmp_path / "sweep").glob("seed=*/metrics.discarded-*.jsonl"))) == 2
+
+
 def test_a_second_process_is_kept_out_of_the_sweep_and_of_its_runs(tmp_path):
   run(tmp_path / "sweep", "--seed=0,1")
   (first,) = (tmp_path / "sweep").glob("seed=0-*")
@@ -237,3 +253,10 @@ def test_the_checkpoints_of_a_group_belong_to_its_members(tmp_path):
   (place / "members.json").write_text('["a", "c"]')
   with pytest.raises(flags.ConfigError, match="members.json"):
     group("a", "b")
+
+
+def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert members.directory_of("~/sweep") == tmp_path / "sweep"
+  with pytest.raises(flags.ConfigError, match="--output_dir: must be given"):
+    members.directory_of(None)
