@@ -1,7 +1,8 @@
 """From flags to a simulation: data, partition, model, method."""
 
+import functools
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
@@ -76,9 +77,7 @@ class Experiment(NamedTuple):
 class _OnHost(NamedTuple):
   """What data and flags make together, before anything is placed on devices."""
 
-  setup: Setup
   model: nn.Module
-  algorithm: Algorithm
   parts: list[np.ndarray]  # indices of each client's examples
   parts_after: list[np.ndarray]  # after --shift_round; [] without
   indices: np.ndarray  # of both phases
@@ -104,7 +103,14 @@ def check(config: Config, dataset: sources.Dataset) -> None:
   Raises:
     ConfigError: a flag does not fit the data set.
   """
-  _prepare(config, dataset, make_keys(jax.random.key(config.seed)))
+  prepared = _prepare(config, dataset, make_keys(jax.random.key(config.seed)))
+  if any(getattr(config, flag) for flag in _patterns(config)):
+    _check_patterns(config, _layer_names(prepared.model, dataset.x_train.shape[1:]))
+
+
+@functools.lru_cache(maxsize=8)
+def _layer_names(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[str, ...]:
+  return tuple(classification(model, input_shape, 0.0, 1.0, jnp.float32).layer_names)
 
 
 def _prepare(config: Config, dataset: sources.Dataset, keys: Keys) -> _OnHost:
@@ -118,29 +124,8 @@ def _prepare(config: Config, dataset: sources.Dataset, keys: Keys) -> _OnHost:
     )
   # Together, so that the lists of both phases have one length.
   indices, sizes = partition.stack_clients([*parts, *parts_after])
-  dtype = jnp.bfloat16 if config.compute_dtype == "bfloat16" else jnp.float32
-  task = classification(model, input_shape, dataset.mean, dataset.std, dtype)
-  setup = Setup(
-    task=task,
-    local=LocalTraining(
-      batch_rows(config.batch_size, sizes),
-      config.local_epochs,
-      _client_optimizer(config),
-      is_proximal=config.proximal_mu > 0,
-      is_ragged=config.straggler_fraction > 0 or are_uneven(sizes, config.batch_size),
-    ),
-    server_optimizer=SERVER_OPTIMIZERS[config.server_optimizer],
-    sparsity_schedule=SPARSITY_SCHEDULES[config.sparsity_schedule],
-    rate_schedule=RATE_SCHEDULES[config.client_lr_schedule],
-    client_weight=CLIENT_WEIGHTS[config.client_weighting],
-    is_heterogeneous=bool(config.client_sparsities),
-    measures=make_measures(jnp.dtype(config.wire_dtype)) if config.metrics else NO_MEASURES,
-    wire_dtype=jnp.dtype(config.wire_dtype),
-  )
   return _OnHost(
-    setup,
     model,
-    _make_algorithm(config, setup),
     parts,
     parts_after,
     indices,
@@ -162,9 +147,28 @@ def build(config: Config) -> Experiment:
   """
   keys = make_keys(jax.random.key(config.seed))
   dataset = load(config)
-  prepared = _prepare(config, dataset, keys)
-  setup, model, algorithm, parts, parts_after, indices, sizes, mesh, test_owners = prepared
-  task, input_shape = setup.task, dataset.x_train.shape[1:]
+  model, parts, parts_after, indices, sizes, mesh, test_owners = _prepare(config, dataset, keys)
+  input_shape = dataset.x_train.shape[1:]
+  dtype = jnp.bfloat16 if config.compute_dtype == "bfloat16" else jnp.float32
+  task = classification(model, input_shape, dataset.mean, dataset.std, dtype)
+  setup = Setup(
+    task=task,
+    local=LocalTraining(
+      batch_rows(config.batch_size, sizes),
+      config.local_epochs,
+      _client_optimizer(config),
+      is_proximal=config.proximal_mu > 0,
+      is_ragged=config.straggler_fraction > 0 or are_uneven(sizes, config.batch_size),
+    ),
+    server_optimizer=SERVER_OPTIMIZERS[config.server_optimizer],
+    sparsity_schedule=SPARSITY_SCHEDULES[config.sparsity_schedule],
+    rate_schedule=RATE_SCHEDULES[config.client_lr_schedule],
+    client_weight=CLIENT_WEIGHTS[config.client_weighting],
+    is_heterogeneous=bool(config.client_sparsities),
+    measures=make_measures(jnp.dtype(config.wire_dtype)) if config.metrics else NO_MEASURES,
+    wire_dtype=jnp.dtype(config.wire_dtype),
+  )
+  algorithm = _make_algorithm(config, setup)
   is_alone = mesh.size == 1 and config.data_placement != "streamed"
   scales = _density_scales(config, len(parts), keys.partition)
   federation = Federation(
@@ -357,17 +361,27 @@ def _client_optimizer(config: Config) -> ClientOptimizer:
   return clipped(optimizer, config.client_clip_norm) if config.client_clip_norm else optimizer
 
 
-def _make_algorithm(config: Config, setup: Setup) -> Algorithm:
-  names = ", ".join(setup.task.layer_names)
-  for flag in ("reparam_exclude", "zerofl_exclude"):
+def _patterns(config: Config) -> list[str]:
+  """Names the flags that find layers, of those that the method reads."""
+  return [flag for flag in ("reparam_exclude", "zerofl_exclude") if flag not in ignored(config)]
+
+
+def _check_patterns(config: Config, layer_names: Sequence[str]) -> None:
+  for flag in _patterns(config):
     pattern = getattr(config, flag)
-    is_found = any(map(trees.name_finder(pattern), setup.task.layer_names))
-    if pattern and flag not in ignored(config) and not is_found:
+    if pattern and not any(map(trees.name_finder(pattern), layer_names)):
+      names = ", ".join(layer_names)
       raise ConfigError(f"--{flag}={pattern}: must find a layer of --model={config.model}: {names}")
-  make = ALGORITHMS[config.algorithm]
-  if config.algorithm not in OPTIONS:
-    return make(setup)
-  return make(setup, OPTIONS[config.algorithm](**options(config)))
+
+
+def _make_algorithm(config: Config, setup: Setup) -> Algorithm:
+  _check_patterns(config, setup.task.layer_names)
+  has_forms = config.algorithm in OPTIONS
+  forms = [OPTIONS[config.algorithm](**options(config))] if has_forms else []
+  try:
+    return ALGORITHMS[config.algorithm](setup, *forms)
+  except ValueError as error:  # a model that the method cannot train
+    raise ConfigError(f"--model={config.model}: {error}") from error
 
 
 def _density_scales(config: Config, num_clients: int, key: jax.Array) -> np.ndarray:
