@@ -171,7 +171,7 @@ def _read_run(directory: pathlib.Path, root: pathlib.Path) -> Run:
   config: dict[str, Any] = {}
   try:
     check_files(directory, _FILES, root)
-    config = run_files.read_config(directory)
+    config = _printable(run_files.read_config(directory))
     rows = run_files.read_rows(directory)
     has_ended = (directory / run_files.SUMMARY_NAME).exists()
     summary = run_files.read_summary(directory) if has_ended else {}
@@ -189,6 +189,13 @@ def _read_run(directory: pathlib.Path, root: pathlib.Path) -> Run:
     note=str(summary.get("diverged", "")),
     similarity=similarity,
   )
+
+
+def _printable(config: dict[str, Any]) -> dict[str, Any]:
+  """Writes `?` for what is no letter: names of files may be any bytes."""
+  text = json.dumps(config, ensure_ascii=False).encode(errors="replace")
+  printable: dict[str, Any] = json.loads(text)
+  return printable
 
 
 def _compare(

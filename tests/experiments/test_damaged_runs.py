@@ -236,3 +236,11 @@ def test_the_page_goes_where_the_home_directory_is(tmp_path, monkeypatch):
   monkeypatch.setenv("HOME", str(tmp_path))
   run_command("~/runs", "--out=~/page.html")
   assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_a_name_that_is_no_text_is_shown_as_far_as_it_is(tmp_path):
+  write(tmp_path, ["topk"])
+  path = tmp_path / "topk" / "config.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"dataset": "npz:a\udcff.npz"}))
+  (run,) = runs.read(tmp_path).runs
+  assert (run.state, run.config["dataset"]) == ("ended", "npz:a?.npz")
