@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from experiments.flags import Config, default_client_lr, default_server_lr
+from experiments.flags import Config, default_client_lr, default_server_lr, ignored
 
 STANDARD_ERRORS = 2.0
 _FAR = 3.0  # times the default: a rate to suspect first
@@ -75,6 +75,6 @@ def _to_try(config: Config) -> list[str]:
   others.append(f"more --rounds (they are {config.rounds})")
   if config.dataset.startswith("npz:"):
     others.append(f"another --input_range (it is {','.join(config.input_range)})")
-  if config.algorithm != "fedavg" and config.sparsity > 0:
+  if config.sparsity > 0 and "sparsity" not in ignored(config):
     others.append(f"a lower --sparsity (it is {config.sparsity:g})")
   return others
