@@ -1,4 +1,4 @@
-"""The directory of a run: made by one process, in use by one at a time, emptied by nobody."""
+"""The directory of a run: how it is created and locked, and what may be removed from it."""
 
 import contextlib
 import datetime

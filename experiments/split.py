@@ -1,4 +1,4 @@
-"""How the examples lie with the clients: counts by client and class."""
+"""Counts of training examples by client and class, for the picture of a split."""
 
 import os
 from collections.abc import Sequence

@@ -108,7 +108,7 @@ def restore(directory: PathLike, like: Any, last_round: float = math.inf) -> Any
     except PermissionError as error:
       message = f"{place}: cannot be read ({_one_line(error)})"
     except Exception as error:  # whatever damage provokes
-      message = f"{place}: is damaged ({_one_line(error)})"
+      message = f"{place}: is damaged or of another version ({_one_line(error)})"
     else:
       return jax.tree.map(_loaded, like, content["state"])
     warnings.warn(f"{message}; taking an older one, or none", DamagedWarning, stacklevel=2)
