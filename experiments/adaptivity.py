@@ -11,8 +11,8 @@ import math
 import pathlib
 from collections.abc import Sequence
 
-from experiments.measures import Recovery, recovery
-from experiments.plots import Panel
+from experiments.pictures.plots import Panel
+from experiments.run.measures import Recovery, recovery
 from experiments.studies import pictures
 from experiments.studies.study import (
   ACCURACY,
@@ -25,7 +25,7 @@ from experiments.studies.study import (
   run,
   table_of,
 )
-from experiments.sweep_results import decimals
+from experiments.sweeps.results import decimals
 
 _PANELS = {
   "test_accuracy": "Accuracy on the test set",

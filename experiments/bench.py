@@ -41,9 +41,9 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import flags, workloads
-from experiments.build import choose_chunk
-from experiments.compiling import compile_in_turn
-from experiments.environment import describe_environment
+from experiments.run.build import choose_chunk
+from experiments.run.compiling import compile_in_turn
+from experiments.run.environment import describe_environment
 from experiments.terminal import format_bytes
 from experiments.turns import PeerError, open_peer, take_turns
 from experiments.workloads import WORKLOADS, Workload

@@ -14,8 +14,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator
 
-from experiments.plots import GREY, Panel
-from experiments.plots import draw as draw_panel
+from experiments.pictures.plots import GREY, Panel
+from experiments.pictures.plots import draw as draw_panel
 from experiments.studies import pictures
 from experiments.studies.study import (
   ACCURACY,
@@ -28,7 +28,7 @@ from experiments.studies.study import (
   run,
   table_of,
 )
-from experiments.sweep_results import decimals
+from experiments.sweeps.results import decimals
 from experiments.terminal import format_bytes
 
 

@@ -15,10 +15,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from experiments.measures import mean_from
-from experiments.plots import Panel
-from experiments.plots import draw as draw_panel
-from experiments.run_files import read_similarity
+from experiments.pictures.plots import Panel
+from experiments.pictures.plots import draw as draw_panel
+from experiments.run.files import read_similarity
+from experiments.run.measures import mean_from
 from experiments.studies import pictures
 from experiments.studies.study import (
   METHODS,
@@ -31,7 +31,7 @@ from experiments.studies.study import (
   run,
   table_of,
 )
-from experiments.sweep_results import decimals
+from experiments.sweeps.results import decimals
 
 FIRST_ROUND = 2  # the models before round 1 are dense
 _PANEL = Panel("", "IoU", [], (0, 1), math.inf)

@@ -19,7 +19,7 @@ from absl import flags as absl_flags
 from jax import lax
 
 from experiments import flags
-from experiments.environment import describe_environment
+from experiments.run.environment import describe_environment
 from sparsyfed_jax.ops import LOWERINGS
 
 # Batch, side, input features, side of the kernel, stride, output features.

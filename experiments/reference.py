@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from experiments import flags, sweep
-from experiments.grid import read_grid
-from experiments.members import directory_of
-from experiments.plots import Curve, plot_sweep
-from experiments.sweep_results import LACKING, read_outcome
+from experiments.pictures.plots import Curve, plot_sweep
+from experiments.sweeps.grid import read_grid
+from experiments.sweeps.members import directory_of
+from experiments.sweeps.results import LACKING, read_outcome
 
 PRESET = "cifar10-lda1000"
 LAST_ROUNDS = 50  # whose mean accuracy is compared

@@ -13,8 +13,8 @@ import math
 import pathlib
 from collections.abc import Sequence
 
-from experiments.measures import mean_from
-from experiments.plots import Panel
+from experiments.pictures.plots import Panel
+from experiments.run.measures import mean_from
 from experiments.studies import pictures
 from experiments.studies.study import (
   METHODS,

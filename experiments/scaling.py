@@ -18,7 +18,7 @@ from absl import flags as absl_flags
 
 from experiments import bench, flags
 from experiments.bench import MeasurementError, Row, Settings
-from experiments.plots import plot_scaling
+from experiments.pictures.plots import plot_scaling
 from experiments.terminal import format_bytes
 from experiments.workloads import WORKLOADS
 from sparsyfed_jax.io.writers import create_run_dir, read_metrics, write_json

@@ -20,11 +20,29 @@ from absl import flags as absl_flags
 from rich.console import Console
 from rich.markdown import Markdown
 
-from experiments import begun, flag_files, flags
-from experiments.build import fixed_flags, program_key
-from experiments.environment import keep_compiled
-from experiments.grid import LISTS, OWN, Run, read_grid
-from experiments.members import (
+from experiments import flag_files, flags
+from experiments.run import begun
+from experiments.run.build import fixed_flags, program_key
+from experiments.run.environment import keep_compiled
+from experiments.run.loop import (
+  SUMMARY_NAME,
+  DivergedError,
+  Member,
+  StoppedError,
+  begin,
+  train_loop,
+)
+from experiments.run.programs import (
+  Programs,
+  compile_programs,
+  compile_side_by_side,
+  inputs_of,
+  stack_inputs,
+)
+from experiments.run.resuming import restore, rounds_of
+from experiments.run.signals import leave_unread
+from experiments.sweeps.grid import LISTS, OWN, Run, read_grid
+from experiments.sweeps.members import (
   check_directory,
   check_members,
   directory_of,
@@ -33,17 +51,7 @@ from experiments.members import (
   open_member,
   opened,
 )
-from experiments.programs import (
-  Programs,
-  compile_programs,
-  compile_side_by_side,
-  inputs_of,
-  stack_inputs,
-)
-from experiments.record import SUMMARY_NAME, DivergedError, Member, StoppedError, begin, record
-from experiments.resuming import restore, rounds_of
-from experiments.signals import leave_unread
-from experiments.sweep_results import write_results
+from experiments.sweeps.results import write_results
 from experiments.terminal import Update, progress
 from sparsyfed_jax.data.sources import DataError
 from sparsyfed_jax.io.writers import write_json
@@ -244,7 +252,7 @@ def _run_alone(
   programs, inputs = compiled[key], inputs_of(member.experiment)
   start = begin(member, programs, inputs, _restore(members, programs, member.directory))
   try:
-    record(members, programs, inputs, start, member.directory, update)
+    train_loop(members, programs, inputs, start, member.directory, update)
   except DivergedError as error:
     _note_failures(members, [error])
 
@@ -264,7 +272,7 @@ def _run_side_by_side(
   checkpoints = group_directory(members, directory / _GROUPS_NAME)
   start = begin(first, programs, inputs, _restore(members, programs, checkpoints))
   try:
-    _note_failures(members, record(members, programs, inputs, start, checkpoints, update))
+    _note_failures(members, train_loop(members, programs, inputs, start, checkpoints, update))
   except DivergedError as error:
     _note_failures(members, [error] * len(members))
 

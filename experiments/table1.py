@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 
 from experiments import flags
-from experiments.plots import Panel
+from experiments.pictures.plots import Panel
 from experiments.studies import pictures
 from experiments.studies.study import (
   ACCURACY,

@@ -15,15 +15,17 @@ import jax
 from absl import app, logging
 from absl import flags as absl_flags
 
-from experiments import begun, flags, processes, run_directory
-from experiments.build import Experiment, build
-from experiments.chance import chance_note
-from experiments.environment import describe_environment, keep_compiled
-from experiments.programs import compile_programs, inputs_of
-from experiments.record import DivergedError, Member, StoppedError, begin, record
-from experiments.resuming import restore, rounds_of
-from experiments.run_directory import CONFIG_NAME, RunDirectory, remove_unused
-from experiments.signals import leave_on_signal, leave_unread
+from experiments import flags
+from experiments.run import begun, processes
+from experiments.run import directory as run_directory
+from experiments.run.build import Experiment, build
+from experiments.run.chance import chance_note
+from experiments.run.directory import CONFIG_NAME, RunDirectory, remove_unused
+from experiments.run.environment import describe_environment, keep_compiled
+from experiments.run.loop import DivergedError, Member, StoppedError, begin, train_loop
+from experiments.run.programs import compile_programs, inputs_of
+from experiments.run.resuming import restore, rounds_of
+from experiments.run.signals import leave_on_signal, leave_unread
 from experiments.terminal import Update, closing_table, progress
 from sparsyfed_jax.data.sources import DataError
 from sparsyfed_jax.io.writers import write_json
@@ -95,7 +97,7 @@ def run(config: flags.Config, experiment: Experiment, directory: pathlib.Path) -
     update: Update = lambda done, row: None  # noqa: E731
     if processes.is_first():
       update = stack.enter_context(progress(config.rounds, start.done))
-    results = record([member], programs, inputs, start, directory, update)
+    results = train_loop([member], programs, inputs, start, directory, update)
   for summary in results:
     assert not isinstance(summary, DivergedError)  # of a run alone, it is raised
     closing_table(summary, chance_note(config, summary))

@@ -10,7 +10,7 @@ import optax
 from flax import linen as nn
 
 from experiments import flags
-from experiments.build import make_hyper
+from experiments.run.build import make_hyper
 from sparsyfed_jax.algorithms import ALGORITHMS
 from sparsyfed_jax.fed.algorithm import Setup
 from sparsyfed_jax.fed.client import LocalTraining

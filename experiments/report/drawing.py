@@ -14,7 +14,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from experiments import plots
+from experiments.pictures import plots
 from experiments.report.runs import Setting
 from experiments.terminal import format_bytes
 

@@ -8,8 +8,8 @@ import stat
 from collections.abc import Iterable
 from typing import Any
 
-from experiments import run_files
-from experiments.members import GRID_NAME, RUNS_NAME
+from experiments.run import files as run_files
+from experiments.sweeps.members import GRID_NAME, RUNS_NAME
 
 
 def reason_to_skip(place: pathlib.Path, root: pathlib.Path) -> str:
@@ -42,11 +42,11 @@ def read_sweep(directory: pathlib.Path, root: pathlib.Path) -> list[dict[str, An
   check_files(directory, (GRID_NAME, RUNS_NAME), root)
   grids = run_files.read_json(directory / GRID_NAME)
   listed = grids if isinstance(grids, list) else [grids]
-  is_right = listed and all(
+  is_correct = listed and all(
     isinstance(grid, dict) and all(isinstance(values, list) for values in grid.values())
     for grid in listed
   )
-  if not is_right:
+  if not is_correct:
     raise run_files.DamagedError(
       f"{directory / GRID_NAME}: must hold the flags of a sweep, is {json.dumps(grids)[:60]}"
     )

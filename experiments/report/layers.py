@@ -12,7 +12,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from experiments import plots
+from experiments.pictures import plots
 from experiments.report.drawing import (
   SMALL_FONT_SIZE,
   Chapter,

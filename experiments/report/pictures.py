@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments import plots
+from experiments.pictures import plots
 from experiments.report import layers
 from experiments.report.drawing import (
   FONT_SIZE,

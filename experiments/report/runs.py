@@ -8,12 +8,14 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments import flags, plots, run_files
-from experiments.mask_files import SIMILARITY_NAME
-from experiments.measures import mean_from
-from experiments.members import GRID_NAME
+from experiments import flags
+from experiments.pictures import plots
 from experiments.report.files import check_files, read_sweep, reason_to_skip
-from experiments.run_directory import CONFIG_NAME
+from experiments.run import files as run_files
+from experiments.run.directory import CONFIG_NAME
+from experiments.run.mask_files import SIMILARITY_NAME
+from experiments.run.measures import mean_from
+from experiments.sweeps.members import GRID_NAME
 from sparsyfed_jax.io.writers import JSONL_NAME, SUMS_NAME
 
 ENDED, DIVERGED, UNFINISHED, DAMAGED = STATES = ("ended", "diverged", "unfinished", "damaged")

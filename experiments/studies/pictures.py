@@ -10,7 +10,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.plots import GREY, NAMES, PALETTE, Line, Panel, draw, draw_over_rounds, mean_curve
+from experiments.pictures.plots import (
+  GREY,
+  NAMES,
+  PALETTE,
+  Line,
+  Panel,
+  draw,
+  draw_over_rounds,
+  mean_curve,
+)
 from experiments.studies.study import ACCURACY, Outcome, Setting, by_value, finished
 
 # Inches: of a pair of axes, left of them, between them besides labels, and of a letter of a label.

@@ -19,8 +19,10 @@ from typing import Any, NamedTuple, TypeAlias
 from absl import app, logging
 from absl import flags as absl_flags
 
-from experiments import flag_files, flags, grid, measures, members, sweep, sweep_results
-from experiments.sweep_results import LACKING, decimals
+from experiments import flag_files, flags, sweep
+from experiments.run import measures
+from experiments.sweeps import grid, members, results
+from experiments.sweeps.results import LACKING, decimals
 
 PRESET = "cifar10-lda1000"
 METHODS = "--algorithm=fedavg,topk,zerofl,flash,feddst,sparsyfed,static"
@@ -183,7 +185,7 @@ def read_settings(runs: Sequence[grid.Run], directory: pathlib.Path) -> list[Set
   """Reads the runs of a study, those that differ in the seed alone together."""
   groups: dict[Hashable, Setting] = {}
   for run in runs:
-    summary, rows = sweep_results.read_outcome(run, directory)
+    summary, rows = results.read_outcome(run, directory)
     outcome = Outcome(run.config, summary, rows, grid.place_of(run, directory))
     point = {name: value for name, value in run.point.items() if name != "seed"}
     group = groups.setdefault(tuple(point.items()), Setting(point, []))
@@ -207,10 +209,10 @@ def cell(setting: Setting, column: Column) -> str:
   num_runs = len(setting.outcomes)
   num_lacking = num_runs - len(finished(setting))
   if num_lacking:
-    reasons = sweep_results.lack_of([outcome.summary for outcome in setting.outcomes])
+    reasons = results.lack_of([outcome.summary for outcome in setting.outcomes])
     return f"{num_lacking} of {num_runs} {reasons}"
   values = [column.value(outcome) for outcome in setting.outcomes]
-  return sweep_results.mean_and_deviation(values, column.text, column.lacking)
+  return results.mean_and_deviation(values, column.text, column.lacking)
 
 
 def table_of(settings: Sequence[Setting], columns: Sequence[Column]) -> str:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from sparsyfed_jax.fed import averaging
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.hyper import Hyper
-from sparsyfed_jax.fed.rule import Rule
+from sparsyfed_jax.fed.rule import LocalRule
 from sparsyfed_jax.types import Key, Variables
 
 
@@ -24,7 +24,7 @@ def fedavg(setup: Setup) -> Algorithm:
   return Algorithm(
     init=init,
     broadcast=partial(averaging.broadcast, setup),
-    client=partial(averaging.client, setup, Rule(), {}, averaging.all_trained),
+    client=partial(averaging.client, setup, LocalRule(), {}, averaging.all_trained),
     server=partial(averaging.server, setup),
     model=lambda state: state.variables,
   )

@@ -15,7 +15,7 @@ from sparsyfed_jax.fed.algorithm import Algorithm, Setup, require_prunable
 from sparsyfed_jax.fed.client import last_batch
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.pruning import Masks, apply_masks, largest_kept, largest_masks
-from sparsyfed_jax.fed.rule import train_by
+from sparsyfed_jax.fed.rule import train_client
 from sparsyfed_jax.ops import PLAIN, count_one, erk_densities, largest_mask, num_kept
 from sparsyfed_jax.types import Batch, ClientData, Key, Metrics, Params, Variables
 
@@ -39,7 +39,7 @@ def feddst(setup: Setup) -> Algorithm:
   ) -> tuple[masked.Upload, Metrics]:
     hyper, masks = download.hyper, download.masks
     arguments = setup.task, setup.local, download.rates, download.variables
-    trained, _, metrics = train_by(masked.training(masks), *arguments, {}, data, key)
+    trained, _, metrics = train_client(masked.training(masks), *arguments, {}, data, key)
 
     def readjust() -> tuple[Params, Masks]:
       gradient = _dense_gradient(setup, trained, last_batch(setup.local, data, key), key)
@@ -62,7 +62,7 @@ def feddst(setup: Setup) -> Algorithm:
     params, key = new.variables["params"], jax.random.fold_in(state.key, state.round)
     pruned = largest_kept(params, upload.kept, _densities(params, state.hyper), key)
     masks = masked.unless_nobody(upload, pruned, state.masks)
-    return masked.finish(setup, state, masked.masked_to(new, masks), upload.weight)
+    return masked.finish(setup, state, masked.with_masks(new, masks), upload.weight)
 
   return Algorithm(
     init=init,

@@ -27,7 +27,7 @@ from sparsyfed_jax.fed.pruning import (
   positive_noise,
   random_masks,
 )
-from sparsyfed_jax.fed.rule import Memory, Rule, train_by
+from sparsyfed_jax.fed.rule import Carry, LocalRule, train_client
 from sparsyfed_jax.io.wire import payload_bytes
 from sparsyfed_jax.ops import ceil_of_share, count_one, floor_of_share, largest_mask
 from sparsyfed_jax.types import ClientData, Key, Metrics, Params, Tally, Variables, tally
@@ -121,10 +121,10 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
       **download.variables,
       "params": apply_masks(download.variables["params"], masks),
     }
-    trained, memory, metrics = train_by(
+    trained, carry, metrics = train_client(
       rule, setup.task, local, download.rates, received, {"masks": masks}, data, key
     )
-    masks = memory["masks"]
+    masks = carry["masks"]
     if form == "magnitude":
       share = scaled(setup, hyper.density, data)
       masks = lax.cond(number == 1, lambda: global_masks(trained["params"], share), lambda: masks)
@@ -147,10 +147,10 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
 
     if form == "nst":
       union = [kept > 0 for kept in upload.kept]
-      new = masked.masked_to(new, masked.unless_nobody(upload, union, state.masks))
+      new = masked.with_masks(new, masked.unless_nobody(upload, union, state.masks))
     elif form == "magnitude":
       new = lax.cond(
-        number == 1, lambda: masked.masked_to(new, _floor_masks(params, found)), lambda: new
+        number == 1, lambda: masked.with_masks(new, _floor_masks(params, found)), lambda: new
       )
     elif form == "jmwst":
       # Not more than the target, but fewer where the clients ended with fewer.
@@ -161,7 +161,7 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
         return masked.unless_nobody(upload, masks, state.masks)
 
       masks = lax.cond(is_exchange(hyper, number), renew, lambda: state.masks)
-      new = masked.masked_to(new, masks)
+      new = masked.with_masks(new, masks)
     if warms_up:
       new = lax.cond(
         is_warmup(hyper, number), lambda: _warm_up(setup, state, upload, found), lambda: new
@@ -184,35 +184,35 @@ def _floor_masks(params: Params, densities: jax.Array) -> Masks:
   return [largest_mask(leaf, floor_of_share(leaf.size, share)) for leaf, share in pairs]
 
 
-def _weights_in_memory(params: Params, memory: Memory) -> Params:
-  return apply_masks(params, memory["masks"])
+def _weights_in_memory(params: Params, carry: Carry) -> Params:
+  return apply_masks(params, carry["masks"])
 
 
-_training_in_memory = Rule(weights=_weights_in_memory)
+_training_in_memory = LocalRule(weights=_weights_in_memory)
 
 
-def _exchanging(epochs: int | jax.Array, is_exchange: jax.Array, first_rate: jax.Array) -> Rule:
+def _exchanging(
+  epochs: int | jax.Array, is_exchange: jax.Array, first_rate: jax.Array
+) -> LocalRule:
   """Training whose mask changes between epochs, by a share that falls linearly to 0.
 
   A client with one epoch exchanges once, after it, at half the first rate; the release does it in
   the middle of that epoch, where the rate is the same.
   """
 
-  def after_epoch(
-    params: Params, memory: Memory, epoch: jax.Array, key: Key
-  ) -> tuple[Params, Memory]:
+  def after_epoch(params: Params, carry: Carry, epoch: jax.Array, key: Key) -> tuple[Params, Carry]:
     share = jnp.float32(epoch + 1) / jnp.float32(epochs)
     is_only = jnp.int32(epochs) == 1
     rate = first_rate * jnp.where(is_only, 0.5, 1 - share)
 
-    def exchange() -> tuple[Params, Memory]:
-      params_after, masks = _exchange(params, memory["masks"], rate, key)
+    def exchange() -> tuple[Params, Carry]:
+      params_after, masks = _exchange(params, carry["masks"], rate, key)
       return params_after, {"masks": masks}
 
     is_due = is_exchange & (is_only | (epoch + 1 < epochs))
-    return lax.cond(is_due, exchange, lambda: (params, memory))
+    return lax.cond(is_due, exchange, lambda: (params, carry))
 
-  return Rule(weights=_weights_in_memory, after_epoch=after_epoch)
+  return LocalRule(weights=_weights_in_memory, after_epoch=after_epoch)
 
 
 def _exchange(params: Params, masks: Masks, rate: jax.Array, key: Key) -> tuple[Params, Masks]:
@@ -277,7 +277,7 @@ def _warm_up(
     mean = total / weights
     fair = jnp.minimum(1.0, mean * hyper.density / overall_density(mean, variables["params"]))
     masks = random_masks(variables["params"], fair, mask_key)
-    return masked.masked_to(on._replace(variables=variables), masks)
+    return masked.with_masks(on._replace(variables=variables), masks)
 
   is_last = number.astype(jnp.float32) == hyper.flash_warmup_rounds
   return lax.cond(is_last, start_anew, lambda: on)

@@ -23,7 +23,7 @@ from sparsyfed_jax.fed.algorithm import (
   require_prunable,
 )
 from sparsyfed_jax.fed.hyper import Hyper
-from sparsyfed_jax.fed.rule import Memory, Rule
+from sparsyfed_jax.fed.rule import Carry, LocalRule
 from sparsyfed_jax.fed.server import Upload
 from sparsyfed_jax.fed.task import Layers
 from sparsyfed_jax.ops import (
@@ -96,10 +96,10 @@ def sparsyfed(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     received = averaging.receive(setup, download, data)
     exponents = exponents_of(received["params"], hyper.beta)
 
-    def weights(theta: Params, memory: Memory) -> Params:
+    def weights(theta: Params, carry: Carry) -> Params:
       return powers(theta, exponents)
 
-    def layers(batch: Batch, memory: Memory) -> Layers:
+    def layers(batch: Batch, carry: Carry) -> Layers:
       anew = pruned_layers(batch.valid, hyper.activation_floor)
 
       def layer(name: str) -> LayerOps:
@@ -108,16 +108,16 @@ def sparsyfed(setup: Setup, options: Options = DEFAULT) -> Algorithm:
         if options.activation_threshold == "batch":
           return anew
         threshold = partial(activation_threshold, valid=batch.valid, floor=hyper.activation_floor)
-        once = residual_layers(first_found(threshold, memory, name))
+        once = residual_layers(first_found(threshold, carry, name))
         return LayerOps(anew.dot_general, once.conv_general_dilated)
 
       return layer
 
-    memory = {}
+    carry = {}
     if options.activation_threshold == "first_batch":
-      memory = {name: jnp.float32(-1) for name in setup.task.layer_names}
-    rule = Rule(weights=weights, layers=layers)
-    return averaging.client(setup, rule, memory, select, download, data, key)
+      carry = {name: jnp.float32(-1) for name in setup.task.layer_names}
+    rule = LocalRule(weights=weights, layers=layers)
+    return averaging.client(setup, rule, carry, select, download, data, key)
 
   def model(state: averaging.State) -> Variables:
     theta = state.variables["params"]

@@ -19,7 +19,7 @@ from sparsyfed_jax.fed.algorithm import Algorithm, Setup, require_one_of, requir
 from sparsyfed_jax.fed.client import train_metrics
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.pruning import random_masks
-from sparsyfed_jax.fed.rule import train_by
+from sparsyfed_jax.fed.rule import train_client
 from sparsyfed_jax.fed.task import plain_layers
 from sparsyfed_jax.ops import erk_densities, topk_mask
 from sparsyfed_jax.types import ClientData, Key, Metrics, Params, Variables
@@ -63,7 +63,7 @@ def static(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     def learn() -> tuple[Variables, Metrics]:
       rule = masked.training(download.masks)
       arguments = setup.task, setup.local, download.rates, download.variables
-      trained, _, metrics = train_by(rule, *arguments, {}, data, key)
+      trained, _, metrics = train_client(rule, *arguments, {}, data, key)
       return dict(trained), metrics
 
     def score() -> tuple[Variables, Metrics]:
@@ -85,7 +85,7 @@ def static(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     def choose() -> masked.State:
       scores, _ = trees.split_prunable(target["params"])
       masks = topk_mask(scores, state.hyper.density)
-      return masked.masked_to(masked.count_round(state), masks)
+      return masked.with_masks(masked.count_round(state), masks)
 
     new = lax.cond(state.updates == 0, choose, follow) if is_by_saliency else follow()
     return masked.finish(setup, state, new, upload.weight)

@@ -10,7 +10,7 @@ from functools import partial
 from sparsyfed_jax.fed import averaging
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup, require_prunable
 from sparsyfed_jax.fed.hyper import Hyper
-from sparsyfed_jax.fed.rule import Rule
+from sparsyfed_jax.fed.rule import LocalRule
 from sparsyfed_jax.types import Key, Variables
 
 
@@ -24,7 +24,7 @@ def topk(setup: Setup) -> Algorithm:
   return Algorithm(
     init=init,
     broadcast=partial(averaging.broadcast, setup),
-    client=partial(averaging.client, setup, Rule(), {}, averaging.largest_trained),
+    client=partial(averaging.client, setup, LocalRule(), {}, averaging.largest_trained),
     server=partial(averaging.server, setup),
     model=lambda state: state.variables,
   )

@@ -25,7 +25,7 @@ from sparsyfed_jax.fed.algorithm import (
 )
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.pruning import apply_masks, global_masks, largest_masks
-from sparsyfed_jax.fed.rule import Memory, Rule
+from sparsyfed_jax.fed.rule import Carry, LocalRule
 from sparsyfed_jax.fed.server import Upload
 from sparsyfed_jax.fed.task import Layers
 from sparsyfed_jax.ops import (
@@ -102,11 +102,11 @@ def zerofl(setup: Setup, options: Options = DEFAULT) -> Algorithm:
   def client(download: averaging.Download, data: ClientData, key: Key) -> tuple[Upload, Metrics]:
     share = averaging.scaled(setup, download.density, data)
     received = averaging.receive(setup, download, data)["params"]
-    memory: Memory = {}
+    carry: Carry = {}
     if not is_paper:
-      memory = {name: jnp.float32(-1) for name in setup.task.layer_names}
+      carry = {name: jnp.float32(-1) for name in setup.task.layer_names}
 
-    def layers(batch: Batch, memory: Memory) -> Layers:
+    def layers(batch: Batch, carry: Carry) -> Layers:
       def threshold(x: jax.Array, w: jax.Array) -> jax.Array:
         return share_threshold(x, batch.valid, share)
 
@@ -117,12 +117,12 @@ def zerofl(setup: Setup, options: Options = DEFAULT) -> Algorithm:
           return PLAIN
         if is_paper:
           return anew
-        once = residual_layers(first_found(threshold, memory, name))
+        once = residual_layers(first_found(threshold, carry, name))
         return LayerOps(anew.dot_general, once.conv_general_dilated)
 
       return layer
 
-    def weights(params: Params, memory: Memory) -> Params:
+    def weights(params: Params, carry: Carry) -> Params:
       return map_sparse(lambda w: _active(w, share), params) if is_paper else params
 
     # A convolution finds the threshold of its weights in the first step, where they are `received`.
@@ -145,8 +145,8 @@ def zerofl(setup: Setup, options: Options = DEFAULT) -> Algorithm:
       more = jnp.minimum(density + download.hyper.zerofl_mask_ratio, 1.0)
       return select(received, trained, more)
 
-    rule = Rule(weights, layers, before_step)
-    return averaging.client(setup, rule, memory, send, download, data, key)
+    rule = LocalRule(weights, layers, before_step)
+    return averaging.client(setup, rule, carry, send, download, data, key)
 
   def model(state: averaging.State) -> Variables:
     if not is_paper:

@@ -12,9 +12,9 @@ from sparsyfed_jax.fed import optimizers
 from sparsyfed_jax.fed import server as server_step
 from sparsyfed_jax.fed.algorithm import Setup
 from sparsyfed_jax.fed.hyper import Hyper
-from sparsyfed_jax.fed.precision import as_sent
+from sparsyfed_jax.fed.precision import round_to_wire
 from sparsyfed_jax.fed.pruning import prune_globally
-from sparsyfed_jax.fed.rule import Memory, Rates, Rule, train_by
+from sparsyfed_jax.fed.rule import Carry, LocalRule, Rates, train_client
 from sparsyfed_jax.fed.schedules import client_lr_at, density_at
 from sparsyfed_jax.fed.server import Upload, weigh
 from sparsyfed_jax.types import ClientData, Key, Metrics, Params, Variables
@@ -65,7 +65,7 @@ def broadcast(setup: Setup, state: State) -> Download:
   hyper = state.hyper
   number = state.round + 1
   return Download(
-    variables=as_sent(state.variables, setup.wire_dtype),
+    variables=round_to_wire(state.variables, setup.wire_dtype),
     rates=rates_at(setup, hyper, number),
     density=density_at(setup.sparsity_schedule, hyper, number),
     # The first model is sent dense, whatever the schedule.
@@ -99,8 +99,8 @@ def changes(received: Params, trained: Params) -> Params:
 
 def client(
   setup: Setup,
-  rule: Rule,
-  memory: Memory,
+  rule: LocalRule,
+  carry: Carry,
   select: Selection,
   download: Download,
   data: ClientData,
@@ -111,18 +111,18 @@ def client(
   Args:
     setup: of the method.
     rule: of local training.
-    memory: what the rule starts from.
+    carry: what the rule starts from.
     select: what is sent.
     download: what the client received.
     data: its examples.
     key: of the client's round.
   """
   received = receive(setup, download, data)
-  trained, _, metrics = train_by(
-    rule, setup.task, setup.local, download.rates, received, memory, data, key
+  trained, _, metrics = train_client(
+    rule, setup.task, setup.local, download.rates, received, carry, data, key
   )
   sent = select(received["params"], trained["params"], scaled(setup, download.density, data))
-  upload = as_sent({**trained, "params": sent}, setup.wire_dtype)
+  upload = round_to_wire({**trained, "params": sent}, setup.wire_dtype)
   metrics |= setup.measures.exchange(download.variables, upload, data.size)
   return weigh(upload, setup.client_weight(data.size)), metrics
 

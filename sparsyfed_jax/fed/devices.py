@@ -115,7 +115,7 @@ def place(host: Federation, mesh: Mesh, placement: str) -> Federation:
   everybody = np.arange(len(host.sizes))
   shares = [everybody[rank :: mesh.size] for rank in range(mesh.size)]
   num_rows = max(1, *(int(host.sizes[share].sum()) for share in shares))
-  return lay_out(put_sizes(host, mesh), host, mesh, shares, num_rows)
+  return shard_examples(put_sizes(host, mesh), host, mesh, shares, num_rows)
 
 
 def put_sizes(host: Federation, mesh: Mesh) -> Federation:
@@ -124,7 +124,7 @@ def put_sizes(host: Federation, mesh: Mesh) -> Federation:
   return host._replace(sizes=sizes, density_scales=scales)
 
 
-def lay_out(
+def shard_examples(
   placed: Federation,
   host: Federation,
   mesh: Mesh,

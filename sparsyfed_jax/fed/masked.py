@@ -15,9 +15,9 @@ from sparsyfed_jax.fed import server as server_step
 from sparsyfed_jax.fed.algorithm import Setup
 from sparsyfed_jax.fed.averaging import rates_at, server_optimizer
 from sparsyfed_jax.fed.hyper import Hyper
-from sparsyfed_jax.fed.precision import as_sent
+from sparsyfed_jax.fed.precision import round_to_wire
 from sparsyfed_jax.fed.pruning import Masks, apply_masks
-from sparsyfed_jax.fed.rule import Memory, Rates, Rule
+from sparsyfed_jax.fed.rule import Carry, LocalRule, Rates
 from sparsyfed_jax.types import ClientData, Key, Metrics, Params, Variables
 
 
@@ -65,17 +65,17 @@ def broadcast(setup: Setup, state: State) -> Download:
   """Makes what the clients of the coming round receive."""
   number = state.round + 1
   rates = rates_at(setup, state.hyper, number)
-  variables = as_sent(state.variables, setup.wire_dtype)
+  variables = round_to_wire(state.variables, setup.wire_dtype)
   return Download(number, state.updates + 1, variables, state.masks, rates, state.hyper)
 
 
-def training(masks: Masks) -> Rule:
+def training(masks: Masks) -> LocalRule:
   """Makes the rule of training inside masks: all gradients outside are 0, and so all updates."""
 
-  def weights(params: Params, memory: Memory) -> Params:
+  def weights(params: Params, carry: Carry) -> Params:
     return apply_masks(params, masks)
 
-  return Rule(weights=weights)
+  return LocalRule(weights=weights)
 
 
 def send(
@@ -84,7 +84,7 @@ def send(
   """Weighs what a client has inside its masks, and measures it."""
   weight = setup.client_weight(data.size)
   pruned = {**variables, "params": apply_masks(variables["params"], masks)}
-  inside = as_sent(pruned, setup.wire_dtype)
+  inside = round_to_wire(pruned, setup.wire_dtype)
   kept = [weight * mask.astype(jnp.float32) for mask in masks]
   upload = Upload(server_step.weighed(inside, weight), kept, weight)
   before = marked(download.variables, download.masks)
@@ -135,7 +135,7 @@ def count_round(state: State) -> State:
   return state._replace(round=state.round + 1, updates=state.updates + 1)
 
 
-def masked_to(state: State, masks: Masks) -> State:
+def with_masks(state: State, masks: Masks) -> State:
   """Changes the masks, and sets what is outside to 0."""
   params = apply_masks(state.variables["params"], masks)
   return state._replace(variables={**state.variables, "params": params}, masks=masks)

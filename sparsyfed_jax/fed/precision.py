@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def as_sent(tree: Any, dtype: Any) -> Any:
+def round_to_wire(tree: Any, dtype: Any) -> Any:
   """Rounds the floats of a pytree to what another dtype can hold, as the wire format does.
 
   An entry that is not 0 stays so, at the least normal magnitude of `dtype`, because a mask travels

@@ -12,22 +12,22 @@ from sparsyfed_jax.fed.task import Layers, Task, plain_layers
 from sparsyfed_jax.types import Batch, ClientData, Key, Metrics, Params, Variables
 
 # What a client keeps from step to step besides the model and the optimizer; gone after the round.
-Memory: TypeAlias = dict[str, Any]
-_MEMORY = "memory"  # the collection in which memory travels through local training
+Carry: TypeAlias = dict[str, Any]
+_CARRY = "carry"  # the collection in which carry travels through local training
 
 
-class Rule(NamedTuple):
+class LocalRule(NamedTuple):
   """Local training as a method wants it; the defaults are plain training."""
 
   # The weights that layers compute with, of the trained parameters; differentiated.
-  weights: Callable[[Params, Memory], Params] = lambda params, memory: params
-  # What layers compute with in a training step. Layers may replace entries of the memory given.
-  layers: Callable[[Batch, Memory], Layers] = lambda batch, memory: plain_layers
+  weights: Callable[[Params, Carry], Params] = lambda params, carry: params
+  # What layers compute with in a training step. Layers may replace entries of the carry given.
+  layers: Callable[[Batch, Carry], Layers] = lambda batch, carry: plain_layers
   # Parameters before each step; what the step starts from.
   before_step: Callable[[Params], Params] = lambda params: params
-  # (params, memory, number of the epoch from 0, key) -> params and memory after that epoch
-  after_epoch: Callable[[Params, Memory, jax.Array, Key], tuple[Params, Memory]] = (
-    lambda params, memory, epoch, key: (params, memory)
+  # (params, carry, number of the epoch from 0, key) -> params and carry after that epoch
+  after_epoch: Callable[[Params, Carry, jax.Array, Key], tuple[Params, Carry]] = (
+    lambda params, carry, epoch, key: (params, carry)
   )
 
 
@@ -39,16 +39,16 @@ class Rates(NamedTuple):
   proximal_mu: jax.Array
 
 
-def train_by(
-  rule: Rule,
+def train_client(
+  rule: LocalRule,
   task: Task,
   local: LocalTraining,
   rates: Rates,
   variables: Variables,
-  memory: Memory,
+  carry: Carry,
   data: ClientData,
   key: Key,
-) -> tuple[Variables, Memory, Metrics]:
+) -> tuple[Variables, Carry, Metrics]:
   """Trains a client.
 
   Args:
@@ -57,24 +57,24 @@ def train_by(
     local: batches, epochs and optimizer.
     rates: of the round.
     variables: what the client starts from.
-    memory: what the rule keeps, before the first step.
+    carry: what the rule keeps, before the first step.
     data: the client's examples.
     key: decides order, dropout, and what `rule.after_epoch` draws.
 
   Returns:
-    Trained variables, the memory after the last step, and metrics of training.
+    Trained variables, the carry after the last step, and metrics of training.
   """
 
   def grad_fn(
     variables: Variables, batch: Batch, key: Key
   ) -> tuple[Params, tuple[Variables, Metrics]]:
-    model = {name: leaf for name, leaf in variables.items() if name != _MEMORY}
+    model = {name: leaf for name, leaf in variables.items() if name != _CARRY}
 
     def loss(params: Params) -> tuple[jax.Array, tuple[Variables, Metrics]]:
-      memory = dict(variables[_MEMORY])
-      computing = {**model, "params": rule.weights(params, memory)}
-      value, (state, metrics) = task.loss(computing, batch, rule.layers(batch, memory), key)
-      return value, ({**state, _MEMORY: memory}, metrics)
+      carry = dict(variables[_CARRY])
+      computing = {**model, "params": rule.weights(params, carry)}
+      value, (state, metrics) = task.loss(computing, batch, rule.layers(batch, carry), key)
+      return value, ({**state, _CARRY: carry}, metrics)
 
     return jax.grad(loss, has_aux=True)(variables["params"])
 
@@ -82,8 +82,8 @@ def train_by(
     return {**variables, "params": rule.before_step(variables["params"])}
 
   def after_epoch(variables: Variables, epoch: jax.Array, key: Key) -> Variables:
-    params, memory = rule.after_epoch(variables["params"], variables[_MEMORY], epoch, key)
-    return {**variables, "params": params, _MEMORY: memory}
+    params, carry = rule.after_epoch(variables["params"], variables[_CARRY], epoch, key)
+    return {**variables, "params": params, _CARRY: carry}
 
   optimizer = local.optimizer(rates.client_lr, rates.weight_decay)
   if local.is_proximal:
@@ -93,9 +93,9 @@ def train_by(
     grad_fn,
     optimizer,
     Hooks(before_step, after_epoch),
-    {**variables, _MEMORY: memory},
+    {**variables, _CARRY: carry},
     data,
     key,
   )
-  model = {name: leaf for name, leaf in trained.items() if name != _MEMORY}
-  return model, trained[_MEMORY], metrics
+  model = {name: leaf for name, leaf in trained.items() if name != _CARRY}
+  return model, trained[_CARRY], metrics

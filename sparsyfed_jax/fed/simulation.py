@@ -158,7 +158,7 @@ def simulate(
     return {f"test_{name}": mean.value for name, mean in sums.items()}
 
   def classify(state: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    return over_batches(task.is_right, state, x, y).reshape(-1)[: y.shape[0]]
+    return over_batches(task.is_correct, state, x, y).reshape(-1)[: y.shape[0]]
 
   def agree(state: Any, federation: Federation, key: Key) -> jax.Array:
     keys = keys_of_round(key, state.round + 1)

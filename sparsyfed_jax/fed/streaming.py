@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sparsyfed_jax.fed.cohort import Federation
-from sparsyfed_jax.fed.devices import lay_out, put_sizes
+from sparsyfed_jax.fed.devices import put_sizes, shard_examples
 from sparsyfed_jax.fed.sampling import Cohort
 
 
@@ -36,7 +36,7 @@ def stage(host: Federation, mesh: Mesh, cohorts: Cohort) -> Iterator[Staged]:
   for i in range(num_rounds):
     cohort = jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), cohorts)
     shares = [cohort.numbers[rank :: mesh.size] for rank in range(mesh.size)]
-    yield Staged(lay_out(placed, host, mesh, shares, num_rows), cohort)
+    yield Staged(shard_examples(placed, host, mesh, shares, num_rows), cohort)
 
 
 def run_staged(

@@ -31,7 +31,7 @@ class Task(NamedTuple):
   init: Callable[[Key], Variables]
   loss: LossFn
   evaluate: Callable[[Variables, Batch], Metrics]
-  is_right: Callable[[Variables, Batch], jax.Array]  # of each row of a batch; (batch,) bool
+  is_correct: Callable[[Variables, Batch], jax.Array]  # of each row of a batch; (batch,) bool
   layer_names: tuple[str, ...]  # of the layers with injected operations, in the order of computing
   kernels: tuple[str, ...] | None = None  # of the layers of the prunable parameters, where known
 
@@ -98,10 +98,10 @@ def classification(
   def evaluate(variables: Variables, batch: Batch) -> Metrics:
     return _score(predict(variables, batch), batch)
 
-  def is_right(variables: Variables, batch: Batch) -> jax.Array:
-    return _is_right(predict(variables, batch), batch)
+  def is_correct(variables: Variables, batch: Batch) -> jax.Array:
+    return _is_correct(predict(variables, batch), batch)
 
-  return Task(init, loss, evaluate, is_right, *_layer_names(model, input_shape))
+  return Task(init, loss, evaluate, is_correct, *_layer_names(model, input_shape))
 
 
 def _named(layers: Layers) -> tuple[LayerOps, Callable[..., Any]]:
@@ -137,7 +137,7 @@ def _layer_names(
 
 def _score(logits: jax.Array, batch: Batch) -> Metrics:
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.y)
-  hits = _is_right(logits, batch).astype(jnp.float32)
+  hits = _is_correct(logits, batch).astype(jnp.float32)
   count = jnp.sum(batch.valid, dtype=jnp.float32)
   return {
     "loss": Mean(jnp.sum(jnp.where(batch.valid, losses, 0)), count),
@@ -145,5 +145,5 @@ def _score(logits: jax.Array, batch: Batch) -> Metrics:
   }
 
 
-def _is_right(logits: jax.Array, batch: Batch) -> jax.Array:
+def _is_correct(logits: jax.Array, batch: Batch) -> jax.Array:
   return jnp.argmax(logits, -1) == batch.y

@@ -91,7 +91,7 @@ def cast_layers(ops: LayerOps, dtype: Any) -> LayerOps:
   return LayerOps(cast(ops.dot_general), cast(ops.conv_general_dilated))
 
 
-def first_found(threshold: Threshold, memory: dict[str, jax.Array], name: str) -> Threshold:
+def first_found(threshold: Threshold, carry: dict[str, jax.Array], name: str) -> Threshold:
   """Makes a threshold that is found once, in the first batch with weights of 0, and then stays.
 
   While all weights of a layer are non-zero nothing is pruned, and nothing is remembered, as in
@@ -99,7 +99,7 @@ def first_found(threshold: Threshold, memory: dict[str, jax.Array], name: str) -
 
   Args:
     threshold: finds it.
-    memory: holds the threshold of each layer, () float32; negative where none is found yet. The
+    carry: holds the threshold of each layer, () float32; negative where none is found yet. The
       entry of this layer is replaced while a step is traced, and has to be handed to the next step.
     name: of the layer.
   """
@@ -109,10 +109,10 @@ def first_found(threshold: Threshold, memory: dict[str, jax.Array], name: str) -
       return threshold(lax.stop_gradient(x), lax.stop_gradient(w)).astype(jnp.float32)
 
     def find_if_sparse() -> jax.Array:
-      return lax.cond(jnp.any(w == 0), find, lambda: memory[name])
+      return lax.cond(jnp.any(w == 0), find, lambda: carry[name])
 
     # A client alone pays for the first batch only; clients side by side for every batch.
-    memory[name] = lax.cond(memory[name] < 0, find_if_sparse, lambda: memory[name])
-    return jnp.maximum(memory[name], 0).astype(x.dtype)
+    carry[name] = lax.cond(carry[name] < 0, find_if_sparse, lambda: carry[name])
+    return jnp.maximum(carry[name], 0).astype(x.dtype)
 
   return found

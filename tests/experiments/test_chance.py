@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments import chance, flags
+from experiments import flags
+from experiments.run import chance
 from experiments.terminal import closing_table
 
 # 40 of 100 examples are of class 7.

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from experiments import compiling
+from experiments.run import compiling
 
 
 def test_a_cpu_compiles_at_level_2(monkeypatch):

@@ -7,9 +7,10 @@ import random
 import pytest
 from absl.flags import FlagValues
 
-from experiments import flags, run_files
+from experiments import flags
 from experiments.report import __main__ as command
 from experiments.report import page, runs
+from experiments.run import files as run_files
 from sparsyfed_jax.io.writers import MetricsWriter
 from tests.experiments import test_report as made
 

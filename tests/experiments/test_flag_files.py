@@ -8,8 +8,9 @@ import sys
 import pytest
 from absl import flags as absl_flags
 
-from experiments import flag_files, flags, grid, sweep, table1
+from experiments import flag_files, flags, sweep, table1
 from experiments.studies import study
+from experiments.sweeps import grid
 
 
 @pytest.fixture(autouse=True)

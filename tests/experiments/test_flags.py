@@ -2,7 +2,7 @@ import pytest
 from absl import flags as absl_flags
 
 from experiments import flags
-from experiments.build import build
+from experiments.run.build import build
 from sparsyfed_jax.algorithms import OPTIONS
 
 ACCEPTED = flags.DEFAULTS

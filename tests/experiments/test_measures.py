@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from experiments.measures import Recovery, bytes_to_accuracy, recovery, rounds_to_accuracy
+from experiments.run.measures import Recovery, bytes_to_accuracy, recovery, rounds_to_accuracy
 
 
 def make_rows(accuracies, first=1):

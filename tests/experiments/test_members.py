@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from absl import flags as absl_flags
 
-from experiments import flags, grid, members, run_directory, sweep, sweep_results
+from experiments import flags, sweep
+from experiments.run import directory as run_directory
+from experiments.sweeps import grid, members, results
 
 SHORT = [
   *("--model=mlp", "--num_clients=4", "--clients_per_round=2", "--rounds=1", "--local_epochs=1"),
@@ -19,8 +21,8 @@ SHORT = [
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-  monkeypatch.setattr("experiments.record.plot_curves", lambda *_: None)
-  monkeypatch.setattr(sweep_results, "plot_sweep", lambda *_: None)
+  monkeypatch.setattr("experiments.run.loop.plot_curves", lambda *_: None)
+  monkeypatch.setattr(results, "plot_sweep", lambda *_: None)
 
 
 def read(*arguments):
@@ -35,7 +37,7 @@ def run(directory, *arguments, mode="sequential", discard_rounds=False):
   with contextlib.ExitStack() as stack:
     runs = sweep.prepare(values, runs, directory, mode, stack, discard_rounds)
     sweep.run_all(runs, directory, mode)
-    sweep_results.write_results(runs, directory)
+    results.write_results(runs, directory)
   with open(directory / "sweep.csv", encoding="utf-8") as file:
     return list(csv.DictReader(file))
 

@@ -8,8 +8,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from experiments import flags
-from experiments.build import build
-from experiments.programs import compile_programs, inputs_of
+from experiments.run.build import build
+from experiments.run.programs import compile_programs, inputs_of
 from sparsyfed_jax.data import sources
 
 PIXELS, LABELS = load_digits().images[..., None], load_digits().target

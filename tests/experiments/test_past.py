@@ -11,7 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import begun, build, flags, resuming, run_directory, train
+from experiments import flags, train
+from experiments.run import begun, build, resuming
+from experiments.run import directory as run_directory
 from sparsyfed_jax.io import checkpoint
 from sparsyfed_jax.io.writers import read_metrics, write_json
 from tests.experiments.test_resume import (
@@ -387,7 +389,7 @@ def test_a_full_disk_before_the_last_file_is_not_the_end(tmp_path, monkeypatch):
     raise OSError(28, "No space left on device")
 
   with monkeypatch.context() as patch:
-    patch.setattr("experiments.record.plot_curves", full)
+    patch.setattr("experiments.run.loop.plot_curves", full)
     with pytest.raises(OSError, match="No space left"):
       run(tmp_path / "run", SMALL._replace(rounds=2))
   assert not (tmp_path / "run" / "summary.json").exists()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from experiments import plots
+from experiments.pictures import plots
 
 SUMMARY = {
   "algorithm": "sparsyfed",

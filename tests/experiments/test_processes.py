@@ -12,8 +12,9 @@ import time
 import jax
 import pytest
 
-from experiments import flags, links, processes
-from experiments.build import build
+from experiments import flags
+from experiments.run import links, processes
+from experiments.run.build import build
 from sparsyfed_jax.io import checkpoint
 from sparsyfed_jax.io.writers import read_metrics
 from tests import cases

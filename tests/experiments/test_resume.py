@@ -9,8 +9,9 @@ import sys
 import jax
 import pytest
 
-from experiments import begun, flags, train
-from experiments.build import build
+from experiments import flags, train
+from experiments.run import begun
+from experiments.run.build import build
 from sparsyfed_jax.io import checkpoint
 from sparsyfed_jax.io.writers import read_metrics, write_json
 from tests import cases

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from experiments import flags
-from experiments.build import build
-from experiments.split import Split, count_split
-from experiments.split_picture import plot_split
+from experiments.pictures.split import plot_split
+from experiments.run.build import build
+from experiments.run.split import Split, count_split
 
 
 def draw(tmp_path, *phases, classes=range(10)):

@@ -20,7 +20,7 @@ from experiments import (
   sweep_results,
   table1,
 )
-from experiments.measures import final_accuracy
+from experiments.run.measures import final_accuracy
 from experiments.studies import pictures, study
 from sparsyfed_jax.io.writers import read_metrics
 
@@ -339,7 +339,7 @@ def test_settings_become_points_of_lines_and_level_lines():
 
 
 def test_a_smoke_run_ends_in_its_files_and_goes_on(tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr("experiments.record.plot_curves", lambda *_: None)
+  monkeypatch.setattr("experiments.run.loop.plot_curves", lambda *_: None)
   directory = tmp_path / "table"
   arguments = ["--smoke", "--rounds=2", "--algorithm=fedavg", "--local_epochs=1"]
 

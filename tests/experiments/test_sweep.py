@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from absl import flags as absl_flags
 
-from experiments import build as building
-from experiments import flags, grid, members, sweep, sweep_results
+from experiments import flags, sweep
+from experiments.run import build as building
+from experiments.sweeps import grid, members, results
 from sparsyfed_jax.fed import simulation
 from sparsyfed_jax.io.writers import MetricsWriter, read_metrics
 
@@ -36,7 +37,7 @@ def run(directory, *arguments, mode="sequential"):
   with contextlib.ExitStack() as stack:
     runs = sweep.prepare(values, runs, directory, mode, stack)
     sweep.run_all(runs, directory, mode)
-    return sweep_results.write_results(runs, directory)
+    return results.write_results(runs, directory)
 
 
 def place(directory, name):
@@ -76,7 +77,7 @@ def test_runs_share_programs_resume_and_are_averaged(tmp_path, capsys, monkeypat
   monkeypatch.setattr(
     sweep, "compile_programs", lambda e: compiled.append(1) or compile_programs(e)
   )
-  monkeypatch.setattr("experiments.record.plot_curves", lambda *_: None)
+  monkeypatch.setattr("experiments.run.loop.plot_curves", lambda *_: None)
   arguments = ["--algorithm=fedavg,topk", "--sparsity=0.5,0.9", "--seed=0,1"]
   directory = tmp_path / "grid"
   table = run(directory, *arguments)
@@ -161,16 +162,16 @@ def test_data_that_vanishes_and_a_full_disk_end_a_sweep_that_can_go_on(
   )
   directory = tmp_path / "grid"
   members.open_directory(directory, values, runs)
-  record = sweep.record
+  train_loop = sweep.train_loop
 
   def then_vanish(members, *args):
     path.unlink()  # the run under way has read it
-    return record(members, *args)
+    return train_loop(members, *args)
 
   with monkeypatch.context() as patch:
-    patch.setattr(sweep, "record", then_vanish)
+    patch.setattr(sweep, "train_loop", then_vanish)
     with pytest.raises(SystemExit) as ended:
-      sweep.finish(runs, directory, "sequential", sweep_results.write_results)
+      sweep.finish(runs, directory, "sequential", results.write_results)
   assert ended.value.code == 2
   assert f"error: {path}: no such file" in capsys.readouterr().err
   first = place(directory, "seed=0") / "summary.json"
@@ -182,10 +183,10 @@ def test_data_that_vanishes_and_a_full_disk_end_a_sweep_that_can_go_on(
   with monkeypatch.context() as patch:
     patch.setattr(MetricsWriter, "write", lambda *_: (_ for _ in ()).throw(full))
     with pytest.raises(SystemExit) as ended:
-      sweep.finish(runs, directory, "sequential", sweep_results.write_results)
+      sweep.finish(runs, directory, "sequential", results.write_results)
   assert ended.value.code == 1
   assert "No space left on device" in capsys.readouterr().err
-  sweep.finish(runs, directory, "sequential", sweep_results.write_results)
+  sweep.finish(runs, directory, "sequential", results.write_results)
   assert first.read_bytes() == kept
   assert (place(directory, "seed=1") / "summary.json").exists()
 
@@ -216,7 +217,7 @@ def test_fifteen_runs_trace_the_round_once(tmp_path, monkeypatch):
     return one_round(*args)
 
   monkeypatch.setattr(simulation, "run_round", counted)
-  monkeypatch.setattr("experiments.record.plot_curves", lambda *_: None)
+  monkeypatch.setattr("experiments.run.loop.plot_curves", lambda *_: None)
   run(tmp_path / "one", "--sparsity=0.9", "--rounds=1")
   for_one, traced[:] = len(traced), []
   assert for_one > 0

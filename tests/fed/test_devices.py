@@ -97,7 +97,7 @@ def test_a_device_holds_its_clients_and_no_others():
   mesh = Mesh(np.array(jax.devices()[:1]), (devices.AXIS,))
   shares = [np.array([3, 1, 4])]
   laid = jax.device_get(
-    devices.lay_out(devices.put_sizes(host, mesh), host, mesh, shares, num_rows=20)
+    devices.shard_examples(devices.put_sizes(host, mesh), host, mesh, shares, num_rows=20)
   )
   assert laid.x.shape[0] == laid.y.shape[0] == 20
   taken = []

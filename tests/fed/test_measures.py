@@ -9,7 +9,7 @@ import pytest
 from sparsyfed_jax import trees
 from sparsyfed_jax.fed import masked
 from sparsyfed_jax.fed.measures import MEASURES, NO_MEASURES, measures
-from sparsyfed_jax.fed.precision import as_sent
+from sparsyfed_jax.fed.precision import round_to_wire
 from sparsyfed_jax.io import codec
 from sparsyfed_jax.io.wire import payload_bytes
 from sparsyfed_jax.metrics.masks import mask_iou, regrowth
@@ -167,7 +167,7 @@ def test_rounding(dtype):
   wire_dtype = np.dtype(getattr(ml_dtypes, dtype, dtype))
   rng = np.random.default_rng(0)
   tree = {"a": rng.normal(size=(50, 3)).astype(np.float32), "b": np.float32([0, -0.0, 1, -2.5])}
-  rounded = jax.jit(as_sent, static_argnums=1)(tree, WIRE_DTYPES[dtype])
+  rounded = jax.jit(round_to_wire, static_argnums=1)(tree, WIRE_DTYPES[dtype])
   expected = jax.tree.map(lambda leaf: leaf.astype(wire_dtype).astype(np.float32), tree)
   cases.assert_same_bits(rounded, expected)
   assert np.any(expected["a"] != tree["a"])
@@ -176,7 +176,7 @@ def test_rounding(dtype):
 def test_rounding_moves_no_mask():
   tiny = np.float32([1e-30, -1e-30, 0])
   least = np.finfo(np.float16).smallest_normal
-  rounded = jax.jit(as_sent, static_argnums=1)(tiny, jnp.float16)
+  rounded = jax.jit(round_to_wire, static_argnums=1)(tiny, jnp.float16)
   assert rounded.tolist() == [least, -least, 0]
-  assert np.isinf(as_sent(jnp.float32(1e6), jnp.float16))
-  assert as_sent(tiny, jnp.float32) is tiny
+  assert np.isinf(round_to_wire(jnp.float32(1e6), jnp.float16))
+  assert round_to_wire(tiny, jnp.float32) is tiny

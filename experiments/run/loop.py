@@ -11,19 +11,20 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import flags, processes
-from experiments.build import Experiment, everywhere
-from experiments.chance import describe_chance
-from experiments.clients import client_accuracies, client_spread, owners_at
-from experiments.environment import describe_environment
-from experiments.mask_files import save_mask, write_similarity
-from experiments.measures import bytes_to_accuracy, recovery, rounds_to_accuracy
-from experiments.plots import plot_curves
-from experiments.programs import Inputs, Programs
-from experiments.signals import catch_signals
-from experiments.split_picture import plot_split
+from experiments import flags
+from experiments.pictures.plots import plot_curves
+from experiments.pictures.split import plot_split
+from experiments.run import processes
+from experiments.run.build import Experiment, everywhere
+from experiments.run.chance import describe_chance
+from experiments.run.clients import client_accuracies, client_spread, owners_at
+from experiments.run.environment import describe_environment
+from experiments.run.layer_shares import dense_flops, shares_of
+from experiments.run.mask_files import save_mask, write_similarity
+from experiments.run.measures import bytes_to_accuracy, recovery, rounds_to_accuracy
+from experiments.run.programs import Inputs, Programs
+from experiments.run.signals import catch_signals
 from experiments.terminal import Update
-from experiments.work import dense_flops, shares_of
 from sparsyfed_jax.fed.devices import put
 from sparsyfed_jax.io import checkpoint
 from sparsyfed_jax.io.trackers import Write, open_trackers
@@ -122,7 +123,7 @@ def begin(member: Member, programs: Programs, inputs: Inputs, restored: Any) -> 
   return Start(put(state, everywhere(member.experiment.mesh)), done)
 
 
-def record(
+def train_loop(
   members: Sequence[Member],
   programs: Programs,
   inputs: Inputs,

@@ -8,12 +8,14 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from experiments import begun, flags, run_files
-from experiments.build import build, check, load
-from experiments.grid import Run, name_of, place_of
-from experiments.identity import examples_digest
-from experiments.record import SUMMARY_NAME, Member
-from experiments.run_directory import CONFIG_NAME, LOCK_NAME, locked
+from experiments import flags
+from experiments.run import begun
+from experiments.run import files as run_files
+from experiments.run.build import build, check, load
+from experiments.run.directory import CONFIG_NAME, LOCK_NAME, locked
+from experiments.run.identity import examples_digest
+from experiments.run.loop import SUMMARY_NAME, Member
+from experiments.sweeps.grid import Run, name_of, place_of
 from sparsyfed_jax.data.sources import DataError
 from sparsyfed_jax.io.writers import check_new_dir, write_json
 

@@ -5,9 +5,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from experiments import flags, identity
-from experiments.environment import describe_environment
-from experiments.run_directory import CONFIG_NAME
+from experiments import flags
+from experiments.run import identity
+from experiments.run.directory import CONFIG_NAME
+from experiments.run.environment import describe_environment
 from sparsyfed_jax.io.writers import write_json
 
 # Of the data, in the order in which they are compared; the last two are digests of all of them.

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments import links
-from experiments.environment import describe_environment
 from experiments.flags import AUTO, DERIVED, Config, ConfigError
-from experiments.identity import differences
+from experiments.run import links
+from experiments.run.environment import describe_environment
+from experiments.run.identity import differences
 
 JOIN_SECONDS = 300  # until a process that waits for others gives up
 REFUSE_SECONDS = 60  # until one does that only has to tell that it refuses its flags

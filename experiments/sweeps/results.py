@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments import run_files
-from experiments.grid import Run, place_of
-from experiments.plots import Curve, plot_sweep
+from experiments.pictures.plots import Curve, plot_sweep
+from experiments.run import files as run_files
+from experiments.sweeps.grid import Run, place_of
 
 # Entries of an outcome without numbers, which say why, and what is said of such runs in a table.
 LACKING = ("refused", "damaged", "diverged")

@@ -8,8 +8,8 @@ from types import UnionType
 from typing import Any
 
 from experiments import flags
-from experiments.mask_files import SIMILARITY_NAME
-from experiments.run_directory import CONFIG_NAME
+from experiments.run.directory import CONFIG_NAME
+from experiments.run.mask_files import SIMILARITY_NAME
 from sparsyfed_jax.io.writers import JSONL_NAME, SUMS_NAME, find_changed, read_metrics
 
 SUMMARY_NAME = "summary.json"
@@ -88,15 +88,15 @@ def read_config(directory: pathlib.Path) -> dict[str, Any]:
   for name, annotation in flags.Config.__annotations__.items():
     value = config.get(name)
     kind = _KINDS.get(annotation, str)
-    is_right = value is None or (
+    is_correct = value is None or (
       isinstance(value, kind) and (kind is bool) == isinstance(value, bool)
     )
     if isinstance(value, int | float):
-      is_right = is_right and abs(value) <= _HUGE
-    _require(is_right, path, name, f"is {_short(value)}, not a value of this flag")
+      is_correct = is_correct and abs(value) <= _HUGE
+    _require(is_correct, path, name, f"is {_short(value)}, not a value of this flag")
   for name in ("data", "versions"):
-    is_right = isinstance(config.get(name) or {}, dict)
-    _require(is_right, path, name, f"must be an object, is {_short(config.get(name))}")
+    is_correct = isinstance(config.get(name) or {}, dict)
+    _require(is_correct, path, name, f"must be an object, is {_short(config.get(name))}")
   return config
 
 
@@ -116,8 +116,8 @@ def read_rows(directory: pathlib.Path) -> list[dict[str, Any]]:
   for number, row in enumerate(rows, start=1):
     place = f"line {number}: "
     found = row.get("round", number)
-    is_right = type(found) is int and found == number
-    _require(is_right, path, f"{place}round", f"must be {number}, is {_short(found)}")
+    is_correct = type(found) is int and found == number
+    _require(is_correct, path, f"{place}round", f"must be {number}, is {_short(found)}")
     _check_numbers(row, path, place)
     densities = row.get("layer_density")
     _check_list(densities, path, f"{place}layer_density")
@@ -139,11 +139,11 @@ def read_summary(directory: pathlib.Path) -> dict[str, Any]:
   _check_numbers(summary, path, "")
   _check_list(summary.get("client_accuracies"), path, "client_accuracies")
   layers = summary.get("layers")
-  is_right = layers is None or _is_list_of(layers, str)
-  _require(is_right, path, "layers", f"must be a list of names, is {_short(layers)}")
+  is_correct = layers is None or _is_list_of(layers, str)
+  _require(is_correct, path, "layers", f"must be a list of names, is {_short(layers)}")
   costs = summary.get("flops_by_layer")
-  is_right = costs is None or _is_list_of(costs, dict)
-  _require(is_right, path, "flops_by_layer", f"must be a list of objects, is {_short(costs)}")
+  is_correct = costs is None or _is_list_of(costs, dict)
+  _require(is_correct, path, "flops_by_layer", f"must be a list of objects, is {_short(costs)}")
   for number, cost in enumerate(costs or [], start=1):
     _require("layer" in cost, path, f"flops_by_layer, entry {number}", "lacks the layer's name")
     for name in _FLOPS:
@@ -193,9 +193,9 @@ def _check_numbers(values: Mapping[str, Any], path: pathlib.Path, place: str) ->
 
 def _check_number(value: Any, path: pathlib.Path, place: str, low: float, high: float) -> None:
   is_number = isinstance(value, int | float) and not isinstance(value, bool)
-  is_right = value is None or (is_number and low <= value <= high)
+  is_correct = value is None or (is_number and low <= value <= high)
   limits = "" if high == _HUGE else f" from {low} to {high}"
-  _require(is_right, path, place, f"must be a number{limits} or null, is {_short(value)}")
+  _require(is_correct, path, place, f"must be a number{limits} or null, is {_short(value)}")
 
 
 def _check_list(values: Any, path: pathlib.Path, place: str) -> None:
@@ -209,8 +209,8 @@ def _is_list_of(values: Any, kind: type) -> bool:
   return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 
-def _require(is_right: bool, path: pathlib.Path, place: str, what: str) -> None:
-  if not is_right:
+def _require(is_correct: bool, path: pathlib.Path, place: str, what: str) -> None:
+  if not is_correct:
     raise DamagedError(f"{path}: {place} {what}")
 
 

@@ -12,8 +12,8 @@ from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
 
-from experiments.plots import BLUE, GREY, INK
-from experiments.split import Split
+from experiments.pictures.plots import BLUE, GREY, INK
+from experiments.run.split import Split
 
 _MOST_COLUMNS = 500  # of clients; more of them share a column
 _MOST_ROWS = 100  # of classes; more of them share a row

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import flags, processes
-from experiments.record import Member, columns_of, has_failed
+from experiments import flags
+from experiments.run import processes
+from experiments.run.loop import Member, columns_of, has_failed
 from sparsyfed_jax.io import checkpoint
 from sparsyfed_jax.io.writers import (
   JSONL_NAME,

@@ -12,11 +12,11 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import processes
-from experiments.environment import free_bytes
 from experiments.flags import AUTO, Config, ConfigError, ignored, input_range, options
-from experiments.identity import digest, examples_digest
-from experiments.split import Split, count_phases
+from experiments.run import processes
+from experiments.run.environment import free_bytes
+from experiments.run.identity import digest, examples_digest
+from experiments.run.split import Split, count_phases
 from sparsyfed_jax import trees
 from sparsyfed_jax.algorithms import ALGORITHMS, OPTIONS
 from sparsyfed_jax.data import partition, scaling, sources

@@ -11,8 +11,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding
 
-from experiments.build import Experiment, everywhere
-from experiments.compiling import compile_in_turn
+from experiments.run.build import Experiment, everywhere
+from experiments.run.compiling import compile_in_turn
 from sparsyfed_jax.fed.cohort import Federation
 from sparsyfed_jax.fed.streaming import run_staged, stage
 from sparsyfed_jax.types import Key

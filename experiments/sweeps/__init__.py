@@ -1,0 +1,1 @@
+"""Grids of runs: which there are, where they lie, and what becomes of them."""
