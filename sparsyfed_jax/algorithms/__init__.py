@@ -19,6 +19,7 @@ from sparsyfed_jax.algorithms.zerofl import Options as ZeroFLOptions
 from sparsyfed_jax.algorithms.zerofl import zerofl
 from sparsyfed_jax.fed.algorithm import Algorithm
 
+# The factories, by name.
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
   "fedavg": fedavg,
   "feddst": feddst,

@@ -1,0 +1,113 @@
+"""Sphinx: the pages are run when they are built, and the API is written from what is public."""
+
+import importlib
+import inspect
+import os
+import pathlib
+import pkgutil
+import re
+import sys
+from types import ModuleType
+from typing import Any
+
+from sphinx.util import logging
+
+import sparsyfed_jax
+
+HERE = pathlib.Path(__file__).parent
+API = HERE / "api"
+logger = logging.getLogger(__name__)
+
+project = "sparsyfed_jax"
+author = "The sparsyfed_jax authors"
+version = release = sparsyfed_jax.__version__
+extensions = [
+  "myst_nb",
+  "sphinx.ext.autodoc",
+  "sphinx.ext.autosummary",
+  "sphinx.ext.napoleon",
+  "sphinx.ext.viewcode",
+]
+html_theme = "furo"
+html_title = "sparsyfed_jax"
+html_show_sphinx = False
+templates_path = ["_templates"]
+exclude_patterns = ["_build"]
+default_role = "code"  # docstrings put names between single backticks
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
+autodoc_preserve_defaults = True
+autodoc_member_order = "bysource"
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+# Pages run from here, in a fresh process each, with the commands of this environment.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_merge_streams = True
+os.environ["PATH"] = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]])
+
+
+def write_api() -> None:
+  """Writes a page for each room: a page a name of its `__all__`, or a page a module without one."""
+  API.mkdir(exist_ok=True)
+  rooms = [sparsyfed_jax, *_below(sparsyfed_jax, packages=True)]
+  for room in rooms:
+    names = list(getattr(room, "__all__", ()))
+    for name in names:  # autodoc takes jax.custom_jvp(function) for a value, without a signature
+      if hasattr(getattr(room, name), "__wrapped__"):
+        setattr(room, name, inspect.unwrap(getattr(room, name)))
+    if not names and room is not sparsyfed_jax:
+      names = [module.__name__.rpartition(".")[2] for module in _below(room)]
+    _write(API / f"{room.__name__}.rst", _room_page(room, names))
+
+
+def _below(package: ModuleType, packages: bool = False) -> list[ModuleType]:
+  """Imports the public modules, or packages, of a package."""
+  found = pkgutil.iter_modules(package.__path__, package.__name__ + ".")
+  names = [module.name for module in found if module.ispkg == packages]
+  return [importlib.import_module(name) for name in names if "._" not in name]
+
+
+def _room_page(room: ModuleType, names: list[str]) -> str:
+  title = f"``{room.__name__}``"
+  lines = [title, "=" * len(title), "", f".. automodule:: {room.__name__}", "   :no-members:", ""]
+  lines += [".. autosummary::", "   :toctree: names", "   :nosignatures:", ""]
+  return "\n".join([*lines, *(f"   {name}" for name in names), ""])
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+  if not path.exists() or path.read_text() != text:
+    path.write_text(text)
+
+
+def show_fields(
+  app: Any, what: str, name: str, value: object, options: Any, lines: list[str]
+) -> None:
+  """Shows comments: those of a named tuple's fields, with its definition, and that of a value."""
+  if what == "data":
+    lines[:] = _comment_above(name.rpartition(".")[2])
+  if not lines:
+    logger.warning("%s has no docstring", name)
+  if what == "class" and hasattr(value, "_fields"):
+    source = inspect.getsource(value)
+    lines += ["", ".. code-block:: python", "", *(f"   {line}" for line in source.splitlines()), ""]
+
+
+def _comment_above(name: str) -> list[str]:
+  """Finds the comment above the line that defines a value, wherever it was imported from."""
+  definition = re.compile(rf"((?:^#.*\n)+){name}\b[^=\n]* = ", re.MULTILINE)
+  texts = (path.read_text() for path in pathlib.Path(sparsyfed_jax.__path__[0]).rglob("*.py"))
+  found = next(filter(None, map(definition.search, texts)), None)
+  return [line.lstrip("# ") for line in found[1].splitlines()] if found else []
+
+
+def setup(app: Any) -> None:
+  """Adds the hook of this file."""
+  app.connect("autodoc-process-docstring", show_fields)
+
+
+write_api()
