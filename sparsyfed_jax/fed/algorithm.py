@@ -13,7 +13,7 @@ Four pure functions make a round, a fifth reads the model out. The laws, tested 
    pseudo-gradient, because the difference of two rounded weights is almost never 0.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -56,16 +56,6 @@ class Algorithm(NamedTuple):
   client: Callable[[Any, ClientData, Key], tuple[Any, Metrics]]  # one client's round -> upload
   server: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]  # upload: summed over the cohort
   model: Callable[[Any], Variables]  # state -> variables with which the plain model predicts
-
-
-def require_one_of(name: str, value: str, known: Sequence[str]) -> None:
-  """Checks an option of a method.
-
-  Raises:
-    ValueError: naming the option, its value and what is known.
-  """
-  if value not in known:
-    raise ValueError(f"{name}={value!r}: must be one of {', '.join(known)}")
 
 
 def require_prunable(method: str, task: Task) -> None:
