@@ -6,6 +6,7 @@ import os
 import pathlib
 import pkgutil
 import re
+import shutil
 import sys
 from types import ModuleType
 from typing import Any
@@ -31,8 +32,9 @@ extensions = [
 html_theme = "furo"
 html_title = "sparsyfed_jax"
 html_show_sphinx = False
+html_static_path = ["_static"]
 templates_path = ["_templates"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "runs"]
 default_role = "code"  # docstrings put names between single backticks
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
@@ -48,6 +50,7 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
+os.environ["COLUMNS"] = "100"
 os.environ["PATH"] = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]])
 
 
@@ -111,3 +114,5 @@ def setup(app: Any) -> None:
 
 
 write_api()
+shutil.rmtree(HERE / "runs", ignore_errors=True)  # what the pages have left before
+(HERE / "runs").mkdir()
