@@ -19,7 +19,7 @@ import numpy as np
 
 
 class Work(NamedTuple):
-  """A workload, as in experiments/workloads.py."""
+  """A workload, as in experiments/bench/workloads.py."""
 
   shape: tuple[int, ...]
   num_clients: int

@@ -18,7 +18,7 @@ MAX_ROUNDS = 10**6  # which the timer ends
 
 
 class Work(NamedTuple):
-  """A workload, as in experiments/workloads.py."""
+  """A workload, as in experiments/bench/workloads.py."""
 
   shape: tuple[int, int, int] | tuple[int]  # of one example, features first
   num_clients: int

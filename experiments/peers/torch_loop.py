@@ -15,7 +15,7 @@ import clock
 
 
 class Work(NamedTuple):
-  """A workload, as in experiments/workloads.py."""
+  """A workload, as in experiments/bench/workloads.py."""
 
   shape: tuple[int, int, int] | tuple[int]  # of one example, features first
   num_classes: int
