@@ -8,6 +8,7 @@ import pkgutil
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -56,16 +57,25 @@ os.environ["PATH"] = os.pathsep.join([str(pathlib.Path(sys.executable).parent), 
 
 def write_api() -> None:
   """Writes a page for each room: a page a name of its `__all__`, or a page a module without one."""
-  API.mkdir(exist_ok=True)
   rooms = [sparsyfed_jax, *_below(sparsyfed_jax, packages=True)]
   for room in rooms:
-    names = list(getattr(room, "__all__", ()))
-    for name in names:  # autodoc takes jax.custom_jvp(function) for a value, without a signature
-      if hasattr(getattr(room, name), "__wrapped__"):
-        setattr(room, name, inspect.unwrap(getattr(room, name)))
-    if not names and room is not sparsyfed_jax:
-      names = [module.__name__.rpartition(".")[2] for module in _below(room)]
-    _write(API / f"{room.__name__}.rst", _room_page(room, names))
+    modules = _below(room)
+    for module in (room, *modules):
+      _unwrap_functions(module)
+    listed = getattr(room, "__all__", ())
+    names = [name for name in listed if not inspect.ismodule(getattr(room, name))]
+    if not names or room is sparsyfed_jax:
+      names += [module.__name__.rpartition(".")[2] for module in modules]
+    (API / f"{room.__name__}.rst").write_text(_room_page(room, names))
+  index = ["API", "===", "", ".. toctree::", "   :maxdepth: 1", ""]
+  (API / "index.rst").write_text("\n".join([*index, *(f"   {room.__name__}" for room in rooms)]))
+
+
+def _unwrap_functions(module: ModuleType) -> None:
+  """Undoes jax.custom_jvp and the like, which autodoc takes for values without a signature."""
+  for name, value in vars(module).items():
+    if callable(value) and hasattr(value, "__wrapped__"):
+      setattr(module, name, inspect.unwrap(value))
 
 
 def _below(package: ModuleType, packages: bool = False) -> list[ModuleType]:
@@ -75,16 +85,11 @@ def _below(package: ModuleType, packages: bool = False) -> list[ModuleType]:
   return [importlib.import_module(name) for name in names if "._" not in name]
 
 
-def _room_page(room: ModuleType, names: list[str]) -> str:
+def _room_page(room: ModuleType, names: Sequence[str]) -> str:
   title = f"``{room.__name__}``"
   lines = [title, "=" * len(title), "", f".. automodule:: {room.__name__}", "   :no-members:", ""]
   lines += [".. autosummary::", "   :toctree: names", "   :nosignatures:", ""]
   return "\n".join([*lines, *(f"   {name}" for name in names), ""])
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-  if not path.exists() or path.read_text() != text:
-    path.write_text(text)
 
 
 def show_fields(
@@ -100,6 +105,13 @@ def show_fields(
     lines += ["", ".. code-block:: python", "", *(f"   {line}" for line in source.splitlines()), ""]
 
 
+def skip_fields(
+  app: Any, what: str, name: str, value: object, skip: bool, options: Any
+) -> bool | None:
+  """Leaves out "Alias for field number 0"."""
+  return True if type(value).__name__ == "_tuplegetter" else None
+
+
 def _comment_above(name: str) -> list[str]:
   """Finds the comment above the line that defines a value, wherever it was imported from."""
   definition = re.compile(rf"((?:^#.*\n)+){name}\b[^=\n]* = ", re.MULTILINE)
@@ -109,10 +121,12 @@ def _comment_above(name: str) -> list[str]:
 
 
 def setup(app: Any) -> None:
-  """Adds the hook of this file."""
+  """Adds the hooks of this file."""
   app.connect("autodoc-process-docstring", show_fields)
+  app.connect("autodoc-skip-member", skip_fields)
 
 
+for place in (API, HERE / "runs"):  # what an earlier build has left
+  shutil.rmtree(place, ignore_errors=True)
+  place.mkdir()
 write_api()
-shutil.rmtree(HERE / "runs", ignore_errors=True)  # what the pages have left before
-(HERE / "runs").mkdir()

@@ -62,11 +62,6 @@ def defaults_with(*strangers: Method) -> Config:
 DEFAULTS = defaults_with()
 
 
-def is_marked(config: Config, name: str, mark: str) -> bool:
-  """Tells whether a flag is a VALUE or FREE."""
-  return mark in all_flags(config)[name].marks
-
-
 def all_flags(config: Config) -> dict[str, Flag]:
   """Lists the flags of a config, whose method may be a stranger's."""
   return flags_of(*strangers_of([config.algorithm]))

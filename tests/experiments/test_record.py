@@ -12,9 +12,9 @@ from experiments.run import loop
 from experiments.run.build import build
 from experiments.run.clients import client_accuracies, client_spread
 from experiments.run.layer_shares import shares_of
-from sparsyfed_jax.io import codec
 from sparsyfed_jax.io.writers import read_metrics
 from sparsyfed_jax.metrics.flops import LayerCost
+from sparsyfed_jax.wire import codec
 from tests import cases
 from tests.experiments.test_resume import assert_same_run, keep_rounds
 from tests.experiments.test_train import write_npz
