@@ -52,6 +52,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
 os.environ["COLUMNS"] = "100"
+os.environ["IPYTHONDIR"] = str(HERE / "runs" / "ipython")
 os.environ["PATH"] = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]])
 
 
@@ -129,4 +130,9 @@ def setup(app: Any) -> None:
 for place in (API, HERE / "runs"):  # what an earlier build has left
   shutil.rmtree(place, ignore_errors=True)
   place.mkdir()
+startup = pathlib.Path(os.environ["IPYTHONDIR"], "profile_default", "startup")
+startup.mkdir(parents=True)
+(startup / "plain.py").write_text(
+  'import os\n\ndel os.environ["FORCE_COLOR"]  # a page is no terminal\n'
+)
 write_api()
