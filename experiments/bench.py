@@ -426,7 +426,7 @@ def _prepare(
   ended = time.perf_counter()
   state = jax.block_until_ready(init(hyper, key))
   made = time.perf_counter()
-  num_params = trees.size(state.variables["params"])
+  num_params = trees.size(state.server.variables["params"])
 
   def run(num_rounds: int) -> None:
     nonlocal state

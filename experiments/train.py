@@ -92,7 +92,7 @@ def run(config: flags.Config, experiment: Experiment, directory: pathlib.Path) -
   member = Member(config, experiment, directory)
   restored = _restore(member) if config.resume else None
   programs, inputs = compile_programs(experiment), inputs_of(experiment)
-  start = begin(member, programs, inputs, restored)
+  start = begin(programs, inputs, restored)
   with contextlib.ExitStack() as stack:
     update: Update = lambda done, row: None  # noqa: E731
     if processes.is_first():

@@ -36,7 +36,7 @@ from sparsyfed_jax.fed.sampling import AVAILABILITIES
 from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES
 from sparsyfed_jax.fed.server import CLIENT_WEIGHTS
 from sparsyfed_jax.fed.simulation import Keys, Simulation, make_keys, simulate
-from sparsyfed_jax.fed.task import classification
+from sparsyfed_jax.fed.task import Task, classification
 from sparsyfed_jax.metrics.flops import LayerCost, layer_costs
 from sparsyfed_jax.models import CNN, MLP, ResNet18, SpeechResNet18, ViT
 
@@ -67,6 +67,7 @@ class Experiment(NamedTuple):
   hyper: Hyper
   keys: Keys
   mesh: Mesh  # of the devices that take part
+  placement: str  # of the data and of what clients keep on them
   layers: tuple[str, ...]  # names of the prunable leaves' layers
   costs: tuple[LayerCost, ...]  # of the model's layers; () without --metrics
   facts: dict[str, Any]  # what the data made of the flags, for config.json
@@ -169,7 +170,10 @@ def build(config: Config) -> Experiment:
     wire_dtype=jnp.dtype(config.wire_dtype),
   )
   algorithm = _make_algorithm(config, setup)
+  if jax.process_count() > 1 and config.data_placement != "replicated":
+    _refuse_memory(config, algorithm, task)
   is_alone = mesh.size == 1 and config.data_placement != "streamed"
+  placement = "replicated" if is_alone else config.data_placement
   scales = _density_scales(config, len(parts), keys.partition)
   federation = Federation(
     x=dataset.x_train,
@@ -181,9 +185,7 @@ def build(config: Config) -> Experiment:
   after = federation
   if parts_after:
     after = federation._replace(indices=indices[len(parts) :], sizes=sizes[len(parts) :])
-  federation, after = _place_phases(
-    federation, after, mesh, "replicated" if is_alone else config.data_placement
-  )
+  federation, after = _place_phases(federation, after, mesh, placement)
   example = jax.ShapeDtypeStruct(input_shape, dataset.x_train.dtype)
   own_chunk = choose_chunk(
     config.clients_per_chunk, model, setup, example, -(-config.clients_per_round // mesh.size)
@@ -197,12 +199,11 @@ def build(config: Config) -> Experiment:
     rounds_per_call=min(config.eval_every, config.rounds),
     eval_batch_size=min(EVAL_BATCH_SIZE, len(dataset.y_test)),
     availability=AVAILABILITIES[config.client_sampling],
-    sum_cohort=(
-      sum_over_clients if is_alone else partial(sum_over_devices, mesh, config.data_placement)
-    ),
+    sum_cohort=sum_over_clients if is_alone else partial(sum_over_devices, mesh, placement),
     matmul_precision="tensorfloat32" if config.compute_dtype == "tf32" else "float32",
     measures=setup.measures,
     compared_clients=config.mask_metrics_clients,
+    num_clients=len(parts) if placement == "replicated" else 1,
   )
   facts = dict(
     num_clients=len(parts),
@@ -241,6 +242,7 @@ def build(config: Config) -> Experiment:
     hyper=hyper,
     keys=keys,
     mesh=mesh,
+    placement=placement,
     facts=facts,
     remarks=tuple(remarks(dataset)),
     split=count_phases(config, (parts, parts_after), dataset.y_train, dataset.num_classes),
@@ -382,6 +384,16 @@ def _make_algorithm(config: Config, setup: Setup) -> Algorithm:
     return ALGORITHMS[config.algorithm](setup, *forms)
   except ValueError as error:  # a model that the method cannot train
     raise ConfigError(f"--model={config.model}: {error}") from error
+
+
+def _refuse_memory(config: Config, algorithm: Algorithm, task: Task) -> None:
+  """Refuses what clients keep where no process could save it all."""
+  variables = jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)))
+  if jax.tree.leaves(jax.eval_shape(algorithm.memory, variables, make_hyper(config))):
+    raise ConfigError(
+      f"--data_placement={config.data_placement}: must be replicated in several processes where"
+      f" clients keep something between rounds, as those of --algorithm={config.algorithm} do"
+    )
 
 
 def _density_scales(config: Config, num_clients: int, key: jax.Array) -> np.ndarray:

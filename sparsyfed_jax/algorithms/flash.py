@@ -30,7 +30,7 @@ from sparsyfed_jax.fed.pruning import (
 from sparsyfed_jax.fed.rule import Carry, LocalRule, train_client
 from sparsyfed_jax.io.wire import payload_bytes
 from sparsyfed_jax.ops import ceil_of_share, count_one, floor_of_share, largest_mask
-from sparsyfed_jax.types import ClientData, Key, Metrics, Params, Tally, Variables, tally
+from sparsyfed_jax.types import ClientData, Key, Memory, Metrics, Params, Tally, Variables, tally
 
 _START = 2**31 - 1  # no epoch has this number, whose keys also come from the client's
 FORMS = ("spdst", "jmwst", "pdst", "nst", "magnitude")
@@ -107,8 +107,8 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     return [jnp.where(scale < 1, part, whole) for whole, part in pairs]
 
   def client(
-    download: masked.Download, data: ClientData, key: Key
-  ) -> tuple[masked.Upload, Metrics]:
+    download: masked.Download, memory: Memory, data: ClientData, key: Key
+  ) -> tuple[masked.Upload, Memory, Metrics]:
     hyper, number = download.hyper, download.update
     local, rule = setup.local, _training_in_memory
     if warms_up:
@@ -134,7 +134,7 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
       is_alone = is_warmup(hyper, number)
       pairs = zip(masks_alone, sent["round_uplink_bytes"], strict=True)
       sent["round_uplink_bytes"] = Tally(*(jnp.where(is_alone, a, b) for a, b in pairs))
-    return upload, metrics | sent
+    return upload, memory, metrics | sent
 
   def server(
     state: masked.State, upload: masked.Upload
@@ -174,6 +174,7 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     client=client,
     server=server,
     model=lambda state: state.variables,
+    masks=masked.masks_beside,
   )
 
 

@@ -37,7 +37,7 @@ from sparsyfed_jax.ops import (
   residual_layers,
   spectral_exponent,
 )
-from sparsyfed_jax.types import Batch, ClientData, Key, Metrics, Params, Variables
+from sparsyfed_jax.types import Batch, ClientData, Key, Memory, Metrics, Params, Variables
 
 ACTIVATION_THRESHOLDS = ("batch", "first_batch")
 REPARAMETERISATIONS = ("powerprop", "spectral")
@@ -91,7 +91,9 @@ def sparsyfed(setup: Setup, options: Options = DEFAULT) -> Algorithm:
       theta = powers(theta, exponents_of(theta, hyper.beta), inverse=True)
     return averaging.init(setup, {**variables, "params": theta}, hyper)
 
-  def client(download: averaging.Download, data: ClientData, key: Key) -> tuple[Upload, Metrics]:
+  def client(
+    download: averaging.Download, memory: Memory, data: ClientData, key: Key
+  ) -> tuple[Upload, Memory, Metrics]:
     hyper = download.hyper
     received = averaging.receive(setup, download, data)
     exponents = exponents_of(received["params"], hyper.beta)
@@ -117,7 +119,7 @@ def sparsyfed(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     if options.activation_threshold == "first_batch":
       carry = {name: jnp.float32(-1) for name in setup.task.layer_names}
     rule = LocalRule(weights=weights, layers=layers)
-    return averaging.client(setup, rule, carry, select, download, data, key)
+    return averaging.client(setup, rule, carry, select, download, memory, data, key)
 
   def model(state: averaging.State) -> Variables:
     theta = state.variables["params"]

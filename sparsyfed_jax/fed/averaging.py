@@ -17,7 +17,7 @@ from sparsyfed_jax.fed.pruning import prune_globally
 from sparsyfed_jax.fed.rule import Carry, LocalRule, Rates, train_client
 from sparsyfed_jax.fed.schedules import client_lr_at, density_at
 from sparsyfed_jax.fed.server import Upload, weigh
-from sparsyfed_jax.types import ClientData, Key, Metrics, Params, Variables
+from sparsyfed_jax.types import ClientData, Key, Memory, Metrics, Params, Variables
 
 # What is sent of the parameters: (received, trained, density) -> pytree like them.
 Selection = Callable[[Params, Params, jax.Array], Params]
@@ -103,9 +103,10 @@ def client(
   carry: Carry,
   select: Selection,
   download: Download,
+  memory: Memory,
   data: ClientData,
   key: Key,
-) -> tuple[Upload, Metrics]:
+) -> tuple[Upload, Memory, Metrics]:
   """Trains what was received and weighs what is selected of it.
 
   Args:
@@ -114,6 +115,7 @@ def client(
     carry: what the rule starts from.
     select: what is sent.
     download: what the client received.
+    memory: of the client, which is left as it is.
     data: its examples.
     key: of the client's round.
   """
@@ -124,7 +126,7 @@ def client(
   sent = select(received["params"], trained["params"], scaled(setup, download.density, data))
   upload = round_to_wire({**trained, "params": sent}, setup.wire_dtype)
   metrics |= setup.measures.exchange(download.variables, upload, data.size)
-  return weigh(upload, setup.client_weight(data.size)), metrics
+  return weigh(upload, setup.client_weight(data.size)), memory, metrics
 
 
 def receive(setup: Setup, download: Download, data: ClientData) -> Variables:
