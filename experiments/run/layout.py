@@ -67,6 +67,12 @@ def layout_of(experiment: Experiment, axis: int = 0) -> Layout:
   return Layout(experiment.mesh, experiment.placement, num_clients, axis)
 
 
+def saved_shapes(experiment: Experiment) -> State:
+  """Makes the shapes of what is saved of a run."""
+  made = jax.eval_shape(experiment.simulation.init, experiment.hyper, experiment.keys.init)
+  return layout_of(experiment).saved(made)
+
+
 def without_memories(state: State) -> State:
   """Leaves out what clients keep, which only rounds need."""
   return state._replace(memories=())

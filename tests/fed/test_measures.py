@@ -51,7 +51,9 @@ def exchange(method, name, state, **setup):
   made = cases.algorithm(method, name, **setup)
   download = made.broadcast(state)
   data = cases.client_data(cases.problem(name).federation, CLIENT)
-  upload, metrics = cases.client(method, name, **setup)(download, data, jax.random.key(4))
+  memory = made.memory(cases.variables(name), cases.hyper())
+  run = cases.client(method, name, **setup)
+  upload, _, metrics = run(download, memory, data, jax.random.key(4))
   return download, upload, metrics
 
 
