@@ -43,12 +43,13 @@ from rich.table import Table
 from experiments import flags, workloads
 from experiments.run.build import choose_chunk
 from experiments.run.compiling import compile_in_turn
+from experiments.run.config import COMPUTE_DTYPES
 from experiments.run.environment import describe_environment
 from experiments.terminal import format_bytes
 from experiments.turns import PeerError, open_peer, take_turns
 from experiments.workloads import WORKLOADS, Workload
 from sparsyfed_jax import trees
-from sparsyfed_jax.algorithms import ALGORITHMS
+from sparsyfed_jax.algorithms import METHODS
 from sparsyfed_jax.fed.cohort import Federation
 from sparsyfed_jax.fed.measures import NO_MEASURES
 from sparsyfed_jax.fed.task import Task
@@ -197,7 +198,7 @@ def define_settings(
   absl_flags.DEFINE_enum(
     "compute_dtype",
     defaults.compute_dtype,
-    flags.COMPUTE_DTYPES,
+    COMPUTE_DTYPES,
     "what products are computed in",
     flag_values=flag_values,
   )
@@ -265,7 +266,7 @@ def read_algorithms(flag_values: absl_flags.FlagValues) -> list[str]:
     ConfigError: a method is not known.
   """
   algorithms = list(dict.fromkeys(_value(flag_values, "algorithm")))
-  check_names("algorithm", algorithms, sorted(ALGORITHMS))
+  check_names("algorithm", algorithms, sorted(METHODS))
   if not algorithms:
     raise flags.ConfigError("--algorithm: must name a method")
   return algorithms
@@ -417,7 +418,7 @@ def _prepare(
     workload, setup, algorithm, chunk, MAX_ROUNDS_PER_CALL, settings.compute_dtype
   )
   key = jax.random.key(0)
-  hyper = workloads.hyper()
+  hyper = workloads.hyper(algorithm)
   shapes = jax.eval_shape(simulation.init, hyper, key)
   init, compiled = compile_in_turn(
     lambda: simulation.init.lower(hyper, key),

@@ -203,7 +203,11 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-  flags.define()
+  try:
+    flags.define(strangers=flags.strangers_in(sys.argv))
+  except flags.ConfigError as error:
+    processes.refuse(error, sys.argv)
+    flags.fail(error)
   absl_flags.adopt_module_key_flags(flags)  # for --help
   logging.set_verbosity(logging.WARNING)  # jax tells at length which backends it did not find
   app.run(main, flags_parser=_parse)

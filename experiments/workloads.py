@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from experiments import flags
 from experiments.run.build import make_hyper
-from sparsyfed_jax.algorithms import ALGORITHMS
+from sparsyfed_jax.algorithms import METHODS
 from sparsyfed_jax.fed.algorithm import Setup
 from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.cohort import Federation
@@ -147,7 +147,7 @@ def choose(
 
 
 def make_setup(workload: Workload, compute_dtype: str) -> Setup:
-  """Makes the setup of a workload; the type is among `flags.COMPUTE_DTYPES`."""
+  """Makes the setup of a workload; the type is among `config.COMPUTE_DTYPES`."""
   mean, std = (127.5, 127.5) if workload.dtype == "uint8" else (0.0, 1.0)
   dtype = _dtype_and_precision(compute_dtype)[0]
   task = classification(workload.model, workload.shape, mean, std, dtype)
@@ -176,10 +176,10 @@ def make_simulation(
     algorithm: name of the method.
     clients_per_chunk: how many clients are vmapped.
     rounds_per_call: at most how many rounds a call does.
-    compute_dtype: among `flags.COMPUTE_DTYPES`.
+    compute_dtype: among `config.COMPUTE_DTYPES`.
   """
   return simulate(
-    ALGORITHMS[algorithm](setup),
+    METHODS[algorithm].algorithm(setup),
     setup.task,
     workload.clients_per_round,
     clients_per_chunk,
@@ -201,11 +201,12 @@ def _dtype_and_precision(compute_dtype: str) -> tuple[Any, str]:
   return dtype, "tensorfloat32" if compute_dtype == "tf32" else "float32"
 
 
-def hyper() -> Hyper:
-  """Makes the settings of all workloads: 95 % sparsity from the first round, a constant rate."""
+def hyper(algorithm: str) -> Hyper:
+  """Makes a method's settings for all workloads: 95 % sparsity from round 1, a constant rate."""
   return make_hyper(
     flags.resolve(
       flags.DEFAULTS._replace(
+        algorithm=algorithm,
         rounds=1000,
         client_lr=_LEARNING_RATE,
         client_lr_final=_LEARNING_RATE,

@@ -1,6 +1,6 @@
 """Methods x toy problems: what the tests of the engine run on, compiled once a process.
 
-Every method of `ALGORITHMS` is tested, so that a new one only has to be put into that table.
+Every method of `algorithms.METHODS` is tested, so that a new one only has to be put into that list.
 Compilation is what takes time here. So functions are cached by what they are made of, and tests
 call them with the same shapes where they can.
 """
@@ -15,12 +15,13 @@ import optax
 import pytest
 from flax import linen as nn
 
-from sparsyfed_jax.algorithms import ALGORITHMS, OPTIONS
+from sparsyfed_jax.algorithms import METHODS as RECORDS
 from sparsyfed_jax.data.partition import stack_clients
-from sparsyfed_jax.fed.algorithm import Setup
+from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
 from sparsyfed_jax.fed.hyper import Hyper
+from sparsyfed_jax.fed.method import with_own
 from sparsyfed_jax.fed.optimizers import FEDOPT, ServerOptimizer, sgd
 from sparsyfed_jax.fed.sampling import Cohort
 from sparsyfed_jax.fed.schedules import SPARSITY_SCHEDULES
@@ -32,7 +33,7 @@ from sparsyfed_jax.types import ClientData
 
 # Every method, and besides its default form the others that change what is sent or when.
 VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
-  **{name: (name, {}) for name in ALGORITHMS},
+  **{name: (name, {}) for name in RECORDS},
   "sparsyfed-release": (
     "sparsyfed",
     {"activation_threshold": "first_batch", "reparam_exclude": "Dense_0|Conv_2"},
@@ -164,9 +165,13 @@ def with_slow_forms(methods, *others):
   ]
 
 
-def hyper(**changes: float) -> Hyper:
-  """Makes hyperparameters: this module's defaults, with changes."""
-  return Hyper(**{name: jnp.float32(value) for name, value in (HYPER | changes).items()})
+def hyper(method: str = "fedavg", **changes: float) -> Hyper:
+  """Makes a method's hyperparameters: this module's defaults, with changes, named as flags are."""
+  values = HYPER | changes
+  record = RECORDS[VARIANTS[method][0]]
+  own = {s.field: values.get(s.name, s.default) for s in record.settings() if s.is_number}
+  common = {name: jnp.float32(values[name]) for name in Hyper._fields if name != "own"}
+  return with_own(Hyper(**common), record.hyper(**own))
 
 
 def make_setup(
@@ -256,9 +261,13 @@ def variables(name: str):
 @cache
 def algorithm(method: str, name: str, **setup):
   """Makes a variant of a method for a problem; further arguments are those of `make_setup`."""
+  return form(method, make_setup(problem(name).task, **setup))
+
+
+def form(method: str, setup: Setup) -> Algorithm:
+  """Makes a variant of a method."""
   base, options = VARIANTS[method]
-  made = make_setup(problem(name).task, **setup)
-  return ALGORITHMS[base](made, OPTIONS[base](**options)) if options else ALGORITHMS[base](made)
+  return RECORDS[base].algorithm(setup, RECORDS[base].options(**options))
 
 
 @cache
@@ -302,13 +311,15 @@ def memories(method: str, name: str, seed=None, **setup):
     rows = np.broadcast_to(leaf, (len(SIZES), *leaf.shape))
     return jnp.asarray(rows if seed is None else rows + rng.normal(0, 0.1, rows.shape), leaf.dtype)
 
-  return jax.tree.map(of_all, algorithm(method, name, **setup).memory(variables(name), hyper()))
+  return jax.tree.map(
+    of_all, algorithm(method, name, **setup).memory(variables(name), hyper(method))
+  )
 
 
 def start(method: str, name: str, values: Hyper | None = None, **setup):
   """Makes a state before round 1; it may be donated."""
   initial = algorithm(method, name, **setup).init
-  return copy(initial(variables(name), values or hyper(), jax.random.key(11)))
+  return copy(initial(variables(name), values or hyper(method), jax.random.key(11)))
 
 
 def whole(method: str, name: str, server=None, **setup) -> State:

@@ -12,13 +12,14 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.flags import AUTO, Config, ConfigError, ignored, input_range, options
+from experiments.flags import AUTO, Config, ConfigError, input_range
 from experiments.run import processes
+from experiments.run.config import VALUE
 from experiments.run.environment import free_bytes
 from experiments.run.identity import digest, examples_digest
+from experiments.run.settings import all_flags, method_of, own_hyper, own_options
 from experiments.run.split import Split, count_phases
 from sparsyfed_jax import trees
-from sparsyfed_jax.algorithms import ALGORITHMS, OPTIONS
 from sparsyfed_jax.data import partition, scaling, sources
 from sparsyfed_jax.data.remarks import remarks
 from sparsyfed_jax.data.shift import SHIFTS
@@ -30,6 +31,7 @@ from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.measures import NO_MEASURES
 from sparsyfed_jax.fed.measures import measures as make_measures
 from sparsyfed_jax.fed.memory import client_bytes
+from sparsyfed_jax.fed.method import Pattern, with_own
 from sparsyfed_jax.fed.optimizers import SERVER_OPTIMIZERS, ClientOptimizer, adamw, clipped, sgd
 from sparsyfed_jax.fed.ragged import are_uneven
 from sparsyfed_jax.fed.sampling import AVAILABILITIES
@@ -258,58 +260,12 @@ def everywhere(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-# Flags that become values of the state or of the data, and leave the compiled programs alone.
-_VALUES = (
-  "dataset",
-  "input_range",
-  "num_clients",
-  "rounds",
-  "sparsity",
-  "sparsity_ramp_rounds",
-  "beta",
-  "activation_floor",
-  "zerofl_mask_ratio",
-  "flash_warmup_rounds",
-  "flash_warmup_epochs",
-  "flash_update_every",
-  "flash_drop_rate",
-  "feddst_update_every",
-  "feddst_update_until",
-  "feddst_drop_rate",
-  "client_sparsities",
-  "client_sparsity_shares",
-  "client_lr",
-  "client_lr_final",
-  "weight_decay",
-  "server_lr",
-  "server_tau",
-  "proximal_mu",
-  "client_dropout",
-  "straggler_fraction",
-  "partition",
-  "dirichlet_alpha",
-  "shards_per_client",
-  "power_law_exponent",
-  "shift_round",
-  "shift_kind",
-  "shift_dirichlet_alpha",
-  "shift_seed",
-  "client_eval",
-  "target_accuracy",
-  "mask_metrics_every",
-  "trackers",
-  "seed",
-  "output_dir",
-  "checkpoint_every",
-  "compilation_cache_dir",
-  "resume",
-  "discard_rounds",
-)
-
-
 def fixed_flags(config: Config) -> Hashable:
   """Makes what the flags, without the data, fix of the compiled programs."""
-  fixed = {name: value for name, value in config._asdict().items() if name not in _VALUES}
+  known = all_flags(config)
+  fixed = {
+    name: value for name, value in config._asdict().items() if VALUE not in known[name].marks
+  }
   return (
     tuple(fixed.items()),
     bool(config.client_sparsities),
@@ -365,7 +321,8 @@ def _client_optimizer(config: Config) -> ClientOptimizer:
 
 def _patterns(config: Config) -> list[str]:
   """Names the flags that find layers, of those that the method reads."""
-  return [flag for flag in ("reparam_exclude", "zerofl_exclude") if flag not in ignored(config)]
+  settings = method_of(config).settings()
+  return [setting.name for setting in settings if isinstance(setting.rule, Pattern)]
 
 
 def _check_patterns(config: Config, layer_names: Sequence[str]) -> None:
@@ -378,10 +335,8 @@ def _check_patterns(config: Config, layer_names: Sequence[str]) -> None:
 
 def _make_algorithm(config: Config, setup: Setup) -> Algorithm:
   _check_patterns(config, setup.task.layer_names)
-  has_forms = config.algorithm in OPTIONS
-  forms = [OPTIONS[config.algorithm](**options(config))] if has_forms else []
   try:
-    return ALGORITHMS[config.algorithm](setup, *forms)
+    return method_of(config).algorithm(setup, own_options(config))
   except ValueError as error:  # a model that the method cannot train
     raise ConfigError(f"--model={config.model}: {error}") from error
 
@@ -414,7 +369,8 @@ def make_hyper(config: Config) -> Hyper:
     "density": 1 - config.sparsity,
     "ramp_rounds": config.sparsity_ramp_rounds,
   }
-  return Hyper(**{name: jnp.float32(value) for name, value in values.items()})
+  common = Hyper(**{name: jnp.float32(value) for name, value in values.items()})
+  return with_own(common, own_hyper(config))
 
 
 def _make_model(config: Config, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:

@@ -15,7 +15,7 @@ rounds. The laws, tested over all methods:
    pseudo-gradient, because the difference of two rounded weights is almost never 0.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -76,16 +76,6 @@ class Algorithm(NamedTuple):
   memory: Callable[[Variables, Hyper], Memory] = no_memory
   # A download, or one client's upload -> masks of the prunable parameters
   masks: Callable[[Any], Masks] = masks_of_zeros
-
-
-def require_one_of(name: str, value: str, known: Sequence[str]) -> None:
-  """Checks an option of a method.
-
-  Raises:
-    ValueError: naming the option, its value and what is known.
-  """
-  if value not in known:
-    raise ValueError(f"{name}={value!r}: must be one of {', '.join(known)}")
 
 
 def require_prunable(method: str, task: Task) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sparsyfed_jax import trees
-from sparsyfed_jax.algorithms import ALGORITHMS
+from sparsyfed_jax.algorithms import METHODS
 from sparsyfed_jax.fed.cohort import CLIENTS, EXCLUDED
 from tests import cases
 
@@ -71,7 +71,7 @@ class TestNobodyChangesNothing:
       )
 
 
-@pytest.mark.parametrize("method", ALGORITHMS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["batchnorm"])
 class TestPaddingChangesNothing:
   def test_empty_clients_add_nothing(self, method, name):
@@ -101,7 +101,7 @@ class TestPaddingChangesNothing:
     cases.assert_close((upload, metrics), expected, 1e-6)
 
 
-@pytest.mark.parametrize("method", ALGORITHMS)
+@pytest.mark.parametrize("method", METHODS)
 def test_the_cut_of_the_cohort_changes_nothing(method, name="mlp"):
   def run(clients_per_chunk):
     state, kept = cases.whole(method, name)
@@ -125,7 +125,7 @@ def test_the_cut_of_the_cohort_changes_nothing(method, name="mlp"):
     cases.assert_close(run(clients_per_chunk), expected, 1e-5)
 
 
-@pytest.mark.parametrize("method", [*ALGORITHMS, "flash-jmwst"])
+@pytest.mark.parametrize("method", [*METHODS, "flash-jmwst"])
 class TestReproducible:
   def run(self, method, state, num_rounds, seed=3, rounds_per_call=5):
     simulation = cases.simulation(method, "linear", rounds_per_call=rounds_per_call)

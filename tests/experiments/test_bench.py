@@ -14,6 +14,7 @@ from absl import flags as absl_flags
 
 from experiments import bench, flags, workloads
 from experiments.bench import Settings
+from experiments.run.config import COMPUTE_DTYPES
 from experiments.workloads import WORKLOADS, Workload
 from sparsyfed_jax import trees
 from sparsyfed_jax.fed.task import classification
@@ -308,7 +309,7 @@ def test_every_example_has_one_client(tiny):
   assert sorted(owned) == list(range(12)) and federation.x.shape == (12, 5)
 
 
-@pytest.mark.parametrize("compute_dtype", flags.COMPUTE_DTYPES)
+@pytest.mark.parametrize("compute_dtype", COMPUTE_DTYPES)
 def test_the_peak_is_of_products_in_the_type_that_is_measured(compute_dtype):
   matrix, precision = workloads.random_matrix(2, compute_dtype)
   dtypes = {"float32": "float32", "tf32": "float32", "bfloat16": "bfloat16"}

@@ -22,7 +22,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sparsyfed_jax.fed.cohort import sum_over_clients
-from sparsyfed_jax.fed.devices import AXIS, collect_memories, place, place_memories, sum_over_devices
+from sparsyfed_jax.fed import devices
+from sparsyfed_jax.fed.devices import AXIS, place, sum_over_devices
 from sparsyfed_jax.fed.simulation import State, simulate
 from sparsyfed_jax.fed.streaming import run_staged, stage
 from tests import cases
@@ -44,7 +45,7 @@ def run(method, placement, num_devices):
     sum_cohort=partial(sum_over_devices, mesh, placement) if placement else sum_over_clients,
   )
   server = cases.start(method, "mlp")._replace(hyper=cases.hyper(client_dropout=0.2))
-  memories = place_memories(cases.memories(method, "mlp"), mesh, placement or "replicated")
+  memories = devices.place_memories(cases.memories(method, "mlp"), mesh, placement or "replicated")
   state = State(server, memories)
   if placement != "streamed":
     federation = place(host, mesh, placement) if placement else cases.problem("mlp").federation
@@ -53,7 +54,7 @@ def run(method, placement, num_devices):
       assert len(shares) == num_devices and (num_devices == 1 or max(shares) < len(host.x))
     state, columns = jax.device_get(simulation.run(state, federation, key, 10))
     if placement == "sharded":
-      kept = collect_memories(state.memories, mesh, len(host.sizes))
+      kept = devices.collect_memories(state.memories, mesh, len(host.sizes))
       state = state._replace(memories=kept)
     return state, columns
 

@@ -51,7 +51,7 @@ def exchange(method, name, state, **setup):
   made = cases.algorithm(method, name, **setup)
   download = made.broadcast(state)
   data = cases.client_data(cases.problem(name).federation, CLIENT)
-  memory = made.memory(cases.variables(name), cases.hyper())
+  memory = made.memory(cases.variables(name), cases.hyper(method))
   run = cases.client(method, name, **setup)
   upload, _, metrics = run(download, memory, data, jax.random.key(4))
   return download, upload, metrics

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsyfed_jax.algorithms import ALGORITHMS, READS_HYPER
+from sparsyfed_jax.algorithms import METHODS
 from sparsyfed_jax.fed.algorithm import Algorithm
 from sparsyfed_jax.fed.cohort import Federation
 from sparsyfed_jax.fed.hyper import Hyper
@@ -15,7 +15,7 @@ from sparsyfed_jax.fed.simulation import State, make_keys, simulate
 from sparsyfed_jax.types import total, weighted
 from tests import cases
 
-every_method = pytest.mark.parametrize("method", ALGORITHMS)
+every_method = pytest.mark.parametrize("method", METHODS)
 CHANGED = cases.HYPER | {
   "rounds": 4.0,
   "client_lr": 0.2,
@@ -73,7 +73,7 @@ class TestRun:
     simulation = cases.simulation(method, "linear")
     run(method, begin(method))
     compiled = simulation.run._cache_size()
-    state = begin(method, cases.hyper(**CHANGED))
+    state = begin(method, cases.hyper(method, **CHANGED))
     federation = cases.problem("linear").federation
     run(method, state, 1, federation._replace(sizes=federation.sizes // 2))
     assert simulation.run._cache_size() == compiled
@@ -139,7 +139,7 @@ class TestRun:
 
   def test_init_makes_the_state_of_the_key(self, method):
     simulation = cases.simulation(method, "linear")
-    hyper = cases.hyper()
+    hyper = cases.hyper(method)
     first, same, other = (simulation.init(hyper, jax.random.key(seed)) for seed in (0, 0, 1))
     cases.assert_same_bits(first, same)
     assert not cases.same_bits(first.server.variables, other.server.variables)
@@ -149,14 +149,20 @@ class TestRun:
     simulation.init(hyper, jax.random.key(2))  # the values given are not donated with a state
 
 
-@pytest.mark.parametrize("name", READS_HYPER["sparsyfed"] + COMMON_HYPER)
+def own_numbers(method):
+  return tuple(setting.name for setting in METHODS[method].settings() if setting.is_number)
+
+
+@pytest.mark.parametrize(
+  "name", own_numbers("sparsyfed") + METHODS["sparsyfed"].reads + COMMON_HYPER
+)
 def test_every_value_has_an_effect(name):
   # From a sparse model, so that activations are pruned, and within a ramp of the density.
   start = cases.trained("sparsyfed", "linear")._replace(round=jnp.int32(0))
 
   def final(**changes):
-    values = cases.hyper(**({"ramp_rounds": 6.0, "density": 0.05} | changes))
-    state = State(start._replace(hyper=values), ())
+    values = {"ramp_rounds": 6.0, "density": 0.05} | changes
+    state = State(start._replace(hyper=cases.hyper("sparsyfed", **values)), ())
     return run("sparsyfed", state, 2, schedule="cubic", proximal=True)[0].server.variables
 
   first = final()
@@ -168,16 +174,16 @@ def test_every_value_has_an_effect(name):
   ("method", "name"),
   [
     (method, name)
-    for method, names in READS_HYPER.items()
+    for method in METHODS
     if method != "sparsyfed"
-    for name in names
-    if name.startswith(method) and name != "flash_update_every"
+    for name in own_numbers(method)
+    if name != "flash_update_every"
   ]
   + [("flash-jmwst", "flash_update_every")],
 )
 def test_every_value_of_a_method_has_an_effect(method, name):
   def final(**changes):
-    state = cases.start(method, "mlp", cases.hyper(**changes))
+    state = cases.start(method, "mlp", cases.hyper(method, **changes))
     for i in range(5):
       upload, _ = cases.run_cohort(method, "mlp", state, (3, 0, 5), key=jax.random.key(i))
       state, _ = cases.server(method, "mlp")(state, upload)
@@ -187,13 +193,13 @@ def test_every_value_of_a_method_has_an_effect(method, name):
 
 
 def test_values_that_no_method_reads_do_not_exist():
-  read = {name for names in READS_HYPER.values() for name in names}
-  assert read | set(COMMON_HYPER + OPTIMIZER_HYPER) == set(Hyper._fields)
+  read = {name for method in METHODS.values() for name in method.reads}
+  assert read | set(COMMON_HYPER + OPTIMIZER_HYPER) == set(Hyper._fields) - {"own"}
 
 
 def test_a_sweep_can_be_vmapped():
   states = [
-    begin("sparsyfed", cases.hyper(beta=beta, density=density))
+    begin("sparsyfed", cases.hyper("sparsyfed", beta=beta, density=density))
     for beta, density in [(1.25, 0.4), (1.5, 0.6)]
   ]
   simulation = cases.simulation("sparsyfed", "linear")
