@@ -418,7 +418,7 @@ def _prepare(
     workload, setup, algorithm, chunk, MAX_ROUNDS_PER_CALL, settings.compute_dtype
   )
   key = jax.random.key(0)
-  hyper = workloads.hyper(algorithm)
+  hyper = workloads.hyper(algorithm, workload)
   shapes = jax.eval_shape(simulation.init, hyper, key)
   init, compiled = compile_in_turn(
     lambda: simulation.init.lower(hyper, key),

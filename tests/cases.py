@@ -40,6 +40,7 @@ VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
   ),
   "sparsyfed-spectral": ("sparsyfed", {"reparameterisation": "spectral"}),
   "sparsyfed-changes": ("sparsyfed", {"upload": "changes"}),
+  "sparsyfed-feedback": ("sparsyfed", {"upload": "changes_with_feedback"}),
   "zerofl-masked-changes": ("zerofl", {"uplink": "masked_changes"}),
   "zerofl-changes": ("zerofl", {"uplink": "changes"}),
   "zerofl-comparison": ("zerofl", {"form": "comparison"}),
@@ -67,8 +68,14 @@ SEND_WEIGHTS = (
   "sparsyfed-spectral",
   "zerofl",
   "zerofl-comparison",
+  "scaffold",
 )
-SEND_CHANGES = ("sparsyfed-changes", "zerofl-masked-changes", "zerofl-changes")
+SEND_CHANGES = (
+  "sparsyfed-changes",
+  "sparsyfed-feedback",
+  "zerofl-masked-changes",
+  "zerofl-changes",
+)
 SEND_MASKED = tuple(name for name in METHODS if name not in SEND_WEIGHTS + SEND_CHANGES)
 NUM_CLASSES = 3
 BATCH_SIZE = 4
@@ -97,6 +104,7 @@ HYPER = {
   "straggler_fraction": 0.0,
   "density": 0.4,
   "ramp_rounds": 0.0,
+  "total_weight": float(sum(SIZES)),
   "proximal_mu": 0.1,
   "beta": 1.25,
   "activation_floor": 0.0,

@@ -228,7 +228,8 @@ def build(config: Config) -> Experiment:
     examples_sha256=examples_digest(dataset),
     split_sha256=digest([*parts, len(parts), *parts_after, scales]),
   )
-  others = (dataset.x_test, dataset.y_test, make_hyper(config), keys)
+  total_weight = float(jnp.sum(setup.client_weight(jnp.asarray(sizes[: len(parts)]))))
+  others = (dataset.x_test, dataset.y_test, make_hyper(config, total_weight), keys)
   x_test, y_test, hyper, keys = put(others, everywhere(mesh))
   layers = tuple(trees.layer_names(jax.eval_shape(task.init, keys.init)["params"]))
   return Experiment(
@@ -344,7 +345,7 @@ def _make_algorithm(config: Config, setup: Setup) -> Algorithm:
 def _refuse_memory(config: Config, algorithm: Algorithm, task: Task) -> None:
   """Refuses what clients keep where no process could save it all."""
   variables = jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)))
-  if jax.tree.leaves(jax.eval_shape(algorithm.memory, variables, make_hyper(config))):
+  if jax.tree.leaves(jax.eval_shape(algorithm.memory, variables, make_hyper(config, 1))):
     raise ConfigError(
       f"--data_placement={config.data_placement}: must be replicated in several processes where"
       f" clients keep something between rounds, as those of --algorithm={config.algorithm} do"
@@ -362,12 +363,13 @@ def _density_scales(config: Config, num_clients: int, key: jax.Array) -> np.ndar
   return sorted_scales[order].astype(np.float32)
 
 
-def make_hyper(config: Config) -> Hyper:
-  """Makes the values that the state carries of resolved flags."""
+def make_hyper(config: Config, total_weight: float) -> Hyper:
+  """Makes the values that the state carries of resolved flags and the clients' weights."""
   values = {
     **{name: getattr(config, name) for name in Hyper._fields if hasattr(config, name)},
     "density": 1 - config.sparsity,
     "ramp_rounds": config.sparsity_ramp_rounds,
+    "total_weight": total_weight,
   }
   common = Hyper(**{name: jnp.float32(value) for name, value in values.items()})
   return with_own(common, own_hyper(config))

@@ -18,6 +18,7 @@ from sparsyfed_jax.fed import averaging
 from sparsyfed_jax.fed.algorithm import (
   Algorithm,
   Setup,
+  no_memory,
   require_injected,
   require_prunable,
 )
@@ -83,9 +84,10 @@ class Options(NamedTuple):
   upload: Annotated[
     str,
     Choice(
-      "weights (the largest parameters) or changes (the largest changes; they keep no mask, and the"
-      " server's model becomes dense)",
-      ("weights", "changes"),
+      "weights (the largest parameters), changes (the largest changes; they keep no mask, and the"
+      " server's model becomes dense) or changes_with_feedback (each client adds what it has not sent"
+      " to its next changes)",
+      ("weights", "changes", "changes_with_feedback"),
     ),
   ] = "weights"
 
@@ -155,7 +157,7 @@ def sparsyfed(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     weights = powers(theta, exponents_of(theta, state.hyper.own.beta))
     return {**state.variables, "params": weights}
 
-  sends_changes = options.upload == "changes"
+  sends_changes = options.upload != "weights"
   select = averaging.largest_changes if sends_changes else averaging.largest_trained
   return Algorithm(
     init=init,
@@ -163,6 +165,7 @@ def sparsyfed(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     client=client,
     server=partial(averaging.server, setup, is_change=sends_changes),
     model=model,
+    memory=averaging.no_rest if options.upload == "changes_with_feedback" else no_memory,
   )
 
 
