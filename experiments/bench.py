@@ -41,15 +41,15 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import flags, workloads
-from experiments.run.build import choose_chunk
 from experiments.run.compiling import compile_in_turn
 from experiments.run.config import COMPUTE_DTYPES
 from experiments.run.environment import describe_environment
+from experiments.run.models import choose_chunk
 from experiments.terminal import format_bytes
 from experiments.turns import PeerError, open_peer, take_turns
 from experiments.workloads import WORKLOADS, Workload
 from sparsyfed_jax import trees
-from sparsyfed_jax.algorithms import METHODS
+from sparsyfed_jax.algorithms import DENSE, METHODS, OURS
 from sparsyfed_jax.fed.cohort import Federation
 from sparsyfed_jax.fed.measures import NO_MEASURES
 from sparsyfed_jax.fed.task import Task
@@ -63,7 +63,7 @@ RUN_ROUNDS = 50  # of a run whose start counts
 SELECTION = "kth_magnitude"
 SELECTION_SIZE = 11_000_000
 SELECTED = 550_000
-BASELINE = "fedavg"
+BASELINE = DENSE
 ON, OFF = METRICS = ("on", "off")  # what every round reports of models and masks
 PLAIN_WIDTH = 150  # of the table where stderr is not a terminal
 
@@ -178,7 +178,7 @@ def define_settings(
 ) -> None:
   """Defines --algorithm and the flags of `Settings` that `scaling` has too."""
   absl_flags.DEFINE_list(
-    "algorithm", [BASELINE, "sparsyfed"], "comma list of methods", flag_values=flag_values
+    "algorithm", [BASELINE, OURS], "comma list of methods", flag_values=flag_values
   )
   absl_flags.DEFINE_integer(
     "repeats", defaults.repeats, "timed calls, of which the median counts", flag_values=flag_values

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, NamedTuple
 
-from sparsyfed_jax.algorithms import METHODS
+from sparsyfed_jax.algorithms import METHODS, OURS
 from sparsyfed_jax.data.shift import SHIFTS
 from sparsyfed_jax.fed.devices import PLACEMENTS
 from sparsyfed_jax.fed.method import Choice, Knob
@@ -79,7 +79,7 @@ class Config(NamedTuple):
   algorithm: Annotated[
     str,
     Knob(f"one of {', '.join(METHODS)}, or package.module:METHOD or ./file.py:METHOD of your own"),
-  ] = "sparsyfed"
+  ] = OURS
   sparsity: Annotated[
     float,
     Knob(

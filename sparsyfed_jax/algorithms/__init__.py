@@ -25,6 +25,8 @@ METHODS: dict[str, Method] = {
   module.METHOD.name: module.METHOD
   for module in (fedavg, feddst, flash, scaffold, sparsyfed, static, topk, zerofl)
 }
+# Those that others are held against: the paper's, and training without pruning.
+OURS, DENSE = sparsyfed.METHOD.name, fedavg.METHOD.name
 
 
 def find(name: str) -> Method:

@@ -16,7 +16,6 @@ remembers earlier ones, as momentum and AdamW do, tells nothing of the mean grad
 The rate may change from round to round.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax

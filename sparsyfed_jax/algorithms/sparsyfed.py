@@ -85,8 +85,8 @@ class Options(NamedTuple):
     str,
     Choice(
       "weights (the largest parameters), changes (the largest changes; they keep no mask, and the"
-      " server's model becomes dense) or changes_with_feedback (each client adds what it has not sent"
-      " to its next changes)",
+      " server's model becomes dense) or changes_with_feedback (each client adds what it has not"
+      " sent to its next changes)",
       ("weights", "changes", "changes_with_feedback"),
     ),
   ] = "weights"
