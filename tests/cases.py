@@ -77,6 +77,7 @@ SEND_CHANGES = (
   "zerofl-changes",
 )
 SEND_MASKED = tuple(name for name in METHODS if name not in SEND_WEIGHTS + SEND_CHANGES)
+KEEP_MEMORY = ("scaffold", "sparsyfed-feedback")  # see tests/algorithms/test_memories.py
 NUM_CLASSES = 3
 BATCH_SIZE = 4
 EPOCHS = 2

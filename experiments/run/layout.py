@@ -73,6 +73,11 @@ def saved_shapes(experiment: Experiment) -> State:
   return layout_of(experiment).saved(made)
 
 
+def memory_bytes(state: State) -> int:
+  """Counts what each client keeps between rounds, of the state of one run."""
+  return sum(leaf.nbytes // leaf.shape[0] for leaf in jax.tree.leaves(state.memories))
+
+
 def without_memories(state: State) -> State:
   """Leaves out what clients keep, which only rounds need."""
   return state._replace(memories=())

@@ -20,6 +20,7 @@ from experiments.run.chance import describe_chance
 from experiments.run.clients import client_accuracies, client_spread, owners_at
 from experiments.run.environment import describe_environment
 from experiments.run.layer_shares import dense_flops, shares_of
+from experiments.run.layout import memory_bytes
 from experiments.run.mask_files import save_mask, write_similarity
 from experiments.run.measures import bytes_to_accuracy, recovery, rounds_to_accuracy
 from experiments.run.programs import Inputs, Programs
@@ -409,6 +410,8 @@ def _summarise(
   }
   if config.metrics:
     summary |= _summarise_measures(member, rows, state)
+  if kept := memory_bytes(state):
+    summary["client_memory_bytes"] = kept
   if hits is not None:
     owners = owners_at(experiment.test_owners, config.shift_round, config.rounds)
     num_clients = experiment.facts["num_clients"]
