@@ -42,16 +42,16 @@ def plain_clients(index, key):
   return clients
 
 
-def play(variant, num_rounds=len(COHORTS), **setup):
+def play(variant):
   """Runs rounds; returns for each the state and the memories before it, and those after it."""
-  state, kept = cases.whole(variant, "cnn", cases.start(variant, "cnn", hyper(variant), **setup))
+  state, kept = cases.whole(variant, "cnn", cases.start(variant, "cnn", hyper(variant)))
   rounds = []
-  for index in range(num_rounds):
-    download = cases.algorithm(variant, "cnn", **setup).broadcast(state)
+  for index in range(len(COHORTS)):
+    download = cases.algorithm(variant, "cnn").broadcast(state)
     key, federation = jax.random.key(50 + index), cases.problem("cnn").federation
-    run = cases.cohort(variant, "cnn", **setup)
+    run = cases.cohort(variant, "cnn")
     upload, after, _ = run(download, kept, federation, cohort_of(index), key)
-    new, _ = cases.server(variant, "cnn", **setup)(state, upload)
+    new, _ = cases.server(variant, "cnn")(state, upload)
     rounds.append((key, (state, kept), (new, after)))
     state, kept = new, after
   return rounds

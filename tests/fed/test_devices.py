@@ -44,7 +44,7 @@ def run(method, placement, num_devices):
     eval_batch_size=4,
     sum_cohort=partial(sum_over_devices, mesh, placement) if placement else sum_over_clients,
   )
-  server = cases.start(method, "mlp")._replace(hyper=cases.hyper(client_dropout=0.2))
+  server = cases.start(method, "mlp")._replace(hyper=cases.hyper(method, client_dropout=0.2))
   memories = devices.place_memories(cases.memories(method, "mlp"), mesh, placement or "replicated")
   state = State(server, memories)
   if placement != "streamed":

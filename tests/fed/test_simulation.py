@@ -306,7 +306,7 @@ def test_products_have_the_precision_asked_for(precision):
     eval_batch_size=cases.EVAL_BATCH_SIZE,
     matmul_precision=precision,
   )
-  state = jax.eval_shape(simulation.init, cases.hyper(), jax.random.key(0))
+  state = jax.eval_shape(simulation.init, cases.hyper("sparsyfed"), jax.random.key(0))
   problem = cases.problem("linear")
   texts = [
     str(simulation.run.trace(state, problem.federation, jax.random.key(0), jnp.int32(1)).jaxpr),
