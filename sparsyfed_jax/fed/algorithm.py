@@ -87,7 +87,7 @@ def require_prunable(method: str, task: Task) -> None:
   if task.kernels is not None and not task.kernels:
     raise ValueError(
       f"{method}: the model has no prunable parameters, which are those called 'kernel' of at least"
-      " two axes; fedavg trains it dense"
+      " two axes; a method that prunes nothing can train it"
     )
 
 
