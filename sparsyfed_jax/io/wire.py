@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from sparsyfed_jax.io import codec
-from sparsyfed_jax.ops.count import count_each
+from sparsyfed_jax.ops import count_each
 
 _UINT32 = codec.Arithmetic(lambda x: 31 - lax.clz(x), jnp.minimum, jnp.where)
 

@@ -1,13 +1,15 @@
 """Jittable primitives that work without the rest of the library."""
 
-from sparsyfed_jax.ops.conv import (
+from sparsyfed_jax.ops.backend.choice import untuned
+from sparsyfed_jax.ops.backend.conv import (
   LOWERINGS,
   conv_general_dilated,
   conv_patches,
   conv_shifted,
   conv_winograd,
 )
-from sparsyfed_jax.ops.count import count_each, count_nonzero, count_one, count_true
+from sparsyfed_jax.ops.backend.count import count_each, count_nonzero, count_one, count_true
+from sparsyfed_jax.ops.backend.pool import max_pool, max_pool_overlapping
 from sparsyfed_jax.ops.densities import erk_densities
 from sparsyfed_jax.ops.layers import (
   NATIVE,
@@ -19,7 +21,6 @@ from sparsyfed_jax.ops.layers import (
   pruned_layers,
   residual_layers,
 )
-from sparsyfed_jax.ops.pool import max_pool, max_pool_overlapping
 from sparsyfed_jax.ops.pruned import activation_threshold, prune_residual, share_threshold
 from sparsyfed_jax.ops.reparam import powerprop, powerprop_inverse, spectral_exponent
 from sparsyfed_jax.ops.select import (
@@ -66,4 +67,5 @@ __all__ = [
   "share_threshold",
   "spectral_exponent",
   "topk_mask",
+  "untuned",
 ]

@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from sparsyfed_jax.ops import dense
+from sparsyfed_jax.ops.backend import dense
 from tests import reference
 
 LAST = (((1,), (0,)), ((), ()))

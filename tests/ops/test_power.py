@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsyfed_jax.ops.power import is_by_roots, positive_power, power_by_roots
+from sparsyfed_jax.ops.backend.power import is_by_roots, positive_power, power_by_roots
 
 RNG = np.random.default_rng(0)
 # All orders of magnitude, and all mantissas around the places where the algorithm changes over.

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sparsyfed_jax.ops.backend.choice import by_platform
+
 _SQRT_HALF = 0x3F3504F3  # bits of sqrt(1/2), from which on mantissas are taken
 _MANTISSA_BITS = 23
 _BIAS = 127
@@ -52,8 +54,16 @@ def positive_power(x: jax.Array, exponent: jax.Array) -> jax.Array:
     times that elsewhere; exactly 1 for exponent 0; on a CPU infinity from 2.4e38 on and 0 instead
     of subnormals.
   """
-  if jax.default_backend() != "cpu" or jnp.finfo(x.dtype).bits > 32:
-    return jnp.exp(exponent * jnp.log(x))  # pow itself vectorises nowhere
+  if jnp.finfo(x.dtype).bits > 32:
+    return _plain(x, exponent)
+  return by_platform(x, exponent, cpu=_by_polynomials, default=_plain)
+
+
+def _plain(x, exponent):
+  return jnp.exp(exponent * jnp.log(x))  # pow itself vectorises nowhere
+
+
+def _by_polynomials(x, exponent):
   power = _exp2(exponent.astype(jnp.float32) * _log2(x.astype(jnp.float32)))
   return power.astype(x.dtype)
 

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from sparsyfed_jax.ops.backend.choice import by_platform
+
 _MOST_SMALL = 2**11  # entries of an array that is counted together with others
 
 
@@ -80,16 +82,27 @@ def _count_by_row(masks: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
 
 
 def _count_one_by_row(mask: jax.Array) -> jax.Array:
-  true, false = _count_rows([mask, ~mask])
-  # Equal: the minimum only keeps both in use.
-  return jnp.minimum(true, mask.shape[-1] - false)
+  def variadic(mask: jax.Array) -> jax.Array:
+    true, false = _variadic([mask, ~mask])
+    # Equal: the minimum only keeps both in use.
+    return jnp.minimum(true, mask.shape[-1] - false)
+
+  return by_platform(mask, cpu=variadic, default=_sum)
 
 
 def _count_rows(masks: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
   """Counts along the last axis."""
+  return by_platform(masks, cpu=_variadic, default=lambda masks: tuple(map(_sum, masks)))
+
+
+def _variadic(masks: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
   ones = tuple(mask.astype(jnp.int32) for mask in masks)
 
   def add(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
     return tuple(p + q for p, q in zip(a, b, strict=True))
 
   return tuple(lax.reduce(ones, (jnp.int32(0),) * len(ones), add, (masks[0].ndim - 1,)))
+
+
+def _sum(mask: jax.Array) -> jax.Array:
+  return jnp.sum(mask, axis=-1, dtype=jnp.int32)
