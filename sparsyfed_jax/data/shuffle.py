@@ -35,11 +35,14 @@ def shuffle(key: Key, data: ClientData, is_ragged: bool = False) -> ClientData:
     is_ragged: whether clients differ much in size. Then little time goes to the padding of small
       ones that are vmapped, or run alone; the order is the same.
   """
-  whole = partial(_first, data.indices.shape[0])
   operands = key, data.size, data.indices
   # An accelerator would have to ask the host for the length.
-  indices = by_platform(*operands, cpu=_by_size, default=whole) if is_ragged else whole(*operands)
+  indices = by_platform(*operands, cpu=_by_size, default=_whole) if is_ragged else _whole(*operands)
   return data._replace(indices=indices)
+
+
+def _whole(key: Key, size: jax.Array, indices: jax.Array) -> jax.Array:
+  return _first(indices.shape[0], key, size, indices)
 
 
 def _first(length: int, key: Key, size: jax.Array, indices: jax.Array) -> jax.Array:

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sparsyfed_jax.ops.backend.choice import LEAST_BRANCH, short_cut
 from sparsyfed_jax.ops.backend.count import count_nonzero, count_one
 from sparsyfed_jax.ops.select import is_at_least, kth_magnitude
 from sparsyfed_jax.ops.share import ceil_of_share
@@ -48,12 +47,7 @@ def prune_residual(
 
 
 def _prune(x: jax.Array, threshold: jax.Array) -> jax.Array:
-  def prune(x: jax.Array, threshold: jax.Array) -> jax.Array:
-    return jnp.where(is_at_least(x, threshold), x, 0)
-
-  if x.size < LEAST_BRANCH:
-    return prune(x, threshold)
-  return short_cut(threshold == 0, lambda x, _: x, prune, x, threshold)
+  return jnp.where(is_at_least(x, threshold), x, 0)
 
 
 def activation_threshold(

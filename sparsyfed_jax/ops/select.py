@@ -48,7 +48,11 @@ def kth_magnitude(x: jax.Array, k: jax.Array | int) -> jax.Array:
   Raises:
     TypeError: x is not a float array.
   """
-  return _kth_magnitude_of([x], jnp.asarray(k, jnp.int32))
+  keys, k = _keys_of([x]), jnp.asarray(k, jnp.int32)
+  search = _kth_key_on_this_platform if _is_large(keys) else _kth_key_in_all_passes
+  key = search(keys, jnp.maximum(k, 1))
+  magnitude = lax.bitcast_convert_type(key, x.dtype)
+  return jnp.where(k < 1, jnp.asarray(jnp.inf, x.dtype), magnitude)
 
 
 def is_at_least(x: jax.Array, threshold: jax.Array) -> jax.Array:
@@ -111,7 +115,9 @@ def layerwise_mask(tree: Any, densities: Any) -> Any:
 
 
 def _mask_of(leaves: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
-  masks = by_platform(_keys_of(leaves), k, cpu=_mark_on_cpu, default=_mark)
+  keys = _keys_of(leaves)
+  cpu = _mark_large_on_cpu if _is_large(keys) else _mark_small_on_cpu
+  masks = by_platform(keys, k, cpu=cpu, default=_mark)
   return [mask.reshape(leaf.shape) for mask, leaf in zip(masks, leaves, strict=True)]
 
 
@@ -120,24 +126,17 @@ def _mark(keys: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
   return [leaf >= least for leaf in keys]
 
 
-def _mark_on_cpu(keys: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
-  def mark_largest() -> list[jax.Array]:
-    # A loop that runs once, if at all: like the search, it reads keys that are written down,
-    # vmapped or not. Elsewhere a CPU may compute them again, and where it rounds what they are made
-    # of another way, the k-th entry does not reach itself.
-    beyond = _out_of_reach(keys)
-    nothing = [jnp.zeros(leaf.shape, bool) for leaf in keys]
-    return lax.while_loop(
-      lambda state: state[0] < beyond,
-      lambda state: (beyond, [leaf >= state[0] for leaf in keys]),
-      (_least_marked(keys, k, _kth_key_on_cpu), nothing),
-    )[1]
+def _mark_small_on_cpu(keys: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
+  return _reach_once(keys, _least_marked(keys, k, _kth_key_in_all_passes))
 
+
+def _mark_large_on_cpu(keys: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
   def mark_all() -> list[jax.Array]:
     return [leaf != 0 for leaf in keys]
 
-  if not _is_large(keys):
-    return mark_largest()
+  def mark_largest() -> list[jax.Array]:
+    return _reach_once(keys, _least_marked(keys, k, _kth_key_from_a_guess))
+
   # A model that is sparse already mostly has no more entries than may be kept.
   return lax.cond(sum(map(count_one, mark_all())) <= k, mark_all, mark_largest)
 
@@ -147,16 +146,17 @@ def _least_marked(keys: Sequence[jax.Array], k: jax.Array, search: _Search) -> j
   return jnp.where(k >= 1, least, _out_of_reach(keys))
 
 
-def _kth_magnitude_of(leaves: Sequence[jax.Array], k: jax.Array) -> jax.Array:
-  dtype = leaves[0].dtype
-  key = by_platform(
-    _keys_of(leaves),
-    jnp.maximum(k, 1),
-    cpu=_kth_key_on_cpu,
-    default=_kth_key_in_all_passes,
-  )
-  magnitude = lax.bitcast_convert_type(key, dtype)
-  return jnp.where(k < 1, jnp.asarray(jnp.inf, dtype), magnitude)
+def _reach_once(keys: Sequence[jax.Array], least: jax.Array) -> list[jax.Array]:
+  # A loop that runs once, if at all: like the search, it reads keys that are written down, vmapped
+  # or not. Elsewhere a CPU may compute them again, and where it rounds what they are made of
+  # another way, the k-th entry does not reach itself.
+  beyond = _out_of_reach(keys)
+  nothing = [jnp.zeros(leaf.shape, bool) for leaf in keys]
+  return lax.while_loop(
+    lambda state: state[0] < beyond,
+    lambda state: (beyond, [leaf >= state[0] for leaf in keys]),
+    (least, nothing),
+  )[1]
 
 
 def _keys_of(leaves: Sequence[jax.Array]) -> list[jax.Array]:
@@ -170,11 +170,7 @@ def _is_large(keys: Sequence[jax.Array]) -> bool:
   return sum(leaf.size for leaf in keys) >= _WORTH_A_SAMPLE
 
 
-def _kth_key_on_cpu(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
-  """Finds the k-th largest key of all arrays, k at least 1; 0 if there are fewer."""
-  return (_kth_key_from_a_guess if _is_large(keys) else _kth_key_in_all_passes)(keys, k)
-
-
+# Each search finds the k-th largest key of all arrays, for k of at least 1; 0 if there are fewer.
 def _kth_key_from_a_guess(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
   # Many arrays have fewer than k entries that are not 0: the first pass tells.
   pivots = jnp.stack([jnp.ones((), keys[0].dtype), *_guess(keys, k)])
@@ -189,6 +185,10 @@ def _kth_key_from_a_guess(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
   # As branches, which read the keys: elsewhere the compiler would rather compute them again.
   is_narrow = found.high - found.low == 1
   return lax.cond(is_narrow, lambda: found.low, lambda: _key_within(found, keys, k))
+
+
+def _kth_key_on_this_platform(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
+  return by_platform(keys, k, cpu=_kth_key_from_a_guess, default=_kth_key_in_all_passes)
 
 
 def _kth_key_in_all_passes(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:

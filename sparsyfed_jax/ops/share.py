@@ -51,8 +51,11 @@ def _product(share: jax.Array | float, size: jax.Array | int) -> tuple[jax.Array
   """Computes share * size as a whole number and millionths; () int32 each."""
   share, size = jnp.asarray(share, jnp.float32), jnp.asarray(size, jnp.int32)
   # Written to memory; else a CPU divides anew for every entry that is compared with the result.
-  nothing = jnp.int32(0), jnp.int32(0)
-  return short_cut(share <= 0, lambda *_: nothing, _exact_product, share, size)
+  return short_cut(share <= 0, _nothing, _exact_product, share, size)
+
+
+def _nothing(share: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array]:
+  return jnp.int32(0), jnp.int32(0)
 
 
 def _exact_product(share: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -2,13 +2,11 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import jax
 from jax import lax
-
-# Entries from which on a `short_cut` is worth the compilation of both ways.
-LEAST_BRANCH = 2**12
 
 # Part of what jax caches programs by, so that both kinds of program can live in one process.
 _is_tuned = jax.make_user_context(True)
@@ -31,20 +29,33 @@ def untuned() -> AbstractContextManager[None]:
   return _is_tuned(False)
 
 
-def by_platform(*operands: Any, cpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
-  """Computes cpu(*operands) where the program is lowered for CPUs, else default(*operands).
+@partial(jax.jit, static_argnames=("cpu", "default", "static"), inline=True)
+def by_platform(
+  *operands: Any,
+  cpu: Callable[..., Any],
+  default: Callable[..., Any],
+  static: tuple[Any, ...] = (),
+) -> Any:
+  """Computes cpu(*operands, *static) if the program is lowered for CPUs, else default of them.
 
   Both are traced, and one is compiled. Differentiating through the choice would keep the residuals
   of both: call it in the rules of a custom derivative, or where nothing is differentiated.
 
   Args:
     *operands: pytrees of arrays.
-    cpu: the computation that is tuned to CPUs.
-    default: plain XLA operations of the same shapes and dtypes; alone traced under `untuned`.
+    cpu: the computation that is tuned to CPUs. A function of a module, not a closure: jax traces
+      the same choice between arrays of the same shapes once.
+    default: plain XLA operations, with results of the same shapes and dtypes; alone traced under
+      `untuned`.
+    static: hashable further arguments of both.
   """
   if not _is_tuned.value:
-    return default(*operands)
-  return lax.platform_dependent(*operands, cpu=cpu, default=default)
+    return default(*operands, *static)
+  return lax.platform_dependent(
+    *operands,
+    cpu=lambda *operands: cpu(*operands, *static),
+    default=lambda *operands: default(*operands, *static),
+  )
 
 
 def short_cut(
@@ -58,13 +69,16 @@ def short_cut(
 
   Args:
     is_open: () bool.
-    quick: a function of the operands.
-    full: a function of the operands, with results of the same shapes and dtypes.
+    quick: a function of the operands, of a module, as in `by_platform`.
+    full: another, with results of the same shapes and dtypes.
     *operands: pytrees of arrays.
   """
-  return by_platform(
-    is_open,
-    *operands,
-    cpu=lambda is_open, *operands: lax.cond(is_open, quick, full, *operands),
-    default=lambda _, *operands: full(*operands),
-  )
+  return by_platform(is_open, operands, cpu=_branch, default=_full, static=(quick, full))
+
+
+def _branch(is_open: jax.Array, operands: Any, quick: Any, full: Any) -> Any:
+  return lax.cond(is_open, quick, full, *operands)
+
+
+def _full(is_open: jax.Array, operands: Any, quick: Any, full: Any) -> Any:
+  return full(*operands)

@@ -7,7 +7,7 @@ sum of products of shifted inputs, which needs less memory; and of a 3x3 kernel 
 needs less than half of the products. `experiments.lowerings` measures them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -97,9 +97,7 @@ def conv_general_dilated(
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x: jax.Array, w: jax.Array, how: Any) -> jax.Array:
-  return by_platform(
-    x, w, cpu=lambda x, w: conv_winograd(x, w, *how), default=lambda x, w: conv_native(x, w, *how)
-  )
+  return by_platform(x, w, cpu=conv_winograd, default=conv_native, static=how)
 
 
 def _forward(x: jax.Array, w: jax.Array, how: Any) -> Any:
@@ -108,12 +106,15 @@ def _forward(x: jax.Array, w: jax.Array, how: Any) -> Any:
 
 # What the forward pass computed, such as patches, is traced again, and the compiler merges both.
 def _backward(how: Any, residuals: Any, cotangent: jax.Array) -> Any:
-  def gradients(conv: Callable[..., jax.Array]) -> Callable[..., Any]:
-    return lambda x, w, cotangent: jax.vjp(lambda x, w: conv(x, w, *how), x, w)[1](cotangent)
+  return by_platform(*residuals, cotangent, cpu=_of_winograd, default=_of_native, static=how)
 
-  return by_platform(
-    *residuals, cotangent, cpu=gradients(conv_winograd), default=gradients(conv_native)
-  )
+
+def _of_winograd(x: jax.Array, w: jax.Array, cotangent: jax.Array, *how: Any) -> Any:
+  return jax.vjp(lambda x, w: conv_winograd(x, w, *how), x, w)[1](cotangent)
+
+
+def _of_native(x: jax.Array, w: jax.Array, cotangent: jax.Array, *how: Any) -> Any:
+  return jax.vjp(lambda x, w: conv_native(x, w, *how), x, w)[1](cotangent)
 
 
 _conv.defvjp(_forward, _backward)

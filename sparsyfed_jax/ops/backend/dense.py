@@ -59,12 +59,17 @@ def _forward(x: jax.Array, w: jax.Array, precision: Any) -> Any:
 def _backward(precision: Any, residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
   x, w = residuals
   of_kernel = by_platform(
-    x,
-    cotangent,
-    cpu=lambda x, cotangent: functools.reduce(jnp.add, map(jnp.outer, x, cotangent)),
-    default=lambda x, cotangent: jnp.matmul(x.T, cotangent, precision=precision),
+    x, cotangent, cpu=_outer_products, default=_matrix_product, static=(precision,)
   )
   return jnp.matmul(cotangent, w.T, precision=precision), of_kernel
+
+
+def _outer_products(x: jax.Array, cotangent: jax.Array, precision: Any) -> jax.Array:
+  return functools.reduce(jnp.add, map(jnp.outer, x, cotangent))
+
+
+def _matrix_product(x: jax.Array, cotangent: jax.Array, precision: Any) -> jax.Array:
+  return jnp.matmul(x.T, cotangent, precision=precision)
 
 
 _product.defvjp(_forward, _backward)
