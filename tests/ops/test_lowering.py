@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 import sparsyfed_jax
 from sparsyfed_jax import ops
@@ -85,14 +85,18 @@ class TestRound:
     module = lower(run, *arguments, platform=platform)
     with ops.untuned():
       expected = lower(run, *arguments, platform=platform)
-    assert count_operations(module) == count_operations(expected)
+    found, expected = count_operations(module), count_operations(expected)
+    different = {name for name in {*found, *expected} if found.get(name) != expected.get(name)}
+    # The gradient of the input of the first layer is dead, but stands in the choice still.
+    assert different <= {"convolution", "reverse", "convert"}
+    assert found["convolution"] >= expected["convolution"] > 3
     batch = cases.BATCH_SIZE
     assert f"(tensor<{batch}x6x6x1xf32>, tensor<3x3x1x4xf32>)" in module
 
   def test_is_tuned_for_cpus(self, method):
     run, arguments = round_of(method)
     found = count_operations(lower(run, *arguments, platform="cpu"))
-    assert "convolution" not in found and "sqrt" in found or method == "fedavg"
+    assert "convolution" not in found and found["dot_general"] > 9
 
 
 def test_nothing_in_the_library_asks_what_the_process_runs_on():
@@ -118,12 +122,11 @@ DENSE = (((1,), (0,)), ((), ()))
 
 
 def layers(made):
-  return gradients(
-    lambda x, w, rows, kernel: (
-      jnp.sum(made.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=LAYOUT))
-      + jnp.sum(jnp.sin(made.dot_general(rows, kernel, DENSE)))
-    )
-  )
+  def loss(x, w, rows, kernel):
+    y = made.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=LAYOUT)
+    return jnp.mean(y**2) + jnp.mean(made.dot_general(rows, kernel, DENSE) ** 2)
+
+  return jax.value_and_grad(loss, range(4))
 
 
 def first_found(x, w):
@@ -182,17 +185,17 @@ def test_untuned_operations_compute_the_same(name):
   tuned = jitted(*arguments)
   with ops.untuned():
     plain = jitted(*arguments)
+  rounding = 0.01 if name == "cast_layers" else 1e-5
   for a, b in zip(*map(jax.tree.leaves, (tuned, plain)), strict=True):
     assert a.shape == b.shape and a.dtype == b.dtype
-    np.testing.assert_allclose(
-      np.float32(a), np.float32(b), rtol=1e-5, atol=1e-5 * np.abs(np.float32(b)).max()
-    )
+    atol = rounding * np.max(np.abs(np.float32(b)))
+    np.testing.assert_allclose(np.float32(a), np.float32(b), rtol=rounding, atol=atol)
 
 
 def test_the_choice_holds_inside_every_transformation():
   x, w, cotangent = (np.stack([array] * 2) for array in CONVOLUTIONS[0])
   w = w * np.float32([1, 2])[:, None, None, None, None]
-  mesh = jax.make_mesh((1,), ("clients",))
+  mesh = Mesh(np.array(jax.devices()[:1]), ("clients",))
   spec = PartitionSpec("clients")
 
   def step(carry, each):
