@@ -118,7 +118,7 @@ def _prepare(
     workload, setup, facts["algorithm"], chunk, MAX_ROUNDS_PER_CALL, facts["compute_dtype"]
   )
   key = jax.random.key(0)
-  hyper = workloads.hyper(facts["algorithm"])
+  hyper = workloads.hyper(facts["algorithm"], workload)
   shapes = jax.eval_shape(simulation.init, hyper, key)
   init, compiled = compile_in_turn(
     lambda: simulation.init.lower(hyper, key),
@@ -127,7 +127,7 @@ def _prepare(
   ended = time.perf_counter()
   state = jax.block_until_ready(init(hyper, key))
   made = time.perf_counter()
-  num_params = trees.size(state.variables["params"])
+  num_params = trees.size(state.server.variables["params"])
 
   def run(num_rounds: int) -> None:
     nonlocal state

@@ -198,6 +198,7 @@ def make_simulation(
     eval_batch_size=1,
     matmul_precision=_dtype_and_precision(compute_dtype)[1],
     measures=setup.measures,
+    num_clients=len(workload.sizes),
   )
 
 
@@ -212,8 +213,8 @@ def _dtype_and_precision(compute_dtype: str) -> tuple[Any, str]:
   return dtype, "tensorfloat32" if compute_dtype == "tf32" else "float32"
 
 
-def hyper(algorithm: str) -> Hyper:
-  """Makes a method's settings for all workloads: 95 % sparsity from round 1, a constant rate."""
+def hyper(algorithm: str, workload: Workload) -> Hyper:
+  """Makes a method's settings for a workload: 95 % sparsity from round 1, a constant rate."""
   return make_hyper(
     flags.resolve(
       flags.DEFAULTS._replace(
@@ -224,7 +225,8 @@ def hyper(algorithm: str) -> Hyper:
         weight_decay=0.0,
         sparsity_schedule="constant",
       )
-    )
+    ),
+    total_weight=sum(workload.sizes),
   )
 
 

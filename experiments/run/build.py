@@ -54,6 +54,7 @@ class Experiment(NamedTuple):
   hyper: Hyper
   keys: Keys
   mesh: Mesh  # of the devices that take part
+  placement: str  # of the data, and of what clients keep between rounds
   layers: tuple[str, ...]  # names of the prunable leaves' layers
   costs: tuple[LayerCost, ...]  # of the model's layers; () without --metrics
   facts: dict[str, Any]  # what the data made of the flags, for config.json
@@ -131,8 +132,11 @@ def build(config: Config) -> Experiment:
   input_shape = dataset.x_train.shape[1:]
   setup = _make_setup(config, prepared, dataset)
   algorithm = _make_algorithm(config, setup)
+  if jax.process_count() > 1 and config.data_placement != "replicated":
+    _refuse_memory(config, algorithm, setup)
   mesh, num_clients = prepared.mesh, len(prepared.parts)
   is_alone = mesh.size == 1 and config.data_placement != "streamed"
+  placement = "replicated" if is_alone else config.data_placement
   scales = density_scales(config, num_clients, keys.partition)
   federation = Federation(
     x=dataset.x_train,
@@ -146,9 +150,7 @@ def build(config: Config) -> Experiment:
     after = federation._replace(
       indices=prepared.indices[num_clients:], sizes=prepared.sizes[num_clients:]
     )
-  federation, after = _place_phases(
-    federation, after, mesh, "replicated" if is_alone else config.data_placement
-  )
+  federation, after = _place_phases(federation, after, mesh, placement)
   example = jax.ShapeDtypeStruct(input_shape, dataset.x_train.dtype)
   most = -(-config.clients_per_round // mesh.size)
   own_chunk = choose_chunk(config.clients_per_chunk, prepared.model, setup, example, most)
@@ -161,15 +163,15 @@ def build(config: Config) -> Experiment:
     rounds_per_call=min(config.eval_every, config.rounds),
     eval_batch_size=min(EVAL_BATCH_SIZE, len(dataset.y_test)),
     availability=AVAILABILITIES[config.client_sampling],
-    sum_cohort=(
-      sum_over_clients if is_alone else partial(sum_over_devices, mesh, config.data_placement)
-    ),
+    sum_cohort=sum_over_clients if is_alone else partial(sum_over_devices, mesh, placement),
     matmul_precision="tensorfloat32" if config.compute_dtype == "tf32" else "float32",
     measures=setup.measures,
     compared_clients=config.mask_metrics_clients,
+    num_clients=num_clients if placement == "replicated" else 1,
   )
   facts = _facts(prepared, dataset, setup, chunk, scales)
-  others = (dataset.x_test, dataset.y_test, make_hyper(config), keys)
+  total_weight = float(jnp.sum(setup.client_weight(jnp.asarray(prepared.sizes[:num_clients]))))
+  others = (dataset.x_test, dataset.y_test, make_hyper(config, total_weight), keys)
   x_test, y_test, hyper, keys = put(others, everywhere(mesh))
   layers = tuple(trees.layer_names(jax.eval_shape(setup.task.init, keys.init)["params"]))
   phases = prepared.parts, prepared.parts_after
@@ -186,6 +188,7 @@ def build(config: Config) -> Experiment:
     hyper=hyper,
     keys=keys,
     mesh=mesh,
+    placement=placement,
     facts=facts,
     remarks=tuple(remarks(dataset)),
     split=count_phases(config, phases, dataset.y_train, dataset.num_classes),
@@ -315,12 +318,23 @@ def _make_algorithm(config: Config, setup: Setup) -> Algorithm:
     raise ConfigError(f"--model={config.model}: {error}") from error
 
 
-def make_hyper(config: Config) -> Hyper:
-  """Makes the values that the state carries of resolved flags."""
+def _refuse_memory(config: Config, algorithm: Algorithm, setup: Setup) -> None:
+  """Refuses what clients keep where no process could save it all."""
+  variables = jax.eval_shape(setup.task.init, jax.eval_shape(lambda: jax.random.key(0)))
+  if jax.tree.leaves(jax.eval_shape(algorithm.memory, variables, make_hyper(config, 1))):
+    raise ConfigError(
+      f"--data_placement={config.data_placement}: must be replicated in several processes where"
+      f" clients keep something between rounds, as those of --algorithm={config.algorithm} do"
+    )
+
+
+def make_hyper(config: Config, total_weight: float) -> Hyper:
+  """Makes the values that the state carries of resolved flags and the clients' weights."""
   values = {
     **{name: getattr(config, name) for name in Hyper._fields if hasattr(config, name)},
     "density": 1 - config.sparsity,
     "ramp_rounds": config.sparsity_ramp_rounds,
+    "total_weight": total_weight,
   }
   common = Hyper(**{name: jnp.float32(value) for name, value in values.items()})
   return with_own(common, own_hyper(config))

@@ -52,6 +52,16 @@ class Upload(NamedTuple):
   kept: Masks  # the weight where a mask is True, 0 elsewhere; float32
   weight: jax.Array  # () float32
 
+  @property
+  def masks(self) -> Masks:
+    """The masks of one client."""
+    return [kept > 0 for kept in self.kept]
+
+
+def masks_beside(sent: Download | Upload) -> Masks:
+  """Reads the masks that are sent beside the parameters."""
+  return sent.masks
+
 
 def init(setup: Setup, variables: Variables, masks: Masks, hyper: Hyper, key: Key) -> State:
   """Makes the state before round 1, with everything outside the masks set to 0."""

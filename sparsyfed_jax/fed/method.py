@@ -104,6 +104,7 @@ class Method(NamedTuple):
   options: type = Nothing  # NamedTuple of forms, `Annotated[str, Choice(...)]`, with defaults
   reads: tuple[str, ...] = ()  # fields of the common `Hyper` that not every method reads
   takes_densities: bool = False  # whether clients may differ in density
+  needs_plain_sgd: bool = False  # whether clients must train without momentum and the like
   # (options, hyper, name of a layer, whether it is the first, its density as the client starts,
   # density of the round) -> what the client computes of the layer
   layer_shares: Callable[[Any, Any, str, bool, float, float], LayerShares] = dense_shares

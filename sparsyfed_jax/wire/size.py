@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from sparsyfed_jax.ops.count import count_each
+from sparsyfed_jax.ops import count_each
 from sparsyfed_jax.wire.reader import Count, bitmap_bytes
 from sparsyfed_jax.wire.rounding import checked_value_dtype, sent_dtype
 from sparsyfed_jax.wire.schema import Layout, Spec, make_layout
