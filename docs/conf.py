@@ -56,8 +56,12 @@ os.environ["IPYTHONDIR"] = str(HERE / "runs" / "ipython")
 os.environ["PATH"] = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]])
 
 
-def write_api() -> None:
-  """Writes a page for each room: a page a name of its `__all__`, or a page a module without one."""
+def write_api() -> list[str]:
+  """Writes a page for each room: a page a name of its `__all__`, or a page a module without one.
+
+  Returns:
+    The files, for autosummary, which by itself would take those of the build before.
+  """
   rooms = [sparsyfed_jax, *_below(sparsyfed_jax, packages=True)]
   for room in rooms:
     modules = _below(room)
@@ -70,6 +74,7 @@ def write_api() -> None:
     (API / f"{room.__name__}.rst").write_text(_room_page(room, names))
   index = ["API", "===", "", ".. toctree::", "   :maxdepth: 1", ""]
   (API / "index.rst").write_text("\n".join([*index, *(f"   {room.__name__}" for room in rooms)]))
+  return [f"api/{room.__name__}.rst" for room in rooms]
 
 
 def _unwrap_functions(module: ModuleType) -> None:
@@ -80,10 +85,10 @@ def _unwrap_functions(module: ModuleType) -> None:
 
 
 def _below(package: ModuleType, packages: bool = False) -> list[ModuleType]:
-  """Imports the public modules, or packages, of a package."""
-  found = pkgutil.iter_modules(package.__path__, package.__name__ + ".")
-  names = [module.name for module in found if module.ispkg == packages]
-  return [importlib.import_module(name) for name in names if "._" not in name]
+  """Imports the modules of a package, or all packages below it."""
+  walk = pkgutil.walk_packages if packages else pkgutil.iter_modules
+  found = walk(package.__path__, package.__name__ + ".")
+  return [importlib.import_module(module.name) for module in found if module.ispkg == packages]
 
 
 def _room_page(room: ModuleType, names: Sequence[str]) -> str:
@@ -135,4 +140,4 @@ startup.mkdir(parents=True)
 (startup / "plain.py").write_text(
   'import os\n\ndel os.environ["FORCE_COLOR"]  # a page is no terminal\n'
 )
-write_api()
+autosummary_generate = write_api()

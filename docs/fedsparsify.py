@@ -12,13 +12,13 @@ import jax.numpy as jnp
 
 from sparsyfed_jax import trees
 from sparsyfed_jax.fed import averaging, masked
-from sparsyfed_jax.fed.algorithm import Algorithm, Setup, require_prunable
+from sparsyfed_jax.fed.algorithm import Algorithm, Setup, masks_of_zeros, require_prunable
 from sparsyfed_jax.fed.hyper import Hyper as CommonHyper
 from sparsyfed_jax.fed.method import Choice, Knob, Method, check_options
 from sparsyfed_jax.fed.pruning import Masks, apply_masks, global_masks, largest_masks
 from sparsyfed_jax.fed.server import Upload
 from sparsyfed_jax.metrics.flops import shares_inside_masks
-from sparsyfed_jax.types import ClientData, Key, Metrics, Params, Variables
+from sparsyfed_jax.types import ClientData, Key, Memory, Metrics, Params, Variables
 
 
 class Hyper(NamedTuple):  # numbers: changing one compiles nothing anew
@@ -57,16 +57,18 @@ def fedsparsify(setup: Setup, options: Options = DEFAULT) -> Algorithm:
   def init(variables: Variables, hyper: CommonHyper, key: Key) -> averaging.State:
     return averaging.init(setup, variables, hyper)
 
-  def client(download: averaging.Download, data: ClientData, key: Key) -> tuple[Upload, Metrics]:
-    rule = masked.training(_nonzero(download.variables["params"]))  # +
-    return averaging.client(setup, rule, {}, averaging.all_trained, download, data, key)
+  def client(
+    download: averaging.Download, memory: Memory, data: ClientData, key: Key
+  ) -> tuple[Upload, Memory, Metrics]:
+    rule = masked.training(masks_of_zeros(download))  # +
+    return averaging.client(setup, rule, {}, averaging.all_trained, download, memory, data, key)
 
   def server(
     state: averaging.State, upload: Upload
   ) -> tuple[averaging.State, dict[str, jax.Array]]:
     new, row = averaging.server(setup, state, upload)
     # Momentum of a server optimizer would move what is pruned.
-    params = apply_masks(new.variables["params"], _nonzero(state.variables["params"]))  # +
+    params = apply_masks(new.variables["params"], masks_of_zeros(state))  # +
     is_due = (new.round % new.hyper.own.every == 0) & (upload.weight > 0)  # +
     density = jnp.where(is_due, 1 - row["target_sparsity"], 1)  # +
     params = apply_masks(params, largest(params, density))  # +
@@ -75,7 +77,8 @@ def fedsparsify(setup: Setup, options: Options = DEFAULT) -> Algorithm:
   def largest(params: Params, density: jax.Array) -> Masks:  # +
     if options.form == "global":  # +
       return global_masks(params, density)  # +
-    return largest_masks(params, [density] * len(_nonzero(params)))  # +
+    kernels, _ = trees.split_prunable(params)  # +
+    return largest_masks(params, [density] * len(kernels))  # +
 
   return Algorithm(
     init=init,
@@ -84,10 +87,6 @@ def fedsparsify(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     server=server,
     model=lambda state: state.variables,
   )
-
-
-def _nonzero(params: Params) -> Masks:  # +
-  return [leaf != 0 for leaf in trees.split_prunable(params)[0]]  # +
 
 
 METHOD = Method(

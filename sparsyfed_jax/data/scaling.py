@@ -39,7 +39,7 @@ def find_range(x: np.ndarray) -> Range | None:
   whatever their distribution, so that neither is ever scaled.
 
   Args:
-    x: training examples, (n, *shape) bool, integer or float32 of any size, finite.
+    x: training examples, `(n, *shape)` bool, integer or float32 of any size, finite.
 
   Returns:
     The values that become -1 and 1, the first below the second; None to leave them as they are.
