@@ -7,16 +7,12 @@ Agreement is the intersection over union (IoU) of the weights that two masks kee
 """
 
 import functools
-import math
 import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
-from experiments.pictures.plots import Panel
-from experiments.pictures.plots import draw as draw_panel
+from experiments.pictures.panels import Panel
 from experiments.run.files import read_similarity
 from experiments.run.measures import mean_from
 from experiments.studies import pictures
@@ -34,7 +30,7 @@ from experiments.studies.study import (
 from experiments.sweeps.results import decimals
 
 FIRST_ROUND = 2  # the models before round 1 are dense
-_PANEL = Panel("", "IoU", [], (0, 1), math.inf)
+_PANEL = Panel("", "IoU", [], (0, 1), first=FIRST_ROUND)
 _KEYS = {"client_mask_iou": "Clients of a round", "mask_iou": "Global masks, round to round"}
 
 
@@ -72,23 +68,18 @@ def _points(setting: Setting) -> pictures.Points:
   found = [by_distance(outcome) for outcome in finished(setting)]
   x = sorted(set.intersection(*map(set, found))) if found else []
   y = np.array([[table[distance] for distance in x] for table in found]).reshape(-1, len(x))
-  spread = y.std(axis=0, ddof=1) if len(found) > 1 else np.zeros(len(x))
-  return np.array(x, float), y.mean(axis=0) if found else np.zeros(0), spread
-
-
-def _draw_by_distance(axes: Axes, panel: Panel) -> None:
-  draw_panel(axes, panel, "rounds apart")
-  axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+  statistics = (y.mean(axis=0), y.min(axis=0), y.max(axis=0)) if found else [np.zeros(0)] * 3
+  return pictures.Points(np.array(x, float), *statistics)
 
 
 def draw(settings: Sequence[Setting], path: pathlib.Path) -> None:
   lines = pictures.lines_of([(setting.point, _points(setting)) for setting in settings])
   views = [
-    pictures.over_rounds(settings, key, _PANEL._replace(title=title), first=FIRST_ROUND)
+    pictures.over_rounds(settings, key, _PANEL._replace(title=title))
     for key, title in _KEYS.items()
   ]
-  last = _PANEL._replace(title="Global masks further apart", lines=lines)
-  pictures.save([*views, pictures.View(last, _draw_by_distance)], path)
+  apart = Panel("Global masks further apart", "IoU", lines, (0, 1), x_title="rounds apart")
+  pictures.save([*views, apart], path)
 
 
 STUDY = Study(
