@@ -10,10 +10,9 @@ import functools
 import pathlib
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
-from experiments.pictures.panels import Panel
+from experiments.pictures.panels import Panel, mean_points
 from experiments.run.files import read_similarity
+from experiments.run.mask_files import iou_by_distance
 from experiments.run.measures import mean_from
 from experiments.studies import pictures
 from experiments.studies.study import (
@@ -36,13 +35,7 @@ _KEYS = {"client_mask_iou": "Clients of a round", "mask_iou": "Global masks, rou
 
 def by_distance(outcome: Outcome) -> dict[int, float]:
   """Averages the IoU of global masks over the pairs that are as many rounds apart."""
-  table = read_similarity(outcome.directory)
-  rounds = table.get("rounds", [])
-  found: dict[int, list[float]] = {}
-  for i, later in enumerate(rounds):
-    for j, earlier in enumerate(rounds[:i]):
-      found.setdefault(later - earlier, []).append(table["iou"][i][j])
-  return {distance: float(np.mean(values)) for distance, values in sorted(found.items())}
+  return iou_by_distance(read_similarity(outcome.directory))
 
 
 def report(settings: Sequence[Setting]) -> str:
@@ -64,16 +57,9 @@ def _at(distance: int) -> Callable[[Outcome], float | None]:
   return lambda outcome: by_distance(outcome).get(distance)
 
 
-def _points(setting: Setting) -> pictures.Points:
-  found = [by_distance(outcome) for outcome in finished(setting)]
-  x = sorted(set.intersection(*map(set, found))) if found else []
-  y = np.array([[table[distance] for distance in x] for table in found]).reshape(-1, len(x))
-  statistics = (y.mean(axis=0), y.min(axis=0), y.max(axis=0)) if found else [np.zeros(0)] * 3
-  return pictures.Points(np.array(x, float), *statistics)
-
-
 def draw(settings: Sequence[Setting], path: pathlib.Path) -> None:
-  lines = pictures.lines_of([(setting.point, _points(setting)) for setting in settings])
+  found = [mean_points([by_distance(o) for o in finished(setting)]) for setting in settings]
+  lines = pictures.lines_of([(s.point, points) for s, points in zip(settings, found, strict=True)])
   views = [
     pictures.over_rounds(settings, key, _PANEL._replace(title=title))
     for key, title in _KEYS.items()

@@ -67,6 +67,7 @@ _STEPS = (1, 2, 5, 10)  # between two ticks
 _LEGEND_ROWS = 16
 # Inches: of a panel, of its axes with their ticks, and of a letter of its legend.
 _PANEL, _AXES, _LETTER = 6.0, 4.5, 0.078
+_NARROW = 4.2  # inches, of what a telephone shows
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -82,6 +83,9 @@ class Points(NamedTuple):
   def where(self, kept: np.ndarray) -> "Points":
     """Selects points; `kept` is bool[n]."""
     return Points(*(values[kept] for values in self))
+
+
+NO_POINTS = Points(*[np.zeros(0)] * 4)
 
 
 class Line(NamedTuple):
@@ -149,6 +153,15 @@ def column(rows: Rows, key: str, x_key: str = "round") -> tuple[np.ndarray, np.n
   return x, y
 
 
+def mean_points(curves: Sequence[Mapping[Any, float]]) -> Points:
+  """Averages curves, values by x, where all of them have a value."""
+  x = sorted(set.intersection(*map(set, curves))) if curves else []
+  if not x:
+    return NO_POINTS
+  y = np.array([[values[place] for place in x] for values in curves])
+  return Points(np.array(x, float), y.mean(axis=0), y.min(axis=0), y.max(axis=0))
+
+
 def mean_curve(runs: Sequence[Rows], key: str, x_key: str = "round") -> Points:
   """Averages a column over runs of several seeds, in the rounds that all of them have.
 
@@ -157,16 +170,16 @@ def mean_curve(runs: Sequence[Rows], key: str, x_key: str = "round") -> Points:
     key: the column.
     x_key: another column, whose means are the x, of the rounds that have both.
   """
-  both = [[row for row in rows if row.get(x_key, 0) is not None] for rows in runs]
-  columns = [dict(zip(*column(rows, key), strict=True)) for rows in both]
-  rounds = sorted(set.intersection(*map(set, columns))) if columns else []
-  if not rounds:
-    return Points(*[np.zeros(0)] * 4)
-  y = np.array([[values[number] for number in rounds] for values in columns])
-  x = np.array(rounds)
-  if x_key != "round":
-    x = mean_curve(runs, x_key).where(np.isin(mean_curve(runs, x_key).x, x)).y
-  return Points(x, y.mean(axis=0), y.min(axis=0), y.max(axis=0))
+
+  def read(name: str) -> Points:
+    both = [[row for row in rows if row.get(x_key, 0) is not None] for rows in runs]
+    return mean_points([dict(zip(*column(rows, name), strict=True)) for rows in both])
+
+  points = read(key)
+  if x_key == "round":
+    return points
+  x = read(x_key)
+  return points._replace(x=x.y[np.isin(x.x, points.x)])
 
 
 def make_line(points: Points, label: str, look: tuple[str, str], scale: float = 1.0) -> Line:
@@ -183,12 +196,13 @@ def make_figure(panels: Sequence[Panel], columns: int, height: float = 4.4) -> F
   figure = Figure(figsize=(columns * width, rows * height))
   for axes, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=True):
     draw(axes, panel, panel.lines)
+    axes.set_title(_title_of(panel))
     _add_legend(axes, panel, loc="upper left", bbox_to_anchor=(1.01, 1.02), borderaxespad=0)
   return figure
 
 
 def make_column(panels: Sequence[Panel]) -> Figure:
-  """Draws panels of one scale below each other, each above its legend, for narrow screens."""
+  """Draws panels of one scale below each other, each below its legend, for narrow screens."""
   shown = [
     panel._replace(
       lines=[line._replace(label=textwrap.fill(line.label, 56)) for line in panel.lines]
@@ -198,20 +212,20 @@ def make_column(panels: Sequence[Panel]) -> Figure:
   longest = max(len(line.label) for panel in shown for line in panel.lines)
   num_columns = 2 if longest <= 24 else 1
   entries = [-(-len(panel.lines) // num_columns) for panel in shown]
-  heights = [2.3 + 0.19 * count for count in entries]
-  figure = Figure(figsize=(4.2, sum(heights)))
+  heights = [2.5 + 0.19 * count for count in entries]
+  figure = Figure(figsize=(_NARROW, sum(heights)))
   rows = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)
   lines = [line for panel in shown for line in panel.lines]
   for axes, panel in zip(rows.flat, shown, strict=True):
     draw(axes, panel, lines)
-    place = {"loc": "upper left", "bbox_to_anchor": (-0.05, -0.17), "ncols": num_columns}
-    _add_legend(axes, panel, fontsize=8.5, **place)
+    place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1), "ncols": num_columns}
+    title = {"title": _title_of(panel), "alignment": "left", "title_fontproperties": {"size": 9.5}}
+    _add_legend(axes, panel, fontsize=8.5, **place, **title)
   return figure
 
 
 def draw(axes: Axes, panel: Panel, among: Sequence[Line]) -> None:
-  """Draws a panel without its legend; its axes show all the lines `among` which its own are."""
-  axes.set_title(f"{panel.title} ({panel.unit})" if panel.unit else panel.title)
+  """Draws a panel without title and legend; its axes have room for all the lines `among`."""
   if not panel.lines:
     axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, color=GREY, ha="center")
     axes.set_axis_off()
@@ -240,9 +254,16 @@ def draw(axes: Axes, panel: Panel, among: Sequence[Line]) -> None:
   _set_y(axes, panel, among)
 
 
+def _title_of(panel: Panel) -> str:
+  return (
+    f"{panel.title} ({panel.unit})" if panel.title and panel.unit else panel.title or panel.unit
+  )
+
+
 def _set_x(axes: Axes, panel: Panel, lines: Sequence[Line]) -> None:
   if panel.x_names:
-    axes.set_xticks(range(len(panel.x_names)), panel.x_names)
+    is_long = len("  ".join(panel.x_names)) > 50
+    axes.set_xticks(range(len(panel.x_names)), panel.x_names, rotation=90 if is_long else 0)
   elif panel.x_log:
     _set_log(axes, "x", np.concatenate([line.x for line in lines]), panel.x_log)
   else:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments import flags
-from experiments.pictures import plots
+from experiments.pictures.panels import method_title
 from experiments.report.files import check_files, read_sweep, reason_to_skip
 from experiments.run import files as run_files
 from experiments.run.directory import CONFIG_NAME
@@ -67,7 +67,7 @@ class Setting(NamedTuple):
   @property
   def method(self) -> str:
     """Names the method, or nothing where it does not differ."""
-    return method_name(self.values["algorithm"]) if "algorithm" in self.values else ""
+    return method_title(self.values["algorithm"]) if "algorithm" in self.values else ""
 
   @property
   def rest(self) -> str:
@@ -218,11 +218,6 @@ def _compare(
 
 def _path(path: pathlib.Path, root: pathlib.Path) -> str:
   return path.relative_to(root).as_posix()
-
-
-def method_name(algorithm: str) -> str:
-  """Writes a method as its authors do."""
-  return plots.NAMES.get(algorithm, str(algorithm))
 
 
 def text(value: Any) -> str:

@@ -226,8 +226,7 @@ def test_bytes_flipped_at_random_never_end_a_report(tmp_path):
     path.write_bytes(bytes(damaged))
     report = runs.read(tmp_path)
     states += [run.state for run in report.runs if run.path == "topk"]
-    page._results(report), page._notes(report), page._facts(report)
-    [page._details(run, report) for run in report.runs]
+    page.make(report, "")
     path.write_bytes(kept)
   assert states.count("damaged") > 200
 
