@@ -119,7 +119,7 @@ def _cells(setting: Setting, measures: list[Measure]) -> list[str]:
   ended = sum(run.state == ENDED for run in setting.runs)
   total = len(setting.runs)
   seeds = str(total) if ended == total else f"{ended} of {total}"
-  return [*(runs.mean_and_deviation(setting, measure) for measure in measures), seeds]
+  return [*(runs.mean_and_deviation(setting.runs, measure) for measure in measures), seeds]
 
 
 def _read(report: Report, path: str) -> bytes:

@@ -1,6 +1,7 @@
 """The report's pictures: curves over the rounds, the clients and the layers."""
 
 import itertools
+import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -42,10 +43,10 @@ class _Quantity(NamedTuple):
   """What one picture shows of all settings."""
 
   title: str
-  caption: str
   points_of: Callable[[Setting], Points]
-  last: str = "{:.1f} %"  # how the legend writes the last value, if at all
+  caption: str
   panel: Panel = Panel("", "%", [])
+  last: str = "{:.1f} %"  # how the legend writes the last value, if at all
 
 
 def draw(settings: Sequence[Setting]) -> list[Picture]:
@@ -153,85 +154,72 @@ def _by_distance(setting: Setting) -> Points:
   return panels.mean_points(runs)
 
 
-_IOU = Panel("", "IoU", [], (0, 1))
-_RARE = Panel("", "%", [], (0, 100), 0)
+_BYTES = Panel("", "%", [], x_title="bytes, all clients, both ways", x_log=format_bytes)
+_SHIFT = Panel("", "%", [], x_title="rounds since the shift", mark=0)
+_CLIENTS = Panel("", "%", [], x_title="clients, from the weakest, %")
+_RARE = Panel("", "%", [], log_ratio=0), "{:.2g} %"
+_IOU = Panel("", "IoU", [], (0, 1)), "{:.3f}"
+_APART = _IOU[0]._replace(x_title="rounds apart"), "{:.3f}"
 _QUANTITIES = (
-  _Quantity(
-    "Test accuracy",
-    "Accuracy on the test set after each evaluated round.",
-    _over_rounds("test_accuracy"),
-  ),
+  _Quantity("Test accuracy", _over_rounds("test_accuracy"), "After each evaluated round."),
   _Quantity(
     "Accuracy for its traffic",
-    "Accuracy on the test set against what all clients have sent and received so far. Further left"
-    " is cheaper.",
     _by_bytes,
-    panel=Panel("", "%", [], x_title="bytes, all clients, both ways", x_log=format_bytes),
+    "Test accuracy against what all clients have sent and received: further left is cheaper.",
+    _BYTES,
   ),
   _Quantity(
     "Recovery from the shift",
-    "Accuracy on the test set around the round after which the clients’ data is another.",
     _since_shift,
-    panel=Panel("", "%", [], x_title="rounds since the shift", mark=0),
+    "Test accuracy around the round after which the clients’ data is another.",
+    _SHIFT,
   ),
   _Quantity(
     "Accuracy of the weakest clients",
-    "Accuracy of the global model that a tenth of the clients do not reach on test examples of"
-    " their own.",
     _over_rounds("client_accuracy_p10"),
+    "Accuracy that a tenth of the clients do not reach on test examples of their own.",
   ),
   _Quantity(
     "Spread over the clients",
-    "Accuracy of the final global model on the test examples of each client, from the weakest to"
-    " the strongest of all seeds together.",
     _by_client,
-    last="",
-    panel=Panel("", "%", [], x_title="clients, from the weakest, %"),
+    "Accuracy of the final model on each client’s test examples, clients of all seeds together.",
+    _CLIENTS,
+    "",
   ),
   _Quantity(
     "Sparsity of the global model",
-    "Zeros among the prunable weights of the global model after each round.",
     _over_rounds("prunable_sparsity"),
+    "Zeros among the prunable weights after each round.",
   ),
   _Quantity(
     "Client regrowth",
-    "Weights that were 0 in what a client received and are not in what it sends, in % of the"
-    " prunable ones, mean over the clients of a round. Rounds at 0 are left out.",
     _over_rounds("client_regrowth"),
-    "{:.2g} %",
-    _RARE,
+    "Prunable weights that are 0 in a download and not in the upload; rounds at 0 are left out.",
+    *_RARE,
   ),
   _Quantity(
     "Server regrowth",
-    "Weights of the global model that were 0 before a round and are not after it, in % of the"
-    " prunable ones. Rounds at 0 are left out.",
     _over_rounds("server_regrowth"),
-    "{:.2g} %",
-    _RARE,
+    "Prunable weights that are 0 before a round and not after it; rounds at 0 are left out.",
+    *_RARE,
   ),
   _Quantity(
     "Global mask, round to round",
-    "Overlap (intersection over union) of the global model’s mask with that of the round before: 1"
-    " is a mask that stays.",
     _over_rounds("mask_iou"),
-    "{:.3f}",
-    _IOU,
+    "Overlap (intersection over union) with the mask of the round before: 1 is a mask that stays.",
+    *_IOU,
   ),
   _Quantity(
     "Clients’ masks among each other",
-    "Mean overlap (intersection over union) of the masks of two clients’ uploads in the same round:"
-    " 1 is the same mask for all.",
     _over_rounds("client_mask_iou"),
-    "{:.3f}",
-    _IOU,
+    "Mean overlap of the masks of two uploads of a round: 1 is the same mask for all.",
+    *_IOU,
   ),
   _Quantity(
     "Masks of different rounds",
-    "Mean overlap (intersection over union) of the global masks of two rounds, by how far they are"
-    " apart.",
     _by_distance,
-    "{:.3f}",
-    _IOU._replace(x_title="rounds apart"),
+    "Mean overlap of the global masks of two rounds, by how far they are apart.",
+    *_APART,
   ),
 )
 
@@ -249,15 +237,14 @@ def _of_layers(settings: Sequence[Setting]) -> tuple[_Quantity, _Quantity]:
 
     return points
 
-  density = (
-    "Share of each layer’s weights that are not 0 in the global model, after the last round."
-  )
-  flops = "Operations of a client’s training in a round, layer by layer, in % of dense training."
+  shares = panel._replace(bounds=(0, math.inf))
+  density = "Share of a layer’s weights that are not 0 in the global model after the last round."
+  flops = "Operations of a client’s training in a round, in % of those of dense training."
   return (
     _Quantity(
-      "Density by layer", density, points_of(_density_of), "", panel._replace(log_ratio=10)
+      "Density by layer", points_of(_density_of), density, panel._replace(log_ratio=10), ""
     ),
-    _Quantity("FLOPs by layer", flops, points_of(_flops_of), "", panel._replace(bounds=(0, 1e9))),
+    _Quantity("FLOPs by layer", points_of(_flops_of), flops, shares, ""),
   )
 
 
@@ -286,7 +273,7 @@ def _short(name: Any) -> str:
 
 def _draw_curves(looks: Sequence[Look], quantity: _Quantity) -> Picture | None:
   """Draws a quantity in as many panels as there are facets."""
-  title, caption, points_of, last, panel = quantity
+  title, points_of, caption, panel, last = quantity
   scale = 100 if panel.unit == "%" else 1
   lines: dict[str, list[panels.Line]] = {}
   zeros: dict[str, list[str]] = {}
