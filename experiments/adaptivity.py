@@ -80,7 +80,7 @@ STUDY = Study(
   "adaptivity",
   blocks=(
     (
-      "--algorithm=sparsyfed,flash,topk,fedavg",
+      "--preset=studies/adaptivity",
       "--sparsity=0.95",
       "--dirichlet_alpha=1000",
       "--shift_dirichlet_alpha=0.1",

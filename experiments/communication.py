@@ -68,9 +68,9 @@ STUDY = Study(
   "communication",
   blocks=(
     (*_COMMON, METHODS, "--wire_dtype=float32"),
-    (*_COMMON, "--algorithm=sparsyfed", "--wire_dtype=bfloat16"),
+    (*_COMMON, "--preset=studies/ours", "--wire_dtype=bfloat16"),
   ),
-  smoke=("--algorithm=fedavg,topk,sparsyfed", "--seed=0,1"),
+  smoke=("--preset=studies/communication-smoke", "--seed=0,1"),
   report=report,
   draw=draw,
 )

@@ -72,7 +72,7 @@ STUDY = Study(
   "consensus",
   blocks=((METHODS, "--sparsity=0.95", "--mask_metrics_every=10", SEEDS),),
   smoke=(
-    "--algorithm=topk,flash,sparsyfed",
+    "--preset=studies/consensus-smoke",
     "--sparsity=0.8",
     "--sparsity_schedule=constant",
     "--mask_metrics_every=2",

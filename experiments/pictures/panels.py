@@ -14,20 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from sparsyfed_jax.algorithms import METHODS, find
+
 # Okabe and Ito's palette: its colours stay apart with every common colour blindness.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#1F1F1F", "#6B6B6B")
 BLUE, VERMILLION, INK, GREY = PALETTE[0], PALETTE[1], PALETTE[6], PALETTE[7]
 STYLES = ("-", "--", "-.", ":")  # of lines of one colour
-
-NAMES = {
-  "fedavg": "FedAvg",
-  "feddst": "FedDST",
-  "flash": "FLASH",
-  "sparsyfed": "SparsyFed",
-  "static": "Static mask",
-  "topk": "Top-K",
-  "zerofl": "ZeroFL",
-}
 
 # Decorates what draws, so that no setting of matplotlib stays changed.
 styled = matplotlib.rc_context(
@@ -120,8 +112,18 @@ class Panel(NamedTuple):
 
 
 def method_title(name: str) -> str:
-  """Writes a method as its authors do; an unknown one as given."""
-  return NAMES.get(name, name)
+  """Writes a method as its authors do; an unknown one as given, so that no stranger's code runs."""
+  return METHODS[name].title if name in METHODS else name
+
+
+def label_of(point: Mapping[str, str]) -> str:
+  """Names a setting that was run: by its words alone, by its numbers with their flags."""
+  titled = {
+    flag: find(value).title if flag == "algorithm" else value for flag, value in point.items()
+  }
+  return ", ".join(
+    value if value[0].isalpha() else f"{flag} {value}" for flag, value in titled.items() if value
+  )
 
 
 def looks_of(methods: Sequence[str]) -> list[tuple[str, str]]:
@@ -133,7 +135,7 @@ def looks_of(methods: Sequence[str]) -> list[tuple[str, str]]:
   Returns:
     A colour and a style for each; lines of the same colour differ in their style.
   """
-  known = list(NAMES)
+  known = list(METHODS)
   looks: list[tuple[str, str]] = []
   for i, method in enumerate(methods):
     color = PALETTE[(known.index(method) if method in known else i) % len(PALETTE)]

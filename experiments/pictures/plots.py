@@ -17,6 +17,7 @@ class Curve(NamedTuple):
 
   label: str
   runs: Sequence[Rows]  # the rows of metrics.jsonl of each seed
+  method: str = ""  # whose colour it has; by default that of the label
 
 
 @styled
@@ -131,7 +132,7 @@ def plot_sweep(curves: Sequence[Curve], path: str | os.PathLike[str]) -> None:
     curves: the settings to compare.
     path: the PNG to write.
   """
-  looks = panels.looks_of([curve.label for curve in curves])
+  looks = panels.looks_of([curve.method or curve.label for curve in curves])
   parts = []
   for key, title in (
     ("test_accuracy", "Test accuracy"),

@@ -15,6 +15,7 @@ from experiments.run.directory import CONFIG_NAME
 from experiments.run.mask_files import SIMILARITY_NAME
 from experiments.run.measures import mean_from
 from experiments.sweeps.members import GRID_NAME
+from sparsyfed_jax.algorithms import METHODS
 from sparsyfed_jax.io.writers import JSONL_NAME, SUMS_NAME
 
 ENDED, DIVERGED, UNFINISHED, DAMAGED = STATES = ("ended", "diverged", "unfinished", "damaged")
@@ -222,16 +223,17 @@ def given_flags(run: Run) -> dict[str, Any]:
     Values by name; those that follow from other flags, as they do by default, are None.
   """
   values = {**_DEFAULTS, **run.flags}
-  algorithm = values["algorithm"]
-  try:
-    ignored = set(flags.ignored(flags.DEFAULTS._replace(algorithm=algorithm)))
-  except KeyError:  # a method of another version
+  is_known = values["algorithm"] in METHODS
+  if is_known:
+    ignored = set(flags.ignored(flags.DEFAULTS._replace(algorithm=values["algorithm"])))
+  else:  # of another version, or somebody's own, whose code is not to run
     ignored = {name for name, value in run.flags.items() if value is None}
   read_by_method = {name: value for name, value in values.items() if name not in ignored}
   sources = {
     name: value
     for name, value in read_by_method.items()
     if name in _DEFAULTS and name not in flags.DERIVED and value is not None
+    if name != "algorithm" or is_known
   }
   for name in flags.DERIVED:  # some of which follow from others of them
     derived = getattr(flags.resolve(flags.DEFAULTS._replace(**sources)), name)

@@ -15,17 +15,17 @@ from experiments import flags
 from experiments.pictures.plots import plot_curves
 from experiments.pictures.split import plot_split
 from experiments.run import processes
-from experiments.run.build import Experiment, everywhere
+from experiments.run.build import Experiment
 from experiments.run.chance import describe_chance
 from experiments.run.clients import client_accuracies, client_spread, owners_at
 from experiments.run.environment import describe_environment
 from experiments.run.layer_shares import dense_flops, shares_of
+from experiments.run.layout import memory_bytes
 from experiments.run.mask_files import save_mask, write_similarity
 from experiments.run.measures import bytes_to_accuracy, recovery, rounds_to_accuracy
 from experiments.run.programs import Inputs, Programs
 from experiments.run.signals import catch_signals
 from experiments.terminal import Update
-from sparsyfed_jax.fed.devices import put
 from sparsyfed_jax.io import checkpoint
 from sparsyfed_jax.io.trackers import Write, open_trackers
 from sparsyfed_jax.io.writers import JSONL_NAME, MetricsWriter, read_metrics, write_json
@@ -76,7 +76,7 @@ class Member(NamedTuple):
 class Start(NamedTuple):
   """Where runs are when they start or go on."""
 
-  state: Any  # of the server; of several runs with a leading axis
+  state: Any  # as `Programs.place` lays it out; of several runs with a leading axis
   done: int  # rounds; where they are not 0, there is a checkpoint of them
 
 
@@ -106,21 +106,20 @@ def has_failed(rows: Sequence[Mapping[str, Any]]) -> bool:
   return _failure(rows, 0) is not None
 
 
-def begin(member: Member, programs: Programs, inputs: Inputs, restored: Any) -> Start:
+def begin(programs: Programs, inputs: Inputs, restored: Any) -> Start:
   """Makes the state before round 1, or takes that of a checkpoint.
 
   Args:
-    member: the run, or one of those side by side.
-    programs: compiled for it or for them.
+    programs: compiled for the run, or for those side by side.
     inputs: of the programs.
     restored: as `resuming.restore` returns it; None to start anew.
   """
   if restored is None:
     state, done = programs.init(inputs), 0
   else:
-    state, done = restored, int(np.ravel(restored.round)[0])
+    state, done = restored, int(np.ravel(restored.server.round)[0])
     print(f"going on after round {done}", flush=True)
-  return Start(put(state, everywhere(member.experiment.mesh)), done)
+  return Start(programs.place(state), done)
 
 
 def train_loop(
@@ -223,7 +222,7 @@ def train_loop(
       if writers and config.checkpoint_every and (is_due or is_last or signal):
         for file in files:
           file.sync()  # or a power cut could leave a checkpoint without its rows
-        intact = checkpoint.save(checkpoints, done, state, intact)
+        intact = checkpoint.save(checkpoints, done, programs.collect(state), intact)
       if signal and not is_last:
         raise StoppedError(signal, done, config.checkpoint_every > 0)
   # Of the rounds of this process; a run that went on may have none left.
@@ -247,7 +246,8 @@ def train_loop(
     own_hits = None if hits is None else of_run(number, hits)
     summary = _summarise(member, rows[number], of_run(number, state), own_hits)
     summary |= cost | describe_environment()
-    plot_curves(rows[number], summary, member.directory / "curves.png")
+    titled = summary | {"algorithm": flags.method_of(member.config).title}
+    plot_curves(rows[number], titled, member.directory / "curves.png")
     split, classes = member.experiment.split, member.experiment.facts["classes"]
     plot_split(split, classes, member.directory / "partition.png")
     write_similarity(member.directory)
@@ -411,6 +411,8 @@ def _summarise(
   }
   if config.metrics:
     summary |= _summarise_measures(member, rows, state)
+  if kept := memory_bytes(state):
+    summary["client_memory_bytes"] = kept
   if hits is not None:
     owners = owners_at(experiment.test_owners, config.shift_round, config.rounds)
     num_clients = experiment.facts["num_clients"]
@@ -430,7 +432,7 @@ def _summarise_measures(
   member: Member, rows: Sequence[Mapping[str, Any]], state: Any
 ) -> dict[str, Any]:
   config, experiment, last = member.config, member.experiment, rows[-1]
-  model = experiment.algorithm.broadcast(state).variables
+  model = experiment.algorithm.broadcast(state.server).variables
   # Over all rounds: what is sent on the way to the target sparsity counts too. A round whose
   # clients are all empty sends nothing.
   sent = [row for row in rows if row["clients"] > 0]

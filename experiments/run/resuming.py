@@ -98,7 +98,7 @@ def restore(members: Sequence[Member], shapes: Any, checkpoints: pathlib.Path) -
 
 def rounds_of(state: Any) -> int:
   """Reads how many rounds a state has behind it; 0 of None."""
-  return 0 if state is None else int(np.ravel(state.round)[0])
+  return 0 if state is None else int(np.ravel(state.server.round)[0])
 
 
 def _find(members: Sequence[Member], shapes: Any, checkpoints: pathlib.Path) -> Any:

@@ -8,18 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from experiments.pictures import panels
-from experiments.pictures.panels import Line, Panel, Points, save
+from experiments.pictures.panels import Line, Panel, Points, label_of, save
 from experiments.studies.study import ACCURACY, Outcome, Setting, by_value, finished
-
-
-def label_of(point: Mapping[str, str]) -> str:
-  """Names a setting: by its words alone, by its numbers with their flags."""
-  parts = [
-    panels.method_title(value) if value[0].isalpha() else f"{flag} {value}"
-    for flag, value in point.items()
-    if value
-  ]
-  return ", ".join(parts)
 
 
 def lines_of(curves: Sequence[tuple[Mapping[str, str], Points]], scale: float = 1.0) -> list[Line]:

@@ -25,7 +25,7 @@ from experiments.sweeps import grid, members, results
 from experiments.sweeps.results import LACKING, decimals
 
 PRESET = "cifar10-lda1000"
-METHODS = "--algorithm=fedavg,topk,zerofl,flash,feddst,sparsyfed,static"
+METHODS = "--preset=studies/methods"
 SPARSITIES = "--sparsity=0.9,0.95,0.99,0.995,0.999"
 SEEDS = "--seed=0,1,2"
 _SMOKE = (

@@ -11,7 +11,8 @@ from typing import Any
 from experiments import flags
 from experiments.run import begun
 from experiments.run import files as run_files
-from experiments.run.build import build, check, load
+from experiments.run.build import build, check
+from experiments.run.data import load
 from experiments.run.directory import CONFIG_NAME, LOCK_NAME, locked
 from experiments.run.identity import examples_digest
 from experiments.run.loop import SUMMARY_NAME, Member

@@ -244,3 +244,15 @@ def test_a_name_that_is_no_text_is_shown_as_far_as_it_is(tmp_path):
   path.write_text(json.dumps(json.loads(path.read_text()) | {"dataset": "npz:a\udcff.npz"}))
   (run,) = runs.read(tmp_path).runs
   assert (run.state, run.config["dataset"]) == ("ended", "npz:a?.npz")
+
+
+def test_a_report_runs_no_code_that_a_run_names(tmp_path):
+  write(tmp_path, ["topk"])
+  (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nMETHOD = None\n")
+  path = tmp_path / "topk" / "config.json"
+  name = f"{tmp_path}/own.py:METHOD"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"algorithm": name}))
+  report = runs.read(tmp_path)
+  assert [run.state for run in report.runs] == ["ended"]
+  assert name in "".join(made.Reader(page.make(report, "")).words)
+  assert not (tmp_path / "ran").exists()

@@ -17,6 +17,7 @@ from matplotlib.image import imsave
 from experiments import flags
 from experiments.report import __main__ as command
 from experiments.report import page, pictures, runs
+from sparsyfed_jax.algorithms import METHODS
 
 ROUNDS = 6
 LAYERS = ["Conv_0", "Dense_0"]
@@ -386,7 +387,7 @@ def test_many_settings_share_pictures_and_dense_training_is_in_each():
   assert looks[0].facets == facets
   assert [look.facets for look in looks[1:]] == [(facet,) for facet in facets] * 3
   assert {(look.label, look.color) for look in looks} == {
-    (pictures.panels.NAMES[name], pictures.panels.PALETTE[list(pictures.panels.NAMES).index(name)])
+    (METHODS[name].title, pictures.panels.PALETTE[list(METHODS).index(name)])
     for name in ("fedavg", "topk", "flash", "zerofl")
   }
   few = pictures.looks_of([setting("fedavg"), *sparse[:3]])
