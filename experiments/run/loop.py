@@ -22,6 +22,7 @@ from experiments.run.mask_files import save_mask, write_similarity
 from experiments.run.member import Member
 from experiments.run.programs import Inputs, Programs
 from experiments.run.rows import complete, new_rows
+from experiments.run.settings import method_of
 from experiments.run.signals import catch_signals
 from experiments.run.summary import summarise
 from experiments.terminal import Update
@@ -89,8 +90,7 @@ def train_loop(
   In a job of several processes all of them call it, and the first one writes.
 
   Args:
-    members: one run, or several side by side: all of as many rounds, between as many of which they
-      are evaluated and saved.
+    members: runs of as many rounds, between as many of which they are evaluated and saved.
     programs: compiled for one run, or for as many side by side.
     inputs: what the programs are run on.
     start: where the runs are, as `begin` makes it; its state is donated.
@@ -145,7 +145,7 @@ def train_loop(
         raise StoppedError(signal, done, config.checkpoint_every > 0)
   if config.client_eval and hits is None:  # a run that had ended before
     hits = programs.classify(state, inputs)
-  # Of the rounds of this process; a run that went on may have none left.
+  # Of this process; a run that went on may have none left.
   rounds_here = (config.rounds - start.done) * len(members)
   cost = {
     "seconds_per_round": run_seconds / rounds_here if rounds_here else None,
@@ -297,7 +297,8 @@ def _finish(
 ) -> dict[str, Any]:
   """Writes what is made of a whole run; returns the contents of summary.json."""
   summary = summarise(member, rows, state, hits) | cost | describe_environment()
-  plot_curves(rows, summary, member.directory / "curves.png")
+  titled = summary | {"algorithm": method_of(member.config).title}
+  plot_curves(rows, titled, member.directory / "curves.png")
   split, classes = member.experiment.split, member.experiment.facts["classes"]
   plot_split(split, classes, member.directory / "partition.png")
   write_similarity(member.directory)
