@@ -77,7 +77,7 @@ def check_bytes(method, name, state, value_dtype=None, **setup):
   return download, upload
 
 
-@pytest.mark.parametrize("method", cases.with_slow_forms(cases.METHODS))
+@pytest.mark.parametrize("method", cases.with_slow_forms(cases.FORMS))
 def test_bytes_are_those_of_the_wire_format(method):
   download, upload = check_bytes(method, "batchnorm", cases.trained(method, "batchnorm"))
   received, sent = received_by(download), sent_by(upload)
