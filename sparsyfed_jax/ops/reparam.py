@@ -16,9 +16,9 @@ from sparsyfed_jax.ops.backend.power import is_by_roots, power_by_roots
 
 @jax.custom_jvp
 def powerprop(theta: jax.Array, beta: jax.Array | float) -> jax.Array:
-  """Computes w = sign(theta) |theta|^beta.
+  """Computes `w = sign(theta) |theta|^beta`.
 
-  The derivative beta |theta|^(beta-1) is 1 at theta = 0 for beta = 1 and 0 there for any other
+  The derivative `beta |theta|^(beta-1)` is 1 at theta = 0 for beta = 1 and 0 there for any other
   beta: with beta > 1 a parameter that is 0 gets no gradient and stays 0.
 
   Args:
@@ -42,7 +42,7 @@ def _by_logarithms(theta: jax.Array, beta: jax.Array) -> jax.Array:
 
 
 def powerprop_inverse(w: jax.Array, beta: jax.Array | float) -> jax.Array:
-  """Computes theta = sign(w) |w|^(1/beta), whose `powerprop` is w.
+  """Computes `theta = sign(w) |w|^(1/beta)`, whose `powerprop` is w.
 
   Args:
     w: float array.
@@ -57,9 +57,9 @@ def powerprop_inverse(w: jax.Array, beta: jax.Array | float) -> jax.Array:
 
 
 def spectral_exponent(theta: jax.Array, num_steps: int = 5) -> jax.Array:
-  """Computes the exponent 1 + mean(|theta|) / sigma of a layer, which leaves no beta to choose.
+  """Computes the exponent `1 + mean(|theta|) / sigma` of a layer, which leaves no beta to choose.
 
-  sigma is the largest singular value of |theta| as a matrix, by power iteration. |theta| has no
+  sigma is the largest singular value of `|theta|` as a matrix, by power iteration. `|theta|` has no
   negative entry, so neither has its first singular vector (Perron & Frobenius), and a start of
   ones is close to it: a few steps are enough, and nothing is random. (SparsyFed's release takes
   one step from a random start.)
