@@ -13,7 +13,7 @@ import math
 import pathlib
 from collections.abc import Sequence
 
-from experiments.pictures.plots import Panel
+from experiments.pictures.panels import Panel
 from experiments.run.measures import mean_from
 from experiments.studies import pictures
 from experiments.studies.study import (
@@ -67,9 +67,8 @@ def draw(settings: Sequence[Setting], path: pathlib.Path) -> None:
     pictures.over_rounds(
       settings,
       key,
-      Panel(f"Weights that come back, {where}", "%", [], (0, 100), 1),
+      Panel(f"Weights that come back, {where}", "%", [], (0, 100), 1, first=FIRST_ROUND),
       scale=100,
-      first=FIRST_ROUND,
     )
     for key, where in _KEYS.items()
   ]

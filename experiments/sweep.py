@@ -24,14 +24,10 @@ from experiments import flag_files, flags
 from experiments.run import begun
 from experiments.run.build import fixed_flags, program_key
 from experiments.run.environment import keep_compiled
-from experiments.run.loop import (
-  SUMMARY_NAME,
-  DivergedError,
-  Member,
-  StoppedError,
-  begin,
-  train_loop,
-)
+from experiments.run.failures import DivergedError
+from experiments.run.files import SUMMARY_NAME
+from experiments.run.loop import StoppedError, begin, train_loop
+from experiments.run.member import Member
 from experiments.run.programs import (
   Programs,
   compile_programs,

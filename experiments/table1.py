@@ -9,13 +9,12 @@ SparsyFed's comparison as plotted when it was submitted, in percent; "dense" is 
 
 import csv
 import functools
-import math
 import pathlib
 import re
 from collections.abc import Sequence
 
 from experiments import flags
-from experiments.pictures.plots import Panel
+from experiments.pictures.panels import Panel
 from experiments.studies import pictures
 from experiments.studies.study import (
   ACCURACY,
@@ -72,7 +71,7 @@ def draw(settings: Sequence[Setting], path: pathlib.Path) -> None:
     settings,
     "sparsity",
     ACCURACY.value,
-    Panel("Test accuracy", "%", [], (0, 100), math.inf),
+    Panel("Test accuracy", "%", []),
     scale=100,
     panel_flag="dirichlet_alpha",
     known=lambda setting: None if (theirs := _known(setting)) is None else theirs / 100,

@@ -21,8 +21,10 @@ from experiments.run.build import Experiment, build
 from experiments.run.chance import chance_note
 from experiments.run.directory import CONFIG_NAME, RunDirectory, remove_unused
 from experiments.run.environment import describe_environment, keep_compiled
+from experiments.run.failures import DivergedError
 from experiments.run.layout import saved_shapes
-from experiments.run.loop import DivergedError, Member, StoppedError, begin, train_loop
+from experiments.run.loop import StoppedError, begin, train_loop
+from experiments.run.member import Member
 from experiments.run.programs import compile_programs, inputs_of
 from experiments.run.resuming import restore, rounds_of
 from experiments.run.signals import leave_on_signal, leave_unread

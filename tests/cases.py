@@ -5,7 +5,9 @@ Compilation is what takes time here. So functions are cached by what they are ma
 call them with the same shapes where they can.
 """
 
+import os
 from functools import cache, partial
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -15,13 +17,13 @@ import optax
 import pytest
 from flax import linen as nn
 
-from sparsyfed_jax.algorithms import METHODS as RECORDS
+from sparsyfed_jax.algorithms import METHODS, find
 from sparsyfed_jax.data.partition import stack_clients
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
 from sparsyfed_jax.fed.hyper import Hyper
-from sparsyfed_jax.fed.method import with_own
+from sparsyfed_jax.fed.method import Choice, Method, with_own
 from sparsyfed_jax.fed.optimizers import FEDOPT, ServerOptimizer, sgd
 from sparsyfed_jax.fed.sampling import Cohort
 from sparsyfed_jax.fed.schedules import SPARSITY_SCHEDULES
@@ -31,32 +33,48 @@ from sparsyfed_jax.models import MLP
 from sparsyfed_jax.ops import PLAIN, LayerOps
 from sparsyfed_jax.types import ClientData
 
-# Every method, and besides its default form the others that change what is sent or when.
+# A method of somebody else's, with which alone the laws are tested: pytest --method=...
+CHOSEN = os.environ.get("SPARSYFED_JAX_METHOD")
+RECORDS = METHODS | ({(record := find(CHOSEN)).name: record} if CHOSEN else {})
+
+
+def _forms(record: Method) -> dict[str, tuple[str, dict[str, str]]]:
+  """Lists a method's default form, and every other that one of its choices makes."""
+  others = [
+    (known, setting)
+    for setting in record.settings()
+    if isinstance(setting.rule, Choice)
+    for known in setting.rule.known
+    if known != setting.default
+  ]
+  made = {record.name: (record.name, {})}
+  for known, setting in others:
+    made[f"{record.name}-{known}".replace("_", "-")] = (record.name, {setting.field: known})
+  return made
+
+
 VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
-  **{name: (name, {}) for name in RECORDS},
+  **{name: form for record in RECORDS.values() for name, form in _forms(record).items()},
   "sparsyfed-release": (
     "sparsyfed",
     {"activation_threshold": "first_batch", "reparam_exclude": "Dense_0|Conv_2"},
   ),
-  "sparsyfed-spectral": ("sparsyfed", {"reparameterisation": "spectral"}),
-  "sparsyfed-changes": ("sparsyfed", {"upload": "changes"}),
-  "sparsyfed-feedback": ("sparsyfed", {"upload": "changes_with_feedback"}),
-  "zerofl-masked-changes": ("zerofl", {"uplink": "masked_changes"}),
-  "zerofl-changes": ("zerofl", {"uplink": "changes"}),
-  "zerofl-comparison": ("zerofl", {"form": "comparison"}),
   "flash-jmwst": ("flash", {"form": "jmwst", "aggregation": "masked_mean"}),
-  "flash-nst": ("flash", {"form": "nst"}),
-  "flash-magnitude": ("flash", {"form": "magnitude"}),
-  "static-saliency": ("static", {"mask": "saliency"}),
 }
-METHODS = tuple(VARIANTS)
+# The default form of each method, and all forms; of the chosen method alone if there is one.
+DEFAULT_FORMS = (record.name,) if CHOSEN else tuple(RECORDS)
+FORMS = tuple(name for name, (base, _) in VARIANTS.items() if base in DEFAULT_FORMS)
 # Compiling is what takes time: forms whose laws are those of another form, run with -m slow.
 SLOW_FORMS = (
+  "sparsyfed-first-batch",
   "sparsyfed-spectral",
   "sparsyfed-changes",
   "zerofl-masked-changes",
   "zerofl-changes",
+  "flash-pdst",
   "flash-magnitude",
+  "flash-masked-mean",
+  "static-erk",
   "static-saliency",
 )
 # Whose server takes the mean of models, of changes to its model, or of what is inside masks.
@@ -72,12 +90,15 @@ SEND_WEIGHTS = (
 )
 SEND_CHANGES = (
   "sparsyfed-changes",
-  "sparsyfed-feedback",
+  "sparsyfed-changes-with-feedback",
   "zerofl-masked-changes",
   "zerofl-changes",
 )
-SEND_MASKED = tuple(name for name in METHODS if name not in SEND_WEIGHTS + SEND_CHANGES)
-KEEP_MEMORY = ("scaffold", "sparsyfed-feedback")  # see tests/algorithms/test_memories.py
+SEND_MASKED = tuple(name for name in FORMS if name not in SEND_WEIGHTS + SEND_CHANGES)
+KEEP_MEMORY = (
+  "scaffold",
+  "sparsyfed-changes-with-feedback",
+)  # see tests/algorithms/test_memories.py
 NUM_CLASSES = 3
 BATCH_SIZE = 4
 EPOCHS = 2
@@ -179,6 +200,9 @@ def hyper(method: str = "fedavg", **changes: float) -> Hyper:
   values = HYPER | changes
   record = RECORDS[VARIANTS[method][0]]
   own = {s.field: values.get(s.name, s.default) for s in record.settings() if s.is_number}
+  for setting in record.settings():  # of a stranger's method
+    if own.get(setting.field, 0) is None:
+      own[setting.field] = setting.rule.default(SimpleNamespace(**values))
   common = {name: jnp.float32(values[name]) for name in Hyper._fields if name != "own"}
   return with_own(Hyper(**common), record.hyper(**own))
 

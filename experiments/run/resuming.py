@@ -17,7 +17,9 @@ import numpy as np
 
 from experiments import flags
 from experiments.run import processes
-from experiments.run.loop import Member, columns_of, has_failed
+from experiments.run.failures import has_failed
+from experiments.run.member import Member
+from experiments.run.rows import columns_of
 from sparsyfed_jax.io import checkpoint
 from sparsyfed_jax.io.writers import (
   JSONL_NAME,

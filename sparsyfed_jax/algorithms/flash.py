@@ -31,10 +31,10 @@ from sparsyfed_jax.fed.pruning import (
   random_masks,
 )
 from sparsyfed_jax.fed.rule import Carry, LocalRule, train_client
-from sparsyfed_jax.io.wire import payload_bytes
 from sparsyfed_jax.metrics.flops import shares_inside_masks
 from sparsyfed_jax.ops import ceil_of_share, count_one, floor_of_share, largest_mask
 from sparsyfed_jax.types import ClientData, Key, Memory, Metrics, Params, Tally, Variables, tally
+from sparsyfed_jax.wire.size import payload_bytes
 
 _START = 2**31 - 1  # no epoch has this number, whose keys also come from the client's
 FORMS = ("spdst", "jmwst", "pdst", "nst", "magnitude")

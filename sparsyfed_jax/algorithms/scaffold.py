@@ -27,11 +27,11 @@ from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.client import num_steps
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.method import Method
-from sparsyfed_jax.fed.precision import round_to_wire
 from sparsyfed_jax.fed.rule import LocalRule, train_client
 from sparsyfed_jax.fed.server import Upload as Model
 from sparsyfed_jax.fed.server import weighed
 from sparsyfed_jax.types import ClientData, Key, Metrics, Params, Variables
+from sparsyfed_jax.wire.rounding import round_to_wire
 
 
 class Upload(NamedTuple):

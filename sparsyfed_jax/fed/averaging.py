@@ -12,12 +12,12 @@ from sparsyfed_jax.fed import optimizers
 from sparsyfed_jax.fed import server as server_step
 from sparsyfed_jax.fed.algorithm import Setup
 from sparsyfed_jax.fed.hyper import Hyper
-from sparsyfed_jax.fed.precision import round_to_wire
 from sparsyfed_jax.fed.pruning import prune_globally
 from sparsyfed_jax.fed.rule import Carry, LocalRule, Rates, train_client
 from sparsyfed_jax.fed.schedules import client_lr_at, density_at
 from sparsyfed_jax.fed.server import Upload, weigh
 from sparsyfed_jax.types import ClientData, Key, Memory, Metrics, Params, Variables
+from sparsyfed_jax.wire.rounding import round_to_wire
 
 # What is sent of the parameters: (received, trained, density) -> pytree like them.
 Selection = Callable[[Params, Params, jax.Array], Params]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sparsyfed_jax.fed.sampling import Cohort
-from sparsyfed_jax.ops.count import count_each
+from sparsyfed_jax.ops import count_each
 from sparsyfed_jax.types import ClientData, Key, Mean, Memory, Metrics
 
 # (download, memory, data, key) -> (upload, memory, metrics), as in `Algorithm`

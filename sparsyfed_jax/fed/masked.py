@@ -15,10 +15,10 @@ from sparsyfed_jax.fed import server as server_step
 from sparsyfed_jax.fed.algorithm import Setup
 from sparsyfed_jax.fed.averaging import rates_at, server_optimizer
 from sparsyfed_jax.fed.hyper import Hyper
-from sparsyfed_jax.fed.precision import round_to_wire
 from sparsyfed_jax.fed.pruning import Masks, apply_masks
 from sparsyfed_jax.fed.rule import Carry, LocalRule, Rates
 from sparsyfed_jax.types import ClientData, Key, Metrics, Params, Variables
+from sparsyfed_jax.wire.rounding import round_to_wire
 
 
 class State(NamedTuple):

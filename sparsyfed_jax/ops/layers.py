@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sparsyfed_jax.ops.conv import conv_general_dilated
-from sparsyfed_jax.ops.dense import dot_general
+from sparsyfed_jax.ops.backend.conv import conv_general_dilated
+from sparsyfed_jax.ops.backend.dense import dot_general
 from sparsyfed_jax.ops.pruned import activation_threshold, prune_residual
 
 

@@ -1,7 +1,6 @@
 """Max pooling whose gradient is fast on CPU, where XLA's select-and-scatter is not."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -22,35 +21,7 @@ def max_pool(x: jax.Array, window: int) -> jax.Array:
   batch, height, width, features = x.shape
   rows, columns = height // window, width // window
   x = x[:, : rows * window, : columns * window]
-  return _max_of_windows(x.reshape(batch, rows, window, columns, window, features))
-
-
-@jax.custom_vjp
-def _max_of_windows(windows: jax.Array) -> jax.Array:
-  return jnp.max(windows, axis=(2, 4))
-
-
-def _forward(windows: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  largest = _max_of_windows(windows)
-  return largest, (windows, largest)
-
-
-# As autodiff would, but the ties are counted place by place: its sum over two axes is slow on CPU.
-def _backward(residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array]:
-  windows, largest = residuals
-  places = itertools.product(*(range(windows.shape[axis]) for axis in (2, 4)))
-  ties = sum((windows[:, :, i, :, j] == largest).astype(cotangent.dtype) for i, j in places)
-  # Divided once for a window, not once for each of its places.
-  share = lax.optimization_barrier(cotangent / ties)
-  is_largest = windows == _spread(largest)
-  return (jnp.where(is_largest, _spread(share), 0),)
-
-
-_max_of_windows.defvjp(_forward, _backward)
-
-
-def _spread(x: jax.Array) -> jax.Array:
-  return x[:, :, None, :, None]
+  return jnp.max(x.reshape(batch, rows, window, columns, window, features), axis=(2, 4))
 
 
 def max_pool_overlapping(x: jax.Array, window: int, stride: int, padding: int) -> jax.Array:

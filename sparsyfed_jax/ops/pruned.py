@@ -10,10 +10,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from sparsyfed_jax.ops.branch import is_worth_a_branch
-from sparsyfed_jax.ops.count import count_nonzero, count_one
+from sparsyfed_jax.ops.backend.count import count_nonzero, count_one
 from sparsyfed_jax.ops.select import is_at_least, kth_magnitude
 from sparsyfed_jax.ops.share import ceil_of_share
 
@@ -49,14 +47,7 @@ def prune_residual(
 
 
 def _prune(x: jax.Array, threshold: jax.Array) -> jax.Array:
-  def prune() -> jax.Array:
-    return jnp.where(is_at_least(x, threshold), x, 0)
-
-  if not is_worth_a_branch(x.size):
-    return prune()
-  # What a branch gives is written down; else a CPU prunes anew wherever an entry is read, which is
-  # a dozen times in a convolution.
-  return lax.cond(threshold != 0, prune, lambda: x)
+  return jnp.where(is_at_least(x, threshold), x, 0)
 
 
 def activation_threshold(

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import custom_derivatives, lax
 
-from sparsyfed_jax.ops.branch import is_worth_a_branch
-from sparsyfed_jax.ops.power import is_by_roots, positive_power, power_by_roots
+from sparsyfed_jax.ops.backend.choice import short_cut
+from sparsyfed_jax.ops.backend.power import is_by_roots, power_by_roots
 
 
 @jax.custom_jvp
@@ -28,15 +28,17 @@ def powerprop(theta: jax.Array, beta: jax.Array | float) -> jax.Array:
   Returns:
     Array like theta.
   """
-  if not is_worth_a_branch(theta.size):
-    return theta * _power(theta, beta)
   # Of every weight in every step. The usual exponents, 1.25 among them, need roots alone.
-  exponent = jnp.asarray(beta, theta.dtype) - 1
-  return lax.cond(
-    is_by_roots(exponent),
-    lambda: theta * power_by_roots(jnp.abs(theta), exponent),
-    lambda: theta * _power(theta, beta),
-  )
+  beta = jnp.asarray(beta, theta.dtype)
+  return short_cut(is_by_roots(beta - 1), _by_roots, _by_logarithms, theta, beta)
+
+
+def _by_roots(theta: jax.Array, beta: jax.Array) -> jax.Array:
+  return theta * power_by_roots(jnp.abs(theta), beta - 1)
+
+
+def _by_logarithms(theta: jax.Array, beta: jax.Array) -> jax.Array:
+  return theta * _power(theta, beta)
 
 
 def powerprop_inverse(w: jax.Array, beta: jax.Array | float) -> jax.Array:
@@ -87,7 +89,7 @@ def _power(theta: jax.Array, beta: jax.Array | float) -> jax.Array:
   """|theta|^(beta-1)."""
   exponent = jnp.asarray(beta, theta.dtype) - 1
   magnitude = jnp.minimum(jnp.abs(theta), jnp.finfo(theta.dtype).max)  # 0 * log(inf) is NaN
-  power = positive_power(jnp.where(theta == 0, 1, magnitude), exponent)
+  power = jnp.exp(exponent * jnp.log(jnp.where(theta == 0, 1, magnitude)))  # pow is slower
   return jnp.where(theta == 0, jnp.where(exponent == 0, 1, 0), power)
 
 

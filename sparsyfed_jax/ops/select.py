@@ -15,21 +15,22 @@ and a mask may hold more than k entries. Zeros are never kept by a mask: a kept 
 told from a pruned one.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sparsyfed_jax.ops.branch import is_worth_a_branch
-from sparsyfed_jax.ops.count import count_one, count_true
+from sparsyfed_jax.ops.backend.choice import by_platform
+from sparsyfed_jax.ops.backend.count import count_one, count_true
 from sparsyfed_jax.ops.share import num_kept
 
 _PIVOTS_PER_PASS = 3
 _SAMPLE_SIZE = 1024
 _GUESS_DEVIATIONS = 3.0
 _WORTH_A_SAMPLE = 100_000
+_Search: TypeAlias = Callable[[Sequence[jax.Array], jax.Array], jax.Array]
 _UNSIGNED = {16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}
 
 
@@ -47,7 +48,11 @@ def kth_magnitude(x: jax.Array, k: jax.Array | int) -> jax.Array:
   Raises:
     TypeError: x is not a float array.
   """
-  return _kth_magnitude_of([x], jnp.asarray(k, jnp.int32))
+  keys, k = _keys_of([x]), jnp.asarray(k, jnp.int32)
+  search = _kth_key_on_this_platform if _is_large(keys) else _kth_key_in_all_passes
+  key = search(keys, jnp.maximum(k, 1))
+  magnitude = lax.bitcast_convert_type(key, x.dtype)
+  return jnp.where(k < 1, jnp.asarray(jnp.inf, x.dtype), magnitude)
 
 
 def is_at_least(x: jax.Array, threshold: jax.Array) -> jax.Array:
@@ -110,42 +115,48 @@ def layerwise_mask(tree: Any, densities: Any) -> Any:
 
 
 def _mask_of(leaves: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
-  def mark_largest() -> list[jax.Array]:
-    keys = _keys_of(leaves)
-    least = jnp.maximum(_kth_key(keys, k), 1)  # zeros are never kept
-    return _reach(keys, jnp.where(k >= 1, least, _out_of_reach(keys)))
-
-  def mark_all() -> list[jax.Array]:
-    return [leaf != 0 for leaf in _keys_of(leaves)]
-
-  if _is_large(leaves):
-    # A model that is sparse already mostly has no more entries than may be kept.
-    masks = lax.cond(sum(map(count_one, mark_all())) <= k, mark_all, mark_largest)
-  else:
-    masks = mark_largest()
+  keys = _keys_of(leaves)
+  cpu = _mark_large_on_cpu if _is_large(keys) else _mark_small_on_cpu
+  masks = by_platform(keys, k, cpu=cpu, default=_mark)
   return [mask.reshape(leaf.shape) for mask, leaf in zip(masks, leaves, strict=True)]
 
 
-def _reach(keys: Sequence[jax.Array], least: jax.Array) -> list[jax.Array]:
-  def compare(least: jax.Array) -> list[jax.Array]:
-    return [leaf >= least for leaf in keys]
+def _mark(keys: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
+  least = _least_marked(keys, k, _kth_key_in_all_passes)
+  return [leaf >= least for leaf in keys]
 
-  if jax.default_backend() != "cpu":
-    return compare(least)
+
+def _mark_small_on_cpu(keys: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
+  return _reach_once(keys, _least_marked(keys, k, _kth_key_in_all_passes))
+
+
+def _mark_large_on_cpu(keys: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
+  def mark_all() -> list[jax.Array]:
+    return [leaf != 0 for leaf in keys]
+
+  def mark_largest() -> list[jax.Array]:
+    return _reach_once(keys, _least_marked(keys, k, _kth_key_from_a_guess))
+
+  # A model that is sparse already mostly has no more entries than may be kept.
+  return lax.cond(sum(map(count_one, mark_all())) <= k, mark_all, mark_largest)
+
+
+def _least_marked(keys: Sequence[jax.Array], k: jax.Array, search: _Search) -> jax.Array:
+  least = jnp.maximum(search(keys, jnp.maximum(k, 1)), 1)  # zeros are never kept
+  return jnp.where(k >= 1, least, _out_of_reach(keys))
+
+
+def _reach_once(keys: Sequence[jax.Array], least: jax.Array) -> list[jax.Array]:
   # A loop that runs once, if at all: like the search, it reads keys that are written down, vmapped
   # or not. Elsewhere a CPU may compute them again, and where it rounds what they are made of
   # another way, the k-th entry does not reach itself.
   beyond = _out_of_reach(keys)
   nothing = [jnp.zeros(leaf.shape, bool) for leaf in keys]
   return lax.while_loop(
-    lambda state: state[0] < beyond, lambda state: (beyond, compare(state[0])), (least, nothing)
+    lambda state: state[0] < beyond,
+    lambda state: (beyond, [leaf >= state[0] for leaf in keys]),
+    (least, nothing),
   )[1]
-
-
-def _kth_magnitude_of(leaves: Sequence[jax.Array], k: jax.Array) -> jax.Array:
-  dtype = leaves[0].dtype
-  magnitude = lax.bitcast_convert_type(_kth_key(_keys_of(leaves), k), dtype)
-  return jnp.where(k < 1, jnp.asarray(jnp.inf, dtype), magnitude)
 
 
 def _keys_of(leaves: Sequence[jax.Array]) -> list[jax.Array]:
@@ -155,16 +166,11 @@ def _keys_of(leaves: Sequence[jax.Array]) -> list[jax.Array]:
   return [_keys(leaf).reshape(-1) for leaf in leaves]
 
 
-def _is_large(leaves: Sequence[jax.Array]) -> bool:
-  return is_worth_a_branch(sum(leaf.size for leaf in leaves), _WORTH_A_SAMPLE)
+def _is_large(keys: Sequence[jax.Array]) -> bool:
+  return sum(leaf.size for leaf in keys) >= _WORTH_A_SAMPLE
 
 
-def _kth_key(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
-  """Finds the k-th largest key of all arrays, or the largest if k < 1; 0 if there are fewer."""
-  search = _kth_key_from_a_guess if _is_large(keys) else _kth_key_in_all_passes
-  return search(keys, jnp.maximum(k, 1))
-
-
+# Each search finds the k-th largest key of all arrays, for k of at least 1; 0 if there are fewer.
 def _kth_key_from_a_guess(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
   # Many arrays have fewer than k entries that are not 0: the first pass tells.
   pivots = jnp.stack([jnp.ones((), keys[0].dtype), *_guess(keys, k)])
@@ -179,6 +185,10 @@ def _kth_key_from_a_guess(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
   # As branches, which read the keys: elsewhere the compiler would rather compute them again.
   is_narrow = found.high - found.low == 1
   return lax.cond(is_narrow, lambda: found.low, lambda: _key_within(found, keys, k))
+
+
+def _kth_key_on_this_platform(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
+  return by_platform(keys, k, cpu=_kth_key_from_a_guess, default=_kth_key_in_all_passes)
 
 
 def _kth_key_in_all_passes(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:

@@ -9,7 +9,8 @@ as float32, and its product is taken for whole where float32 tells no difference
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+
+from sparsyfed_jax.ops.backend.choice import short_cut
 
 _MILLION = 10**6
 # A share that was computed from decimals has been rounded a few times, by 2^-24 of it at most each.
@@ -49,12 +50,12 @@ def floor_of_share(size: jax.Array | int, share: jax.Array | float) -> jax.Array
 def _product(share: jax.Array | float, size: jax.Array | int) -> tuple[jax.Array, jax.Array]:
   """Computes share * size as a whole number and millionths; () int32 each."""
   share, size = jnp.asarray(share, jnp.float32), jnp.asarray(size, jnp.int32)
-  if jax.default_backend() != "cpu":
-    return _exact_product(share, size)
-  # What a branch gives is written down; else a CPU divides anew for every entry that is compared
-  # with what comes of it.
-  nothing = jnp.int32(0), jnp.int32(0)
-  return lax.cond(share > 0, lambda: _exact_product(share, size), lambda: nothing)
+  # Written to memory; else a CPU divides anew for every entry that is compared with the result.
+  return short_cut(share <= 0, _nothing, _exact_product, share, size)
+
+
+def _nothing(share: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array]:
+  return jnp.int32(0), jnp.int32(0)
 
 
 def _exact_product(share: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -125,7 +125,9 @@ def test_the_servers_control_is_the_mean_of_all_clients(weighting):
 
 
 def test_rounds_with_feedback_are_those_of_the_plain_reference():
-  for index, (key, (state, kept), (new, after)) in enumerate(play("sparsyfed-feedback")):
+  for index, (key, (state, kept), (new, after)) in enumerate(
+    play("sparsyfed-changes-with-feedback")
+  ):
     clients = plain_clients(index, key)
 
     def compare(method, tolerance, index=index, clients=clients, before=(state, kept), new=new):
@@ -137,12 +139,13 @@ def test_rounds_with_feedback_are_those_of_the_plain_reference():
       cases.assert_close(new.variables["params"], params, tolerance)
       return rest
 
-    rest = compare(plain_method("sparsyfed-feedback"), TOLERANCE)
+    rest = compare(plain_method("sparsyfed-changes-with-feedback"), TOLERANCE)
     for number in range(len(cases.SIZES)):
       cases.assert_close(named(after, number), rest[number], TOLERANCE)
     changes = {"client_lr": 0.5, "weight_decay": 0.3, "density": 0.26, "beta": 1.15}
     assert_noticed(
-      compare, [plain_method("sparsyfed-feedback", **{k: v}) for k, v in changes.items()]
+      compare,
+      [plain_method("sparsyfed-changes-with-feedback", **{k: v}) for k, v in changes.items()],
     )
 
 

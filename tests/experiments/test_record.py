@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from experiments import flags, train
-from experiments.run import loop
+from experiments.run import rows as rows_module
 from experiments.run.build import build
 from experiments.run.clients import client_accuracies, client_spread
 from experiments.run.layer_shares import shares_of
-from sparsyfed_jax.io import codec
 from sparsyfed_jax.io.writers import read_metrics
 from sparsyfed_jax.metrics.flops import LayerCost
+from sparsyfed_jax.wire import codec
 from tests import cases
 from tests.experiments.test_resume import assert_same_run, keep_rounds
 from tests.experiments.test_train import write_npz
@@ -247,7 +247,7 @@ def test_bytes_of_many_clients_are_counted_to_the_byte():
     "clients": np.float32([7, 0, 1]),
     "downlink_bytes": np.uint32([25_010_027, 25_010_029, 4_000_000_001]),
   }
-  found = loop._on_host(columns)
+  found = rows_module._on_host(columns)
   assert found["round_uplink_bytes"].tolist() == [7 * 25_010_027, 0, 25_010_027]
   np.testing.assert_array_equal(found["uplink_bytes"], [25_010_027, np.nan, 25_010_027])
   assert found["downlink_bytes"].tolist() == [25_010_027, 25_010_029, 4_000_000_001]

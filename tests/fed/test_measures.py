@@ -9,12 +9,12 @@ import pytest
 from sparsyfed_jax import trees
 from sparsyfed_jax.fed import masked
 from sparsyfed_jax.fed.measures import MEASURES, NO_MEASURES, measures
-from sparsyfed_jax.fed.precision import round_to_wire
-from sparsyfed_jax.io import codec
-from sparsyfed_jax.io.wire import payload_bytes
 from sparsyfed_jax.metrics.masks import mask_iou, regrowth
 from sparsyfed_jax.metrics.sparsity import layer_densities
 from sparsyfed_jax.types import total
+from sparsyfed_jax.wire import codec
+from sparsyfed_jax.wire.rounding import round_to_wire
+from sparsyfed_jax.wire.size import payload_bytes
 from tests import cases
 
 CLIENT = 3
@@ -77,7 +77,7 @@ def check_bytes(method, name, state, value_dtype=None, **setup):
   return download, upload
 
 
-@pytest.mark.parametrize("method", cases.with_slow_forms(cases.METHODS))
+@pytest.mark.parametrize("method", cases.with_slow_forms(cases.FORMS))
 def test_bytes_are_those_of_the_wire_format(method):
   download, upload = check_bytes(method, "batchnorm", cases.trained(method, "batchnorm"))
   received, sent = received_by(download), sent_by(upload)

@@ -1,16 +1,18 @@
-"""The product of a dense layer, with a gradient that is fast for small batches and kernels."""
+"""The product of a dense layer, whose gradient is fast for small batches."""
 
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sparsyfed_jax.ops.backend.choice import by_platform
+
 # Up to these, a kernel's gradient is a sum of outer products: one loop that ends in the update,
 # where a matrix product would be written first and read again.
 _MOST_ROWS, _MOST_FEATURES = 20, 200
-_LARGEST_KERNEL = 2**16  # with more, transposing takes as long as it saves
 
 
 def dot_general(
@@ -23,9 +25,8 @@ def dot_general(
 ) -> jax.Array:
   """Multiplies like `jax.lax.dot_general`, whose arguments and result it has.
 
-  Fits `flax.linen.Dense(dot_general=...)`. On a CPU the gradient of the kernel is, with few
-  rows, a sum of outer products; else of a small kernel a product whose first factor was transposed
-  before: XLA's library for small products knows no other.
+  Fits `flax.linen.Dense(dot_general=...)`. Lowered for CPUs, the gradient of the kernel is a sum of
+  outer products where the rows are few.
   """
   is_dense = (
     rhs.ndim == 2
@@ -33,11 +34,17 @@ def dot_general(
     and preferred_element_type is None
     and not others
   )
-  if not is_dense or jax.default_backend() != "cpu":
+  num_rows = math.prod(lhs.shape[:-1])
+  # Sums in 16 bits would lose digits that matrix products keep.
+  if (
+    not is_dense
+    or not 1 <= num_rows <= _MOST_ROWS
+    or rhs.shape[1] > _MOST_FEATURES
+    or jnp.finfo(lhs.dtype).bits < 32
+  ):
     return lax.dot_general(lhs, rhs, dimension_numbers, precision, preferred_element_type, **others)
-  return _product(lhs.reshape(-1, rhs.shape[0]), rhs, precision).reshape(
-    *lhs.shape[:-1], rhs.shape[1]
-  )
+  product = _product(lhs.reshape(num_rows, rhs.shape[0]), rhs, precision)
+  return product.reshape(*lhs.shape[:-1], rhs.shape[1])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -51,17 +58,17 @@ def _forward(x: jax.Array, w: jax.Array, precision: Any) -> Any:
 
 def _backward(precision: Any, residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
   x, w = residuals
-  of_input = jnp.matmul(cotangent, w.T, precision=precision)
-  return of_input, _of_kernel(x, cotangent, precision)
+  of_kernel = by_platform(
+    x, cotangent, cpu=_outer_products, default=_matrix_product, static=(precision,)
+  )
+  return jnp.matmul(cotangent, w.T, precision=precision), of_kernel
 
 
-def _of_kernel(x: jax.Array, cotangent: jax.Array, precision: Any) -> jax.Array:
-  rows, features = cotangent.shape
-  # Sums in 16 bits would lose digits that matrix products keep.
-  if 1 <= rows <= _MOST_ROWS and features <= _MOST_FEATURES and jnp.finfo(x.dtype).bits >= 32:
-    return functools.reduce(jnp.add, map(jnp.outer, x, cotangent))
-  if x.shape[1] * features <= _LARGEST_KERNEL:
-    x = lax.optimization_barrier(x.T).T
+def _outer_products(x: jax.Array, cotangent: jax.Array, precision: Any) -> jax.Array:
+  return functools.reduce(jnp.add, map(jnp.outer, x, cotangent))
+
+
+def _matrix_product(x: jax.Array, cotangent: jax.Array, precision: Any) -> jax.Array:
   return jnp.matmul(x.T, cotangent, precision=precision)
 
 

@@ -1,6 +1,7 @@
-"""What `experiments.bench` measures: the workloads, and the simulation of each."""
+"""What is measured: the workloads, and the simulation of each."""
 
 import itertools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ from sparsyfed_jax.fed.task import classification
 from sparsyfed_jax.models import CNN, MLP, ResNet18
 from sparsyfed_jax.ops import PLAIN, LayerOps, max_pool
 
+SELECTION = "kth_magnitude"  # measured like a workload, and is none
 _LEARNING_RATE = 0.1
 
 
@@ -112,6 +114,15 @@ def suiting(backend: str) -> list[str]:
   """Names the workloads that a backend is measured with if none is named."""
   is_cpu = backend == "cpu"
   return [name for name, item in WORKLOADS.items() if not (is_cpu and item.is_for_accelerators)]
+
+
+def group_names(names: Iterable[str]) -> list[list[str]]:
+  """Puts workloads that are compared with each other into one group."""
+  groups: dict[str, list[str]] = {}
+  for name in names:
+    even = WORKLOADS[name].even if name in WORKLOADS else None
+    groups.setdefault(even or name, []).append(name)
+  return list(groups.values())
 
 
 def choose(

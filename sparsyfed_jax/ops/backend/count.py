@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from sparsyfed_jax.ops.backend.choice import by_platform
+
 _MOST_SMALL = 2**11  # entries of an array that is counted together with others
 
 
@@ -22,7 +24,7 @@ def count_true(*masks: jax.Array) -> tuple[jax.Array, ...]:
   Returns:
     A () int32 for each mask.
   """
-  return _count_rows([mask.reshape(-1) for mask in masks])
+  return tuple(_count_rows([mask.reshape(-1) for mask in masks]))
 
 
 def count_one(mask: jax.Array) -> jax.Array:
@@ -75,21 +77,37 @@ def _as_rows(arrays: Sequence[jax.Array]) -> jax.Array:
   return jnp.stack([jnp.pad(array.reshape(-1), (0, width - array.size)) for array in arrays])
 
 
-def _count_by_row(masks: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-  return (_count_one_by_row(masks[0]),) if len(masks) == 1 else _count_rows(masks)
+def _count_by_row(masks: Sequence[jax.Array]) -> list[jax.Array]:
+  return [_count_one_by_row(masks[0])] if len(masks) == 1 else _count_rows(masks)
 
 
 def _count_one_by_row(mask: jax.Array) -> jax.Array:
-  true, false = _count_rows([mask, ~mask])
+  return by_platform(mask, cpu=_count_with_rest, default=_sum)
+
+
+def _count_with_rest(mask: jax.Array) -> jax.Array:
+  true, false = _variadic([mask, ~mask])
   # Equal: the minimum only keeps both in use.
   return jnp.minimum(true, mask.shape[-1] - false)
 
 
-def _count_rows(masks: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+def _count_rows(masks: Sequence[jax.Array]) -> list[jax.Array]:
   """Counts along the last axis."""
+  return by_platform(masks, cpu=_variadic, default=_sums)
+
+
+def _variadic(masks: Sequence[jax.Array]) -> list[jax.Array]:
   ones = tuple(mask.astype(jnp.int32) for mask in masks)
 
   def add(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
     return tuple(p + q for p, q in zip(a, b, strict=True))
 
-  return tuple(lax.reduce(ones, (jnp.int32(0),) * len(ones), add, (masks[0].ndim - 1,)))
+  return list(lax.reduce(ones, (jnp.int32(0),) * len(ones), add, (masks[0].ndim - 1,)))
+
+
+def _sums(masks: Sequence[jax.Array]) -> list[jax.Array]:
+  return list(map(_sum, masks))
+
+
+def _sum(mask: jax.Array) -> jax.Array:
+  return jnp.sum(mask, axis=-1, dtype=jnp.int32)

@@ -8,18 +8,18 @@ needs less than half of the products. `experiments.lowerings` measures them.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sparsyfed_jax.ops.winograd import WINDOW, convolve_3x3
+from sparsyfed_jax.ops.backend.choice import by_platform
+from sparsyfed_jax.ops.backend.winograd import WINDOW, convolve_3x3
 
 Padding = str | Sequence[tuple[int, int]]
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-# Which lowering a backend takes, as measured; those that are not listed convolve natively.
-_LOWERING_OF = {"cpu": "winograd"}
 _LEAST_FEATURES = 16
 
 
@@ -36,12 +36,37 @@ def conv_general_dilated(
   precision: Any = None,
   preferred_element_type: Any = None,
 ) -> jax.Array:
-  """Convolves like `jax.lax.conv_general_dilated`, by the lowering that suits the backend.
+  """Convolves like `jax.lax.conv_general_dilated`, by the lowering that suits the platform.
 
-  Fits `flax.linen.Conv(conv_general_dilated=...)`. On CPU, two-dimensional NHWC convolutions
-  without groups or input dilation become matrix products, `conv_winograd`; everything else, and
-  every other backend, takes the native convolution. Arguments and result are those of the lax
-  function.
+  Fits `flax.linen.Conv(conv_general_dilated=...)`. Lowered for CPUs, two-dimensional NHWC
+  convolutions without groups or input dilation become matrix products, `conv_winograd`; everything
+  else, and every other platform, takes the native convolution.
+
+  Args:
+    lhs: (batch, height, width, in_features) float array, or any other that lax takes.
+    rhs: (kernel_height, kernel_width, in_features, out_features) float array of lhs's dtype, or any
+      other that lax takes.
+    window_strides: as in lax, and so are all others.
+    padding: 'VALID', 'SAME', 'SAME_LOWER' or (low, high) for each spatial axis.
+    lhs_dilation: of the input.
+    rhs_dilation: of the kernel.
+    dimension_numbers: the layout; ("NHWC", "HWIO", "NHWC") is what flax asks for.
+    feature_group_count: groups of features.
+    batch_group_count: groups of examples.
+    precision: of the products.
+    preferred_element_type: dtype of the result.
+
+  Returns:
+    The result of the lax function, to rounding.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> x, w = jnp.ones((1, 3, 3, 1)), jnp.ones((2, 2, 1, 1))
+    >>> layout = ("NHWC", "HWIO", "NHWC")
+    >>> y = ops.conv_general_dilated(x, w, (1, 1), "VALID", dimension_numbers=layout)
+    >>> y[0, :, :, 0].tolist()
+    [[4.0, 4.0], [4.0, 4.0]]
   """
   numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
   is_plain = (
@@ -51,10 +76,10 @@ def conv_general_dilated(
     and set(lhs_dilation or (1,)) == {1}
     and preferred_element_type is None
   )
-  lowering = _LOWERING_OF.get(jax.default_backend())
-  if is_plain and lowering:
-    conv = LOWERINGS[lowering]
-    return conv(lhs, rhs, window_strides, padding, rhs_dilation or (1, 1), precision)
+  if is_plain:
+    pads = padding if isinstance(padding, str) else tuple(map(tuple, padding))
+    how = tuple(window_strides), pads, tuple(rhs_dilation or (1, 1)), precision
+    return _conv(lhs, rhs, how)
   return lax.conv_general_dilated(
     lhs,
     rhs,
@@ -68,6 +93,31 @@ def conv_general_dilated(
     precision,
     preferred_element_type,
   )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv(x: jax.Array, w: jax.Array, how: Any) -> jax.Array:
+  return by_platform(x, w, cpu=conv_winograd, default=conv_native, static=how)
+
+
+def _forward(x: jax.Array, w: jax.Array, how: Any) -> Any:
+  return _conv(x, w, how), (x, w)
+
+
+# What the forward pass computed, such as patches, is traced again, and the compiler merges both.
+def _backward(how: Any, residuals: Any, cotangent: jax.Array) -> Any:
+  return by_platform(*residuals, cotangent, cpu=_of_winograd, default=_of_native, static=how)
+
+
+def _of_winograd(x: jax.Array, w: jax.Array, cotangent: jax.Array, *how: Any) -> Any:
+  return jax.vjp(lambda x, w: conv_winograd(x, w, *how), x, w)[1](cotangent)
+
+
+def _of_native(x: jax.Array, w: jax.Array, cotangent: jax.Array, *how: Any) -> Any:
+  return jax.vjp(lambda x, w: conv_native(x, w, *how), x, w)[1](cotangent)
+
+
+_conv.defvjp(_forward, _backward)
 
 
 def conv_patches(
