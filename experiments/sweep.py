@@ -24,14 +24,10 @@ from experiments import flag_files, flags
 from experiments.run import begun
 from experiments.run.build import fixed_flags, program_key
 from experiments.run.environment import keep_compiled
-from experiments.run.loop import (
-  SUMMARY_NAME,
-  DivergedError,
-  Member,
-  StoppedError,
-  begin,
-  train_loop,
-)
+from experiments.run.failures import DivergedError
+from experiments.run.files import SUMMARY_NAME
+from experiments.run.loop import StoppedError, begin, train_loop
+from experiments.run.member import Member
 from experiments.run.programs import (
   Programs,
   compile_programs,
@@ -40,6 +36,7 @@ from experiments.run.programs import (
   stack_inputs,
 )
 from experiments.run.resuming import restore, rounds_of
+from experiments.run.settings import flags_of
 from experiments.run.signals import leave_unread
 from experiments.sweeps.grid import LISTS, OWN, Run, read_grid
 from experiments.sweeps.members import (
@@ -54,6 +51,7 @@ from experiments.sweeps.members import (
 from experiments.sweeps.results import write_results
 from experiments.terminal import Update, progress
 from sparsyfed_jax.data.sources import DataError
+from sparsyfed_jax.fed.method import Method
 from sparsyfed_jax.io.writers import write_json
 
 _GROUPS_NAME = "side_by_side"  # directory of the checkpoints of runs side by side
@@ -151,7 +149,9 @@ def finish(
     leave_unread()
 
 
-def define(flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
+def define(
+  flag_values: absl_flags.FlagValues = absl_flags.FLAGS, strangers: Sequence[Method] = ()
+) -> None:
   """Defines the flags of a run, each as text that may list several values."""
   absl_flags.DEFINE_string(
     "output_dir", None, "where the runs go; required", flag_values=flag_values
@@ -166,7 +166,7 @@ def define(flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
   absl_flags.DEFINE_boolean(
     "discard_rounds", False, "as in experiments.train", flag_values=flag_values
   )
-  for name in flags.Config._fields:
+  for name in flags_of(*strangers):
     if name not in OWN:
       text = f"as in experiments.train{'' if name in LISTS else '; a comma list is swept'}"
       absl_flags.DEFINE_string(name, None, text, flag_values=flag_values)
@@ -250,7 +250,7 @@ def _run_alone(
   if key not in compiled:
     compiled[key] = compile_programs(member.experiment)
   programs, inputs = compiled[key], inputs_of(member.experiment)
-  start = begin(member, programs, inputs, _restore(members, programs, member.directory))
+  start = begin(programs, inputs, _restore(members, programs, member.directory))
   try:
     train_loop(members, programs, inputs, start, member.directory, update)
   except DivergedError as error:
@@ -270,7 +270,7 @@ def _run_side_by_side(
     compiled[key] = compile_side_by_side(first.experiment, inputs, axes)
   programs = compiled[key]
   checkpoints = group_directory(members, directory / _GROUPS_NAME)
-  start = begin(first, programs, inputs, _restore(members, programs, checkpoints))
+  start = begin(programs, inputs, _restore(members, programs, checkpoints))
   try:
     _note_failures(members, train_loop(members, programs, inputs, start, checkpoints, update))
   except DivergedError as error:
@@ -284,7 +284,10 @@ def _note_failures(members: Sequence[Member], results: Sequence[Any]) -> None:
 
 
 if __name__ == "__main__":
-  define()
+  try:
+    define(strangers=flags.strangers_in(sys.argv))
+  except flags.ConfigError as error:
+    flags.fail(error)
   absl_flags.adopt_module_key_flags(sys.modules[__name__])
   logging.set_verbosity(logging.WARNING)
   app.run(main, flags_parser=flags.parse)

@@ -67,6 +67,15 @@ def name_finder(pattern: str) -> Callable[[str], bool]:
   return lambda name: bool(pattern) and found.search(name) is not None
 
 
+def is_pattern(text: str) -> bool:
+  """Tells whether `name_finder` can read a text."""
+  try:
+    re.compile(text)
+  except re.error:
+    return False
+  return True
+
+
 def map_prunable(fn: Callable[..., jax.Array], params: Params, *others: Params) -> Params:
   """Applies `fn` to the prunable leaves of `params` and to those of `others` beside them."""
   leaves, rebuild = split_prunable(params)

@@ -11,6 +11,7 @@ _SHIFTS = (0, 11, 22)  # of the parts of a `Tally`
 
 Key: TypeAlias = jax.Array  # a typed PRNG key, jax.random.key(seed)
 Params: TypeAlias = Any  # pytree of float arrays that are trained
+Memory: TypeAlias = Any  # pytree of arrays that a client keeps between its rounds; () for none
 Variables: TypeAlias = Mapping[str, Any]  # flax collections: "params", and "batch_stats" if any
 
 

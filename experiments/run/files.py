@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from types import UnionType
 from typing import Any
 
-from experiments import flags
 from experiments.run.directory import CONFIG_NAME
 from experiments.run.mask_files import SIMILARITY_NAME
+from experiments.run.settings import flags_of
 from sparsyfed_jax.io.writers import JSONL_NAME, SUMS_NAME, find_changed, read_metrics
 
 SUMMARY_NAME = "summary.json"
@@ -85,9 +85,9 @@ def read_config(directory: pathlib.Path) -> dict[str, Any]:
   path = directory / CONFIG_NAME
   config = read_object(path)
   _require("algorithm" in config, path, "algorithm", "is missing")
-  for name, annotation in flags.Config.__annotations__.items():
+  for name, flag in flags_of().items():
     value = config.get(name)
-    kind = _KINDS.get(annotation, str)
+    kind = _KINDS.get(flag.type, str)
     is_correct = value is None or (
       isinstance(value, kind) and (kind is bool) == isinstance(value, bool)
     )

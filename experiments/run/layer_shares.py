@@ -1,9 +1,9 @@
 """What share of each layer's products the clients of a run compute, by its flags."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from experiments.flags import Config
-from sparsyfed_jax import trees
+from experiments.run.config import Config
+from experiments.run.settings import method_of, own_hyper, own_options
 from sparsyfed_jax.metrics.flops import DENSE, LayerCost, LayerShares, client_flops, work_shares
 
 
@@ -23,27 +23,15 @@ def shares_of(
     densities: of each of them, in what the clients received.
     target_sparsity: of the round.
   """
-  return work_shares(
-    config.algorithm,
-    layers,
-    densities,
-    share=1 - target_sparsity,
-    activation_floor=config.activation_floor,
-    is_plain=_plain_finder(config, costs[0].name),
-  )
+  method, options, hyper = method_of(config), own_options(config), own_hyper(config)
+
+  def rule(name: str, density: float) -> LayerShares:
+    is_first = name == costs[0].name
+    return method.layer_shares(options, hyper, name, is_first, density, 1 - target_sparsity)
+
+  return work_shares(rule, layers, densities)
 
 
 def dense_flops(costs: Sequence[LayerCost], num_examples: float) -> float:
   """Counts the FLOPs of a client that trains a dense model."""
   return client_flops(costs, dict.fromkeys((cost.name for cost in costs), DENSE), num_examples)
-
-
-def _plain_finder(config: Config, first_layer: str) -> Callable[[str], bool]:
-  if config.algorithm == "zerofl":
-    is_excluded = trees.name_finder(config.zerofl_exclude)
-    return lambda name: name == first_layer or is_excluded(name)
-  if config.algorithm == "sparsyfed":
-    is_off = config.reparameterisation == "powerprop" and config.beta == 1
-    is_found = trees.name_finder(config.reparam_exclude)
-    return lambda name: is_off or is_found(name)
-  return lambda name: False

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from absl import flags as absl_flags
 
 from experiments import flags
+from experiments.run.settings import all_flags, flags_of
 
 # Of the sweep, which always resumes, or of a run of several processes, which a sweep is not.
 OWN = ("output_dir", "resume", "discard_rounds", "coordinator", "num_processes", "process_id")
@@ -47,15 +48,17 @@ def read_grid(flag_values: absl_flags.FlagValues) -> tuple[dict[str, list[str]],
 
 def read_lists(flag_values: absl_flags.FlagValues) -> dict[str, list[str]]:
   """Reads the values of the flags that were given."""
+  known = flags_of(*flags.strangers_of(_listed(flag_values["algorithm"].value)))
   given = {
     name: str(flag_values[name].value)
-    for name in flags.Config._fields
-    if name not in OWN and flag_values[name].value is not None
+    for name in flag_values
+    if name in known and name not in OWN and flag_values[name].value is not None
   }
-  return {
-    name: [text] if name in LISTS else [part.strip() for part in text.split(",")]
-    for name, text in given.items()
-  }
+  return {name: [text] if name in LISTS else _listed(text) for name, text in given.items()}
+
+
+def _listed(text: str | None) -> list[str]:
+  return [part.strip() for part in (text or "").split(",")]
 
 
 def expand(grid: Mapping[str, list[str]]) -> list[Run]:
@@ -68,10 +71,11 @@ def expand(grid: Mapping[str, list[str]]) -> list[Run]:
     absl.flags.Error: a value cannot be read.
   """
   runs = []
+  strangers = flags.strangers_of(grid.get("algorithm", []))
   for values in itertools.product(*grid.values()):
     combination = dict(zip(grid, values, strict=True))
     table = absl_flags.FlagValues()
-    flags.define(table)
+    flags.define(table, strangers)
     table(["sweep", *(f"--{name}={value}" for name, value in combination.items())])
     config = flags.collect(table)
     try:
@@ -95,8 +99,8 @@ def distinct(runs: Iterable[Run], varied: Iterable[str]) -> list[Run]:
   """
   found: dict[str, Run] = {}
   for run in runs:
-    unread = flags.ignored(run.config)
-    point = {name: "" if name in unread else run.point.get(name, "") for name in varied}
+    read = set(run.config._fields) - set(flags.ignored(run.config))  # of no other stranger's method
+    point = {name: run.point.get(name, "") if name in read else "" for name in varied}
     chosen = run._replace(point=point)
     found.setdefault(identity(chosen), chosen)
   return list(found.values())
@@ -109,11 +113,11 @@ def identity(run: Run) -> str:
   later versions change no name. Flags without effect on results count where the sweep varies them.
   """
   config = {**run.config._asdict(), **dict.fromkeys(flags.ignored(run.config))}
+  defaults = {name: flag.default for name, flag in all_flags(run.config).items()}
   values = {
     name: value
     for name, value in config.items()
-    if (name not in flags.WITHOUT_EFFECT or run.point.get(name))
-    and value != getattr(flags.DEFAULTS, name)
+    if (name not in flags.WITHOUT_EFFECT or run.point.get(name)) and value != defaults[name]
   }
   return json.dumps(values, sort_keys=True)
 

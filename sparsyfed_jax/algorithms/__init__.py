@@ -1,72 +1,81 @@
-"""The methods, one file each, and a table from name to factory.
+"""The methods, one file each; `METHODS` is the one list of them.
 
-A factory takes a `Setup` and, where the method has several forms, its module's `Options`; it
-returns an `Algorithm`.
+A file ends in its record, `METHOD`, which is all that other modules know of it.
 """
 
-from collections.abc import Callable
+import functools
+import importlib
+import importlib.util
+import pathlib
+import sys
 
-from sparsyfed_jax.algorithms.fedavg import fedavg
-from sparsyfed_jax.algorithms.feddst import feddst
-from sparsyfed_jax.algorithms.flash import Options as FlashOptions
-from sparsyfed_jax.algorithms.flash import flash
-from sparsyfed_jax.algorithms.sparsyfed import Options as SparsyFedOptions
-from sparsyfed_jax.algorithms.sparsyfed import sparsyfed
-from sparsyfed_jax.algorithms.static import Options as StaticOptions
-from sparsyfed_jax.algorithms.static import static
-from sparsyfed_jax.algorithms.topk import topk
-from sparsyfed_jax.algorithms.zerofl import Options as ZeroFLOptions
-from sparsyfed_jax.algorithms.zerofl import zerofl
-from sparsyfed_jax.fed.algorithm import Algorithm
+from sparsyfed_jax.algorithms import (
+  fedavg,
+  feddst,
+  flash,
+  scaffold,
+  sparsyfed,
+  static,
+  topk,
+  zerofl,
+)
+from sparsyfed_jax.fed.method import Method
 
-ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
-  "fedavg": fedavg,
-  "feddst": feddst,
-  "flash": flash,
-  "sparsyfed": sparsyfed,
-  "static": static,
-  "topk": topk,
-  "zerofl": zerofl,
+METHODS: dict[str, Method] = {
+  module.METHOD.name: module.METHOD
+  for module in (fedavg, feddst, flash, scaffold, sparsyfed, static, topk, zerofl)
 }
+# Those that others are held against: the paper's, and training without pruning.
+OURS, DENSE = sparsyfed.METHOD.name, fedavg.METHOD.name
 
-# What a factory takes besides the setup, where its method has several forms.
-OPTIONS: dict[str, type] = {
-  "flash": FlashOptions,
-  "sparsyfed": SparsyFedOptions,
-  "static": StaticOptions,
-  "zerofl": ZeroFLOptions,
-}
 
-# Fields of `Hyper` that not every method reads, so that a program can say where one is set in vain.
-READS_HYPER: dict[str, tuple[str, ...]] = {
-  "fedavg": (),
-  "feddst": ("density", "feddst_update_every", "feddst_update_until", "feddst_drop_rate"),
-  "flash": (
-    "density",
-    "flash_warmup_rounds",
-    "flash_warmup_epochs",
-    "flash_update_every",
-    "flash_drop_rate",
-  ),
-  "sparsyfed": ("density", "ramp_rounds", "beta", "activation_floor"),
-  "static": ("density",),
-  "topk": ("density", "ramp_rounds"),
-  "zerofl": ("density", "ramp_rounds", "zerofl_mask_ratio"),
-}
+def find(name: str) -> Method:
+  """Finds a method.
 
-# Methods whose clients may differ in density (`ClientData.density_scale`).
-HETEROGENEOUS = ("flash", "sparsyfed", "topk", "zerofl")
+  Args:
+    name: in `METHODS`, or "package.module:METHOD" or "./file.py:METHOD" of somebody else's, whose
+      code is run.
 
-__all__ = [
-  "ALGORITHMS",
-  "HETEROGENEOUS",
-  "OPTIONS",
-  "READS_HYPER",
-  "fedavg",
-  "feddst",
-  "flash",
-  "sparsyfed",
-  "static",
-  "topk",
-  "zerofl",
-]
+  Raises:
+    ValueError: in one line, what is wrong with it.
+  """
+  if name in METHODS:
+    return METHODS[name]
+  module, colon, attribute = name.rpartition(":")
+  if not colon or not module or not attribute:
+    raise ValueError(
+      f"one of {', '.join(METHODS)}, or package.module:METHOD or ./file.py:METHOD of your own"
+    )
+  return _load(module, attribute)
+
+
+@functools.cache
+def _load(module: str, attribute: str) -> Method:
+  try:
+    holder = _import_file(pathlib.Path(module)) if module.endswith(".py") else None
+    method = getattr(holder or importlib.import_module(module), attribute)
+  except Exception as error:  # of code that is not ours
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    raise ValueError(f"a method that can be imported ({reason})") from error
+  if not isinstance(method, Method):
+    raise ValueError(f"a sparsyfed_jax.Method, but {attribute} is a {type(method).__name__}")
+  taken = {setting.name for own in METHODS.values() for setting in own.settings()}
+  flags = {setting.name for setting in method.settings()}
+  if method.name in METHODS or not method.name.isidentifier():
+    raise ValueError(f"a method with a name of its own, but it is called {method.name!r}")
+  if flags & taken:
+    raise ValueError(
+      f"a method with flags of its own, but other methods have --{min(flags & taken)}"
+    )
+  return method
+
+
+def _import_file(path: pathlib.Path) -> object:
+  name = f"_method_{path.stem}"
+  spec = importlib.util.spec_from_file_location(name, path.resolve())
+  if spec is None or spec.loader is None or not path.is_file():
+    raise FileNotFoundError(f"{path}: no such file")
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[name] = module  # where typing looks annotations up
+  spec.loader.exec_module(module)
+  return module

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from sparsyfed_jax.fed import averaging
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.hyper import Hyper
+from sparsyfed_jax.fed.method import Method
 from sparsyfed_jax.fed.rule import LocalRule
 from sparsyfed_jax.types import Key, Variables
 
@@ -28,3 +29,6 @@ def fedavg(setup: Setup) -> Algorithm:
     server=partial(averaging.server, setup),
     model=lambda state: state.variables,
   )
+
+
+METHOD = Method("fedavg", "FedAvg", fedavg)

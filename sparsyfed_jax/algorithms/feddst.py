@@ -4,6 +4,7 @@ Bibikar et al., Federated dynamic sparse training, AAAI 2022, arXiv 2112.09824.
 """
 
 from functools import partial
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,13 @@ from sparsyfed_jax import trees
 from sparsyfed_jax.fed import masked
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup, require_prunable
 from sparsyfed_jax.fed.client import last_batch
-from sparsyfed_jax.fed.hyper import Hyper
+from sparsyfed_jax.fed.hyper import Hyper as CommonHyper
+from sparsyfed_jax.fed.method import Knob, Method
 from sparsyfed_jax.fed.pruning import Masks, apply_masks, largest_kept, largest_masks
 from sparsyfed_jax.fed.rule import train_client
+from sparsyfed_jax.metrics.flops import shares_inside_masks
 from sparsyfed_jax.ops import PLAIN, count_one, erk_densities, largest_mask, num_kept
-from sparsyfed_jax.types import Batch, ClientData, Key, Metrics, Params, Variables
+from sparsyfed_jax.types import Batch, ClientData, Key, Memory, Metrics, Params, Variables
 
 # Gradients that are matrix products, which are computed once and written down. Sums of products are
 # computed again wherever they are read, rounded another way, and then the entry that sets the
@@ -25,18 +28,33 @@ from sparsyfed_jax.types import Batch, ClientData, Key, Metrics, Params, Variabl
 _WRITTEN = PLAIN._replace(dot_general=lax.dot_general)
 
 
+class Hyper(NamedTuple):
+  """The numbers of FedDST."""
+
+  update_every: Annotated[int, Knob("rounds between two readjustments", low=1)] = 10
+  update_until: Annotated[
+    int | None,
+    Knob(
+      "round from which on masks stay; default: half of --rounds",
+      low=0,
+      default=lambda settings: settings.rounds // 2,
+    ),
+  ] = None
+  drop_rate: Annotated[float, Knob("share of the weights exchanged at first", low=0, high=1)] = 0.5
+
+
 def feddst(setup: Setup) -> Algorithm:
   """Makes FedDST, with any server optimizer."""
   require_prunable("feddst", setup.task)
 
-  def init(variables: Variables, hyper: Hyper, key: Key) -> masked.State:
+  def init(variables: Variables, hyper: CommonHyper, key: Key) -> masked.State:
     params = variables["params"]
     masks = largest_masks(params, _densities(params, hyper))
     return masked.init(setup, variables, masks, hyper, key)
 
   def client(
-    download: masked.Download, data: ClientData, key: Key
-  ) -> tuple[masked.Upload, Metrics]:
+    download: masked.Download, memory: Memory, data: ClientData, key: Key
+  ) -> tuple[masked.Upload, Memory, Metrics]:
     hyper, masks = download.hyper, download.masks
     arguments = setup.task, setup.local, download.rates, download.variables
     trained, _, metrics = train_client(masked.training(masks), *arguments, {}, data, key)
@@ -50,10 +68,10 @@ def feddst(setup: Setup) -> Algorithm:
       return trained["params"], masks
 
     number = download.round.astype(jnp.float32)
-    is_due = (number % hyper.feddst_update_every == 0) & (number < hyper.feddst_update_until)
+    is_due = (number % hyper.own.update_every == 0) & (number < hyper.own.update_until)
     params, masks = lax.cond(is_due, readjust, keep)
     upload, exchange = masked.send(setup, download, {**trained, "params": params}, masks, data)
-    return upload, metrics | exchange
+    return upload, memory, metrics | exchange
 
   def server(
     state: masked.State, upload: masked.Upload
@@ -70,18 +88,19 @@ def feddst(setup: Setup) -> Algorithm:
     client=client,
     server=server,
     model=lambda state: state.variables,
+    masks=masked.masks_beside,
   )
 
 
-def _densities(params: Params, hyper: Hyper) -> jax.Array:
+def _densities(params: Params, hyper: CommonHyper) -> jax.Array:
   kernels, _ = trees.split_prunable(params)
   return erk_densities([leaf.shape for leaf in kernels], hyper.density)
 
 
-def _drop_rate(hyper: Hyper, round_number: jax.Array) -> jax.Array:
+def _drop_rate(hyper: CommonHyper, round_number: jax.Array) -> jax.Array:
   """rho_0 / 2 (1 + cos(pi t / T_end)), the annealing of RigL (arXiv 1911.11134)."""
-  share = round_number.astype(jnp.float32) / jnp.maximum(hyper.feddst_update_until, 1.0)
-  return hyper.feddst_drop_rate / 2 * (1 + jnp.cos(jnp.pi * jnp.minimum(share, 1.0)))
+  share = round_number.astype(jnp.float32) / jnp.maximum(hyper.own.update_until, 1.0)
+  return hyper.own.drop_rate / 2 * (1 + jnp.cos(jnp.pi * jnp.minimum(share, 1.0)))
 
 
 def _dense_gradient(setup: Setup, variables: Variables, batch: Batch, key: Key) -> Params:
@@ -110,3 +129,9 @@ def _exchange(
     survivors.append(kept)
     grown.append(kept | largest_mask(jnp.where(kept, 0, g), num_grown))
   return apply_masks(params, survivors), grown
+
+
+# Without the one dense gradient of a readjustment.
+METHOD = Method(
+  "feddst", "FedDST", feddst, Hyper, reads=("density",), layer_shares=shares_inside_masks
+)

@@ -5,8 +5,9 @@ matter?, TMLR 2023, arXiv 2208.13092, with its baselines; and the simpler form t
 compared with.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,11 @@ from jax import lax
 
 from sparsyfed_jax import trees
 from sparsyfed_jax.fed import masked
-from sparsyfed_jax.fed.algorithm import Algorithm, Setup, require_one_of, require_prunable
+from sparsyfed_jax.fed.algorithm import Algorithm, Setup, require_prunable
 from sparsyfed_jax.fed.averaging import scaled
-from sparsyfed_jax.fed.hyper import Hyper
+from sparsyfed_jax.fed.client import LocalTraining
+from sparsyfed_jax.fed.hyper import Hyper as CommonHyper
+from sparsyfed_jax.fed.method import Choice, Knob, Method, check_options
 from sparsyfed_jax.fed.pruning import (
   Masks,
   apply_masks,
@@ -28,19 +31,38 @@ from sparsyfed_jax.fed.pruning import (
   random_masks,
 )
 from sparsyfed_jax.fed.rule import Carry, LocalRule, train_client
-from sparsyfed_jax.io.wire import payload_bytes
+from sparsyfed_jax.metrics.flops import shares_inside_masks
 from sparsyfed_jax.ops import ceil_of_share, count_one, floor_of_share, largest_mask
-from sparsyfed_jax.types import ClientData, Key, Metrics, Params, Tally, Variables, tally
+from sparsyfed_jax.types import ClientData, Key, Memory, Metrics, Params, Tally, Variables, tally
+from sparsyfed_jax.wire.size import payload_bytes
 
 _START = 2**31 - 1  # no epoch has this number, whose keys also come from the client's
 FORMS = ("spdst", "jmwst", "pdst", "nst", "magnitude")
 AGGREGATIONS = ("mean", "masked_mean")
 
 
-class Options(NamedTuple):
-  """The forms of FLASH."""
+class Hyper(NamedTuple):
+  """The numbers of FLASH."""
 
-  # Rounds in which nobody is left are not counted by any of them.
+  warmup_rounds: Annotated[
+    int, Knob("rounds in which clients look for layer densities (spdst, jmwst)", low=1)
+  ] = 1
+  warmup_epochs: Annotated[int, Knob("local epochs of those rounds", low=1)] = 10
+  update_every: Annotated[int, Knob("rounds between two masks (jmwst)", low=1)] = 1
+  drop_rate: Annotated[
+    float,
+    Knob(
+      "share of its weights that a client exchanges, at the start of a fall to 0 over the local"
+      " epochs",
+      low=0,
+      high=1,
+    ),
+  ] = 0.25
+
+
+class Options(NamedTuple):
+  """The forms of FLASH. Rounds in which nobody is left are not counted by any of them."""
+
   # "spdst": warm-up rounds, whose clients train from random masks and only send the masks they end
   # with; then a new model, inside one random mask of the layer densities found.
   # "jmwst": the same warm-up; later, every so many rounds, clients exchange weights again, and the
@@ -50,9 +72,15 @@ class Options(NamedTuple):
   # union of their masks.
   # "magnitude": round 1 is dense; its clients prune globally, the server keeps each layer's largest
   # weights at the mean of their densities, and the mask stays.
-  form: str = "spdst"
-  # Whether a weight is averaged over all clients, or over those that have it in their mask.
-  aggregation: str = "mean"
+  form: Annotated[
+    str,
+    Choice(
+      "spdst, jmwst, pdst, nst (the paper's), or magnitude (as SparsyFed's authors ran it)", FORMS
+    ),
+  ] = "spdst"
+  aggregation: Annotated[
+    str, Choice("mean over all clients, or masked_mean over those that have a weight", AGGREGATIONS)
+  ] = "mean"
 
 
 DEFAULT = Options()
@@ -60,63 +88,22 @@ DEFAULT = Options()
 
 def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
   """Makes FLASH, with any server optimizer."""
-  form = options.form
-  require_one_of("form", form, FORMS)
-  require_one_of("aggregation", options.aggregation, AGGREGATIONS)
+  check_options(options)
   require_prunable("flash", setup.task)
-  warms_up = form in ("spdst", "jmwst")
-  exchanges = warms_up or form == "nst"
+  form = _FORMS[options.form]
 
-  def is_warmup(hyper: Hyper, number: jax.Array) -> jax.Array:
-    return number.astype(jnp.float32) <= hyper.flash_warmup_rounds
-
-  def is_exchange(hyper: Hyper, number: jax.Array) -> jax.Array:
-    """Whether clients change their masks in a round."""
-    if form == "nst":
-      return jnp.bool_(True)
-    if form == "jmwst":
-      since = number.astype(jnp.float32) - hyper.flash_warmup_rounds - 1
-      return (since < 0) | (since % hyper.flash_update_every == 0)
-    return is_warmup(hyper, number)
-
-  def init(variables: Variables, hyper: Hyper, key: Key) -> masked.State:
+  def init(variables: Variables, hyper: CommonHyper, key: Key) -> masked.State:
     mask_key, server_key = jax.random.split(key)
-    kernels, _ = trees.split_prunable(variables["params"])
-    if form == "magnitude":
-      masks = [jnp.ones(leaf.shape, bool) for leaf in kernels]
-    else:
-      uniform = jnp.full(len(kernels), hyper.density)
-      masks = random_masks(variables["params"], uniform, mask_key)
+    masks = form.first(variables["params"], hyper.density, mask_key)
     state = masked.init(setup, variables, masks, hyper, server_key)
-    nothing = jnp.zeros(len(kernels), jnp.float32), jnp.float32(0)
-    return state._replace(extra=nothing if warms_up else ())
-
-  def start(download: masked.Download, data: ClientData, key: Key) -> Masks:
-    """The mask in which a client begins."""
-    params, hyper = download.variables["params"], download.hyper
-    votes = [mask.astype(jnp.float32) for mask in download.masks]
-    if form == "nst":
-      share = scaled(setup, hyper.density, data)
-      return largest_kept(params, votes, [share] * len(votes), key)
-    if not setup.is_heterogeneous:
-      return download.masks
-    is_dense = (form == "magnitude") & (download.update == 1)
-    scale = jnp.where(is_dense, 1.0, data.density_scale)
-    smaller = largest_kept(params, votes, mask_densities(download.masks) * scale, key)
-    pairs = zip(download.masks, smaller, strict=True)
-    return [jnp.where(scale < 1, part, whole) for whole, part in pairs]
+    nothing = jnp.zeros(len(masks), jnp.float32), jnp.float32(0)
+    return state._replace(extra=nothing if form.warms_up else ())
 
   def client(
-    download: masked.Download, data: ClientData, key: Key
-  ) -> tuple[masked.Upload, Metrics]:
-    hyper, number = download.hyper, download.update
-    local, rule = setup.local, _training_in_memory
-    if warms_up:
-      epochs = jnp.where(is_warmup(hyper, number), hyper.flash_warmup_epochs, local.epochs)
-      local = local._replace(epochs=epochs.astype(jnp.int32))
-    if exchanges:
-      rule = _exchanging(local.epochs, is_exchange(hyper, number), hyper.flash_drop_rate)
-    masks = start(download, data, jax.random.fold_in(key, _START))
+    download: masked.Download, memory: Memory, data: ClientData, key: Key
+  ) -> tuple[masked.Upload, Memory, Metrics]:
+    local, rule = form.local(setup.local, download)
+    masks = form.start(setup, download, data, jax.random.fold_in(key, _START))
     received = {
       **download.variables,
       "params": apply_masks(download.variables["params"], masks),
@@ -124,48 +111,21 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     trained, carry, metrics = train_client(
       rule, setup.task, local, download.rates, received, {"masks": masks}, data, key
     )
-    masks = carry["masks"]
-    if form == "magnitude":
-      share = scaled(setup, hyper.density, data)
-      masks = lax.cond(number == 1, lambda: global_masks(trained["params"], share), lambda: masks)
+    masks = form.end(setup, download, trained["params"], carry["masks"], data)
     upload, sent = masked.send(setup, download, trained, masks, data)
-    if warms_up and "round_uplink_bytes" in sent:
+    if form.warms_up and "round_uplink_bytes" in sent:
       masks_alone = tally(payload_bytes(masks, download.masks), data.size > 0)
-      is_alone = is_warmup(hyper, number)
+      is_alone = _is_warmup(download.hyper, download.update)
       pairs = zip(masks_alone, sent["round_uplink_bytes"], strict=True)
       sent["round_uplink_bytes"] = Tally(*(jnp.where(is_alone, a, b) for a, b in pairs))
-    return upload, metrics | sent
+    return upload, memory, metrics | sent
 
   def server(
     state: masked.State, upload: masked.Upload
   ) -> tuple[masked.State, dict[str, jax.Array]]:
-    hyper, number = state.hyper, state.updates + 1
-    found = _mean_densities(upload, state)
     target = masked.mean(upload, state, of_masks=options.aggregation == "masked_mean")
     new = masked.advance(setup, state, target)
-    params = new.variables["params"]
-
-    if form == "nst":
-      union = [kept > 0 for kept in upload.kept]
-      new = masked.with_masks(new, masked.unless_nobody(upload, union, state.masks))
-    elif form == "magnitude":
-      new = lax.cond(
-        number == 1, lambda: masked.with_masks(new, _floor_masks(params, found)), lambda: new
-      )
-    elif form == "jmwst":
-      # Not more than the target, but fewer where the clients ended with fewer.
-      fair = found * jnp.minimum(1.0, hyper.density / overall_density(found, params))
-
-      def renew() -> Masks:
-        masks = largest_kept(params, upload.kept, fair, jax.random.fold_in(state.key, number))
-        return masked.unless_nobody(upload, masks, state.masks)
-
-      masks = lax.cond(is_exchange(hyper, number), renew, lambda: state.masks)
-      new = masked.with_masks(new, masks)
-    if warms_up:
-      new = lax.cond(
-        is_warmup(hyper, number), lambda: _warm_up(setup, state, upload, found), lambda: new
-      )
+    new = form.follow(setup, state, upload, new)
     return masked.finish(setup, state, new, upload.weight)
 
   return Algorithm(
@@ -174,7 +134,149 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     client=client,
     server=server,
     model=lambda state: state.variables,
+    masks=masked.masks_beside,
   )
+
+
+# The pieces of which the forms are made, and then the forms.
+
+
+def _is_warmup(hyper: CommonHyper, number: jax.Array) -> jax.Array:
+  return number.astype(jnp.float32) <= hyper.own.warmup_rounds
+
+
+def _is_exchange(hyper: CommonHyper, number: jax.Array) -> jax.Array:
+  """Whether clients of "jmwst" change their masks in a round."""
+  since = number.astype(jnp.float32) - hyper.own.warmup_rounds - 1
+  return (since < 0) | (since % hyper.own.update_every == 0)
+
+
+def _first_random(params: Params, density: jax.Array, key: Key) -> Masks:
+  kernels, _ = trees.split_prunable(params)
+  return random_masks(params, jnp.full(len(kernels), density), key)
+
+
+def _first_dense(params: Params, density: jax.Array, key: Key) -> Masks:
+  kernels, _ = trees.split_prunable(params)
+  return [jnp.ones(leaf.shape, bool) for leaf in kernels]
+
+
+def _votes(download: masked.Download) -> list[jax.Array]:
+  return [mask.astype(jnp.float32) for mask in download.masks]
+
+
+def _start_inside(
+  setup: Setup,
+  download: masked.Download,
+  data: ClientData,
+  key: Key,
+  is_dense: jax.Array | bool = False,
+) -> Masks:
+  """The mask received; of it the largest part for a client of lower density."""
+  if not setup.is_heterogeneous:
+    return download.masks
+  scale = jnp.where(is_dense, 1.0, data.density_scale)
+  densities = mask_densities(download.masks) * scale
+  smaller = largest_kept(download.variables["params"], _votes(download), densities, key)
+  pairs = zip(download.masks, smaller, strict=True)
+  return [jnp.where(scale < 1, part, whole) for whole, part in pairs]
+
+
+def _start_dense_once(setup: Setup, download: masked.Download, data: ClientData, key: Key) -> Masks:
+  return _start_inside(setup, download, data, key, download.update == 1)
+
+
+def _start_pruned(setup: Setup, download: masked.Download, data: ClientData, key: Key) -> Masks:
+  """The largest weights of what was received, at the client's own density."""
+  share = scaled(setup, download.hyper.density, data)
+  votes = _votes(download)
+  return largest_kept(download.variables["params"], votes, [share] * len(votes), key)
+
+
+def _local_inside(
+  local: LocalTraining, download: masked.Download
+) -> tuple[LocalTraining, LocalRule]:
+  return local, _training_in_memory
+
+
+def _local_exchanging(
+  local: LocalTraining, download: masked.Download
+) -> tuple[LocalTraining, LocalRule]:
+  return local, _exchanging(local.epochs, jnp.bool_(True), download.hyper.own.drop_rate)
+
+
+def _local_warm(
+  is_exchange: Callable[[CommonHyper, jax.Array], jax.Array],
+  local: LocalTraining,
+  download: masked.Download,
+) -> tuple[LocalTraining, LocalRule]:
+  """Longer in the warm-up; masks change in the rounds that `is_exchange` tells."""
+  hyper, number = download.hyper, download.update
+  epochs = jnp.where(_is_warmup(hyper, number), hyper.own.warmup_epochs, local.epochs)
+  local = local._replace(epochs=epochs.astype(jnp.int32))
+  return local, _exchanging(local.epochs, is_exchange(hyper, number), hyper.own.drop_rate)
+
+
+def _end_as_is(
+  setup: Setup, download: masked.Download, trained: Params, masks: Masks, data: ClientData
+) -> Masks:
+  return masks
+
+
+def _end_pruned_once(
+  setup: Setup, download: masked.Download, trained: Params, masks: Masks, data: ClientData
+) -> Masks:
+  share = scaled(setup, download.hyper.density, data)
+  return lax.cond(download.update == 1, lambda: global_masks(trained, share), lambda: masks)
+
+
+def _follow_inside(
+  setup: Setup, state: masked.State, upload: masked.Upload, new: masked.State
+) -> masked.State:
+  return new
+
+
+def _follow_union(
+  setup: Setup, state: masked.State, upload: masked.Upload, new: masked.State
+) -> masked.State:
+  union = [kept > 0 for kept in upload.kept]
+  return masked.with_masks(new, masked.unless_nobody(upload, union, state.masks))
+
+
+def _follow_pruned_once(
+  setup: Setup, state: masked.State, upload: masked.Upload, new: masked.State
+) -> masked.State:
+  found = _mean_densities(upload, state)
+
+  def prune() -> masked.State:
+    return masked.with_masks(new, _floor_masks(new.variables["params"], found))
+
+  return lax.cond(state.updates + 1 == 1, prune, lambda: new)
+
+
+def _follow_warm_up(
+  setup: Setup, state: masked.State, upload: masked.Upload, new: masked.State
+) -> masked.State:
+  is_warmup = _is_warmup(state.hyper, state.updates + 1)
+  found = _mean_densities(upload, state)
+  return lax.cond(is_warmup, lambda: _warm_up(setup, state, upload, found), lambda: new)
+
+
+def _follow_votes(
+  setup: Setup, state: masked.State, upload: masked.Upload, new: masked.State
+) -> masked.State:
+  """Renews the mask of each layer at the mean of the clients' densities."""
+  hyper, number = state.hyper, state.updates + 1
+  params, found = new.variables["params"], _mean_densities(upload, state)
+  # Not more than the target, but fewer where the clients ended with fewer.
+  fair = found * jnp.minimum(1.0, hyper.density / overall_density(found, params))
+
+  def renew() -> Masks:
+    masks = largest_kept(params, upload.kept, fair, jax.random.fold_in(state.key, number))
+    return masked.unless_nobody(upload, masks, state.masks)
+
+  masks = lax.cond(_is_exchange(hyper, number), renew, lambda: state.masks)
+  return _follow_warm_up(setup, state, upload, masked.with_masks(new, masks))
 
 
 def _floor_masks(params: Params, densities: jax.Array) -> Masks:
@@ -279,5 +381,39 @@ def _warm_up(
     masks = random_masks(variables["params"], fair, mask_key)
     return masked.with_masks(on._replace(variables=variables), masks)
 
-  is_last = number.astype(jnp.float32) == hyper.flash_warmup_rounds
+  is_last = number.astype(jnp.float32) == hyper.own.warmup_rounds
   return lax.cond(is_last, start_anew, lambda: on)
+
+
+class _Form(NamedTuple):
+  """What a form does where forms differ; the defaults are those of one fixed random mask."""
+
+  first: Callable[[Params, jax.Array, Key], Masks] = _first_random  # the server's first mask
+  start: Callable[..., Masks] = _start_inside  # the mask in which a client begins
+  local: Callable[..., tuple[LocalTraining, LocalRule]] = _local_inside
+  end: Callable[..., Masks] = _end_as_is  # the mask that a client sends
+  follow: Callable[..., masked.State] = _follow_inside  # what the server does about masks
+  warms_up: bool = False
+
+
+_FORMS = {
+  "spdst": _Form(local=partial(_local_warm, _is_warmup), follow=_follow_warm_up, warms_up=True),
+  "jmwst": _Form(local=partial(_local_warm, _is_exchange), follow=_follow_votes, warms_up=True),
+  "pdst": _Form(),
+  "nst": _Form(start=_start_pruned, local=_local_exchanging, follow=_follow_union),
+  "magnitude": _Form(
+    _first_dense, _start_dense_once, end=_end_pruned_once, follow=_follow_pruned_once
+  ),
+}
+
+METHOD = Method(
+  "flash",
+  "FLASH",
+  flash,
+  Hyper,
+  Options,
+  reads=("density",),
+  takes_densities=True,
+  # Clients keep the number of their weights, but may move them between layers after an epoch.
+  layer_shares=shares_inside_masks,
+)

@@ -8,7 +8,7 @@ largest magnitude over the whole model are uploaded.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,16 @@ from sparsyfed_jax.fed import averaging
 from sparsyfed_jax.fed.algorithm import (
   Algorithm,
   Setup,
+  no_memory,
   require_injected,
-  require_one_of,
   require_prunable,
 )
-from sparsyfed_jax.fed.hyper import Hyper
+from sparsyfed_jax.fed.hyper import Hyper as CommonHyper
+from sparsyfed_jax.fed.method import Choice, Knob, Method, Pattern, check_options
 from sparsyfed_jax.fed.rule import Carry, LocalRule
 from sparsyfed_jax.fed.server import Upload
 from sparsyfed_jax.fed.task import Layers
+from sparsyfed_jax.metrics.flops import DENSE, LayerShares
 from sparsyfed_jax.ops import (
   PLAIN,
   LayerOps,
@@ -37,28 +39,57 @@ from sparsyfed_jax.ops import (
   residual_layers,
   spectral_exponent,
 )
-from sparsyfed_jax.types import Batch, ClientData, Key, Metrics, Params, Variables
+from sparsyfed_jax.types import Batch, ClientData, Key, Memory, Metrics, Params, Variables
 
-ACTIVATION_THRESHOLDS = ("batch", "first_batch")
-REPARAMETERISATIONS = ("powerprop", "spectral")
-UPLOADS = ("weights", "changes")
+
+class Hyper(NamedTuple):
+  """The numbers of SparsyFed."""
+
+  beta: Annotated[
+    float, Knob("exponent of powerpropagation, at least 1; 1 turns it off", low=1)
+  ] = 1.25
+  activation_floor: Annotated[
+    float, Knob("least share of activations kept in the backward pass", low=0, high=1)
+  ] = 0.0
 
 
 class Options(NamedTuple):
   """The forms of SparsyFed."""
 
-  # When the threshold of a layer's activations is found: "batch", anew in every batch; or
-  # "first_batch", in convolutions only in the client's first batch of a round, as in the release.
-  activation_threshold: str = "batch"
-  # Layers whose names this regular expression finds are plain, but take part in the ranking of the
-  # upload; "" finds none. The reference runs leave the shortcuts of ResNets out.
-  reparam_exclude: str = ""
-  # "powerprop": the exponent is `Hyper.beta`; "spectral": each layer has its own, from its weights
-  # as the client receives them, and parameters start as the weights do.
-  reparameterisation: str = "powerprop"
-  # "weights": the largest parameters; "changes": the largest changes of parameters, which keep no
-  # mask, so that the server's model becomes dense.
-  upload: str = "weights"
+  activation_threshold: Annotated[
+    str,
+    Choice(
+      "batch (exact, anew in every batch) or first_batch (convolutions reuse that of the client's"
+      " first batch of the round, as the release does)",
+      ("batch", "first_batch"),
+    ),
+  ] = "batch"
+  # The reference runs leave the shortcuts of ResNets out.
+  reparam_exclude: Annotated[
+    str,
+    Pattern(
+      "a regular expression; layers whose names it finds (such as shortcut) are plain but take part"
+      " in the ranking of the upload; empty for none"
+    ),
+  ] = ""
+  # The spectral exponents come from the weights as the client receives them, and parameters start
+  # as the weights do.
+  reparameterisation: Annotated[
+    str,
+    Choice(
+      "powerprop (the exponent is --beta) or spectral (each layer has its own)",
+      ("powerprop", "spectral"),
+    ),
+  ] = "powerprop"
+  upload: Annotated[
+    str,
+    Choice(
+      "weights (the largest parameters), changes (the largest changes; they keep no mask, and the"
+      " server's model becomes dense) or changes_with_feedback (each client adds what it has not"
+      " sent to its next changes)",
+      ("weights", "changes", "changes_with_feedback"),
+    ),
+  ] = "weights"
 
 
 DEFAULT = Options()
@@ -66,9 +97,7 @@ DEFAULT = Options()
 
 def sparsyfed(setup: Setup, options: Options = DEFAULT) -> Algorithm:
   """Makes SparsyFed, with any server optimizer."""
-  require_one_of("activation_threshold", options.activation_threshold, ACTIVATION_THRESHOLDS)
-  require_one_of("reparameterisation", options.reparameterisation, REPARAMETERISATIONS)
-  require_one_of("upload", options.upload, UPLOADS)
+  check_options(options)
   is_plain = trees.name_finder(options.reparam_exclude)
   require_prunable("sparsyfed", setup.task)
   require_injected("sparsyfed", setup.task, is_plain)
@@ -84,30 +113,34 @@ def sparsyfed(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     triples = zip(names, leaves, exponents, strict=True)
     return rebuild([leaf if is_plain(name) else power(leaf, e) for name, leaf, e in triples])
 
-  def init(variables: Variables, hyper: Hyper, key: Key) -> averaging.State:
+  def init(variables: Variables, hyper: CommonHyper, key: Key) -> averaging.State:
     theta = variables["params"]
     if options.reparameterisation == "powerprop":
       # The weights, not the parameters, have the plain initialisation (section 3 of the paper).
-      theta = powers(theta, exponents_of(theta, hyper.beta), inverse=True)
+      theta = powers(theta, exponents_of(theta, hyper.own.beta), inverse=True)
     return averaging.init(setup, {**variables, "params": theta}, hyper)
 
-  def client(download: averaging.Download, data: ClientData, key: Key) -> tuple[Upload, Metrics]:
+  def client(
+    download: averaging.Download, memory: Memory, data: ClientData, key: Key
+  ) -> tuple[Upload, Memory, Metrics]:
     hyper = download.hyper
     received = averaging.receive(setup, download, data)
-    exponents = exponents_of(received["params"], hyper.beta)
+    exponents = exponents_of(received["params"], hyper.own.beta)
 
     def weights(theta: Params, carry: Carry) -> Params:
       return powers(theta, exponents)
 
     def layers(batch: Batch, carry: Carry) -> Layers:
-      anew = pruned_layers(batch.valid, hyper.activation_floor)
+      anew = pruned_layers(batch.valid, hyper.own.activation_floor)
 
       def layer(name: str) -> LayerOps:
         if is_plain(name):
           return PLAIN
         if options.activation_threshold == "batch":
           return anew
-        threshold = partial(activation_threshold, valid=batch.valid, floor=hyper.activation_floor)
+        threshold = partial(
+          activation_threshold, valid=batch.valid, floor=hyper.own.activation_floor
+        )
         once = residual_layers(first_found(threshold, carry, name))
         return LayerOps(anew.dot_general, once.conv_general_dilated)
 
@@ -117,14 +150,14 @@ def sparsyfed(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     if options.activation_threshold == "first_batch":
       carry = {name: jnp.float32(-1) for name in setup.task.layer_names}
     rule = LocalRule(weights=weights, layers=layers)
-    return averaging.client(setup, rule, carry, select, download, data, key)
+    return averaging.client(setup, rule, carry, select, download, memory, data, key)
 
   def model(state: averaging.State) -> Variables:
     theta = state.variables["params"]
-    weights = powers(theta, exponents_of(theta, state.hyper.beta))
+    weights = powers(theta, exponents_of(theta, state.hyper.own.beta))
     return {**state.variables, "params": weights}
 
-  sends_changes = options.upload == "changes"
+  sends_changes = options.upload != "weights"
   select = averaging.largest_changes if sends_changes else averaging.largest_trained
   return Algorithm(
     init=init,
@@ -132,4 +165,28 @@ def sparsyfed(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     client=client,
     server=partial(averaging.server, setup, is_change=sends_changes),
     model=model,
+    memory=averaging.no_rest if options.upload == "changes_with_feedback" else no_memory,
   )
+
+
+def _layer_shares(
+  options: Options, hyper: Hyper, name: str, is_first: bool, density: float, target: float
+) -> LayerShares:
+  """Zeros stay, as the gradient of a power above 1 is 0 there; activations are as dense."""
+  is_off = options.reparameterisation == "powerprop" and hyper.beta == 1
+  if is_off or trees.name_finder(options.reparam_exclude)(name):
+    return DENSE
+  return LayerShares(density, density, max(density, hyper.activation_floor))
+
+
+METHOD = Method(
+  "sparsyfed",
+  "SparsyFed",
+  sparsyfed,
+  Hyper,
+  Options,
+  reads=("density", "ramp_rounds"),
+  takes_densities=True,
+  layer_shares=_layer_shares,
+  prefix="",
+)

@@ -5,7 +5,7 @@ arXiv 1810.02340), federated as in SSFL (Ohib et al., 2024, arXiv 2405.09037).
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,16 @@ from sparsyfed_jax import trees
 from sparsyfed_jax.data.batches import take_batch
 from sparsyfed_jax.data.shuffle import shuffle
 from sparsyfed_jax.fed import masked
-from sparsyfed_jax.fed.algorithm import Algorithm, Setup, require_one_of, require_prunable
+from sparsyfed_jax.fed.algorithm import Algorithm, Setup, require_prunable
 from sparsyfed_jax.fed.client import train_metrics
 from sparsyfed_jax.fed.hyper import Hyper
+from sparsyfed_jax.fed.method import Choice, Method, check_options
 from sparsyfed_jax.fed.pruning import random_masks
 from sparsyfed_jax.fed.rule import train_client
 from sparsyfed_jax.fed.task import plain_layers
+from sparsyfed_jax.metrics.flops import shares_inside_masks
 from sparsyfed_jax.ops import erk_densities, topk_mask
-from sparsyfed_jax.types import ClientData, Key, Metrics, Params, Variables
+from sparsyfed_jax.types import ClientData, Key, Memory, Metrics, Params, Variables
 
 MASKS = ("random", "erk", "saliency")
 
@@ -33,7 +35,9 @@ class Options(NamedTuple):
   # "random": the same density in each layer; "erk": random, at Erdős–Rényi–kernel densities;
   # "saliency": in round 1 clients do not train, but send |gradient * weight| of a batch, and the
   # largest of the mean are trained from then on.
-  mask: str = "random"
+  mask: Annotated[
+    str, Choice("of the mask: random, erk (random, small layers denser) or saliency (SNIP)", MASKS)
+  ] = "random"
 
 
 DEFAULT = Options()
@@ -41,7 +45,7 @@ DEFAULT = Options()
 
 def static(setup: Setup, options: Options = DEFAULT) -> Algorithm:
   """Makes FedAvg inside a fixed mask, with any server optimizer."""
-  require_one_of("mask", options.mask, MASKS)
+  check_options(options)
   require_prunable("static", setup.task)
   is_by_saliency = options.mask == "saliency"
 
@@ -58,8 +62,8 @@ def static(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     return masked.init(setup, variables, masks, hyper, server_key)
 
   def client(
-    download: masked.Download, data: ClientData, key: Key
-  ) -> tuple[masked.Upload, Metrics]:
+    download: masked.Download, memory: Memory, data: ClientData, key: Key
+  ) -> tuple[masked.Upload, Memory, Metrics]:
     def learn() -> tuple[Variables, Metrics]:
       rule = masked.training(download.masks)
       arguments = setup.task, setup.local, download.rates, download.variables
@@ -72,7 +76,7 @@ def static(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     is_scoring = is_by_saliency & (download.update == 1)
     sent, metrics = lax.cond(is_scoring, score, learn) if is_by_saliency else learn()
     upload, exchange = masked.send(setup, download, sent, download.masks, data)
-    return upload, metrics | exchange
+    return upload, memory, metrics | exchange
 
   def server(
     state: masked.State, upload: masked.Upload
@@ -96,6 +100,7 @@ def static(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     client=client,
     server=server,
     model=lambda state: state.variables,
+    masks=masked.masks_beside,
   )
 
 
@@ -115,3 +120,13 @@ def _saliency(
   )
   saliency = trees.cast_like(saliency, variables["params"])
   return {**variables, "params": saliency}, train_metrics(metrics)
+
+
+METHOD = Method(
+  "static",
+  "Static mask",
+  static,
+  options=Options,
+  reads=("density",),
+  layer_shares=shares_inside_masks,
+)

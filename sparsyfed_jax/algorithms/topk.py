@@ -10,6 +10,7 @@ from functools import partial
 from sparsyfed_jax.fed import averaging
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup, require_prunable
 from sparsyfed_jax.fed.hyper import Hyper
+from sparsyfed_jax.fed.method import Method
 from sparsyfed_jax.fed.rule import LocalRule
 from sparsyfed_jax.types import Key, Variables
 
@@ -28,3 +29,7 @@ def topk(setup: Setup) -> Algorithm:
     server=partial(averaging.server, setup),
     model=lambda state: state.variables,
   )
+
+
+# Zeros are received, but the first step fills them: layers compute with all weights.
+METHOD = Method("topk", "Top-K", topk, reads=("density", "ramp_rounds"), takes_densities=True)

@@ -8,7 +8,7 @@ gradient of all weights is used, so that small ones may grow.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +20,15 @@ from sparsyfed_jax.fed.algorithm import (
   Algorithm,
   Setup,
   require_injected,
-  require_one_of,
   require_prunable,
 )
-from sparsyfed_jax.fed.hyper import Hyper
+from sparsyfed_jax.fed.hyper import Hyper as CommonHyper
+from sparsyfed_jax.fed.method import Choice, Knob, Method, Pattern, check_options
 from sparsyfed_jax.fed.pruning import apply_masks, global_masks, largest_masks
 from sparsyfed_jax.fed.rule import Carry, LocalRule
 from sparsyfed_jax.fed.server import Upload
 from sparsyfed_jax.fed.task import Layers
+from sparsyfed_jax.metrics.flops import DENSE, LayerShares
 from sparsyfed_jax.ops import (
   PLAIN,
   LayerOps,
@@ -40,26 +41,46 @@ from sparsyfed_jax.ops import (
   residual_layers,
   share_threshold,
 )
-from sparsyfed_jax.types import Batch, ClientData, Key, Metrics, Params, Variables
+from sparsyfed_jax.types import Batch, ClientData, Key, Memory, Metrics, Params, Variables
 
-UPLINKS = ("weights", "masked_changes", "changes")
-FORMS = ("paper", "comparison")
+
+class Hyper(NamedTuple):
+  """The numbers of ZeroFL."""
+
+  mask_ratio: Annotated[
+    float,
+    Knob(
+      "extra fraction of weights uploaded beyond the compute density; the paper takes 0, 0.1, 0.2"
+    ),
+  ] = 0.0
 
 
 class Options(NamedTuple):
   """The forms of ZeroFL."""
 
-  # What is sent (section 4.2): the largest weights; the changes of the largest weights; the largest
-  # changes. By a share of 1 - sparsity + mask ratio.
-  uplink: str = "weights"
+  # Section 4.2; by a share of 1 - sparsity + mask ratio.
+  uplink: Annotated[
+    str,
+    Choice(
+      "what clients send: the largest weights, masked_changes (the changes of the largest weights)"
+      " or changes (the largest); of changes the server's model stays dense",
+      ("weights", "masked_changes", "changes"),
+    ),
+  ] = "weights"
   # "paper": weights stay dense between steps, layers are ranked each on its own, and the evaluation
-  # is as sparse as training. "comparison", what SparsyFed was compared with: steps set the stored
-  # weights to 0, thresholds of convolutions are those of the client's first batch, the upload ranks
-  # all layers together, and the evaluation takes what the server has. A layer computes with
-  # ceil(share * size) weights in it.
-  form: str = "paper"
-  # Layers whose names this regular expression finds are plain, as the first one always is.
-  exclude: str = ""
+  # is as sparse as training. "comparison": steps set the stored weights to 0, thresholds of
+  # convolutions are those of the client's first batch, the upload ranks all layers together, and
+  # the evaluation takes what the server has. A layer computes with ceil(share * size) weights.
+  form: Annotated[
+    str, Choice("paper, or comparison: as SparsyFed's authors ran it", ("paper", "comparison"))
+  ] = "paper"
+  exclude: Annotated[
+    str,
+    Pattern(
+      "a regular expression; layers whose names it finds are plain, as the first layer always is;"
+      " empty for none"
+    ),
+  ] = ""
 
 
 DEFAULT = Options()
@@ -67,8 +88,7 @@ DEFAULT = Options()
 
 def zerofl(setup: Setup, options: Options = DEFAULT) -> Algorithm:
   """Makes ZeroFL, with any server optimizer."""
-  require_one_of("uplink", options.uplink, UPLINKS)
-  require_one_of("form", options.form, FORMS)
+  check_options(options)
   is_paper = options.form == "paper"
   is_excluded = trees.name_finder(options.exclude)
   first_layer = setup.task.layer_names[:1]
@@ -96,10 +116,12 @@ def zerofl(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     ranked = trained if options.uplink == "masked_changes" else changes
     return apply_masks(changes, rank(ranked, density))
 
-  def init(variables: Variables, hyper: Hyper, key: Key) -> averaging.State:
+  def init(variables: Variables, hyper: CommonHyper, key: Key) -> averaging.State:
     return averaging.init(setup, variables, hyper)
 
-  def client(download: averaging.Download, data: ClientData, key: Key) -> tuple[Upload, Metrics]:
+  def client(
+    download: averaging.Download, memory: Memory, data: ClientData, key: Key
+  ) -> tuple[Upload, Memory, Metrics]:
     share = averaging.scaled(setup, download.density, data)
     received = averaging.receive(setup, download, data)["params"]
     carry: Carry = {}
@@ -142,11 +164,11 @@ def zerofl(setup: Setup, options: Options = DEFAULT) -> Algorithm:
       return jnp.where(largest_mask(w, ceil_of_share(w.size, share)), w, 0)
 
     def send(received: Params, trained: Params, density: jax.Array) -> Params:
-      more = jnp.minimum(density + download.hyper.zerofl_mask_ratio, 1.0)
+      more = jnp.minimum(density + download.hyper.own.mask_ratio, 1.0)
       return select(received, trained, more)
 
     rule = LocalRule(weights, layers, before_step)
-    return averaging.client(setup, rule, carry, send, download, data, key)
+    return averaging.client(setup, rule, carry, send, download, memory, data, key)
 
   def model(state: averaging.State) -> Variables:
     if not is_paper:
@@ -169,3 +191,32 @@ def _active(w: jax.Array, share: jax.Array) -> jax.Array:
   is_active = largest_mask(w, num_kept(w.size, share))
   # Exact: w - 0 or w - w.
   return w - lax.stop_gradient(jnp.where(is_active, 0, w))
+
+
+def _check(hyper: Hyper, sparsity: float) -> tuple[str, str] | None:
+  if 0 <= hyper.mask_ratio <= sparsity:
+    return None
+  return "mask_ratio", (
+    f"between 0 and --sparsity={sparsity}, or clients would send more than everything"
+  )
+
+
+def _layer_shares(
+  options: Options, hyper: Hyper, name: str, is_first: bool, density: float, target: float
+) -> LayerShares:
+  """Weights and activations are ranked anew, whatever was received."""
+  is_plain = is_first or trees.name_finder(options.exclude)(name)
+  return DENSE if is_plain else LayerShares(target, target, target)
+
+
+METHOD = Method(
+  "zerofl",
+  "ZeroFL",
+  zerofl,
+  Hyper,
+  Options,
+  reads=("density", "ramp_rounds"),
+  takes_densities=True,
+  layer_shares=_layer_shares,
+  check=_check,
+)

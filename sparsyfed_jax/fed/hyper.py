@@ -1,6 +1,6 @@
 """The numbers of a run that do not change the compiled program."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -19,13 +19,5 @@ class Hyper(NamedTuple):
   straggler_fraction: jax.Array  # probability that a client does only a part of its work
   density: jax.Array  # share of prunable weights that a client may upload at the end of the ramp
   ramp_rounds: jax.Array  # rounds over which the density falls from 1, 0 for none
-  beta: jax.Array  # exponent of powerpropagation
-  activation_floor: jax.Array  # least share of activations kept for the backward pass
-  zerofl_mask_ratio: jax.Array  # by how much more ZeroFL's clients send than they compute with
-  flash_warmup_rounds: jax.Array  # rounds in which FLASH's clients only look for layer densities
-  flash_warmup_epochs: jax.Array  # local epochs in those
-  flash_update_every: jax.Array  # rounds between two masks of FLASH's JMWST
-  flash_drop_rate: jax.Array  # share of weights FLASH exchanges, falling to 0 over the epochs
-  feddst_update_every: jax.Array  # rounds between two readjustments of FedDST
-  feddst_update_until: jax.Array  # round from which on FedDST's masks stay
-  feddst_drop_rate: jax.Array  # share of weights that FedDST exchanges at first
+  total_weight: jax.Array  # of all clients together, those that are not sampled included
+  own: Any = ()  # the numbers of the method, the `Hyper` of its file

@@ -42,21 +42,19 @@ class LayerShares(NamedTuple):
 
 DENSE = LayerShares(1.0, 1.0, 1.0)
 
-# By method, what a layer needs whose weights have density d as the client starts; s is the share
-# that ZeroFL's clients compute with, a the least share of activations that SparsyFed keeps.
-_RULES: dict[str, Callable[[float, float, float], LayerShares]] = {
-  "fedavg": lambda d, s, a: DENSE,
-  # Zeros are received, but the first step fills them.
-  "topk": lambda d, s, a: DENSE,
-  # Zeros stay, as the gradient of a power above 1 is 0 there; activations are as dense as weights.
-  "sparsyfed": lambda d, s, a: LayerShares(d, d, max(d, a)),
-  # Weights and activations are ranked anew, whatever was received.
-  "zerofl": lambda d, s, a: LayerShares(s, s, s),
-  # Inside masks; gradients of weights outside are not needed.
-  "flash": lambda d, s, a: LayerShares(d, d, d),
-  "feddst": lambda d, s, a: LayerShares(d, d, d),
-  "static": lambda d, s, a: LayerShares(d, d, d),
-}
+
+def dense_shares(
+  options: Any, hyper: Any, name: str, is_first: bool, density: float, target: float
+) -> LayerShares:
+  """Finds the shares of a method that computes with all weights."""
+  return DENSE
+
+
+def shares_inside_masks(
+  options: Any, hyper: Any, name: str, is_first: bool, density: float, target: float
+) -> LayerShares:
+  """Finds the shares of a method that trains inside masks, whose other gradients it can spare."""
+  return LayerShares(density, density, density)
 
 
 def layer_costs(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[LayerCost, ...]:
@@ -138,43 +136,28 @@ def layer_costs(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[LayerCo
 
 
 def work_shares(
-  method: str,
+  rule: Callable[[str, float], LayerShares],
   layer_names: Sequence[str],
   weight_densities: Densities,
-  share: float = 1.0,
-  activation_floor: float = 0.0,
-  is_plain: Callable[[str], bool] = lambda name: False,
 ) -> dict[str, LayerShares]:
   """Finds what a client needs to compute in local training.
 
   Zeros are taken to be spread evenly, and activations kept to be as many as the method allows;
-  ReLU may leave fewer. The first step of Top-K, the one dense gradient of FedDST's readjustment,
-  and what lies between local training and upload are left out. FLASH's clients keep the number of
-  their weights, but may move them between layers after an epoch.
+  ReLU may leave fewer. What lies between local training and upload is left out.
 
   Args:
-    method: a name in `algorithms.ALGORITHMS`.
+    rule: finds the shares of a layer of its name and density.
     layer_names: as `trees.layer_names` gives them.
     weight_densities: (num_layers,) in [0, 1], in the order of `layer_names`: shares of non-zeros,
       or of the mask, in what the client starts from. That is what it receives, except where it
-      prunes that itself (FLASH's "nst" form, clients of different densities).
-    share: of weights and activations that ZeroFL's clients compute with, in [0, 1]; others do not
-      read it.
-    activation_floor: least share of activations that SparsyFed keeps, in [0, 1]; others do not
-      read it.
-    is_plain: tells by its name whether the method leaves a layer plain, which makes it dense:
-      SparsyFed's and ZeroFL's excluded layers, ZeroFL's first, and all of SparsyFed's if the
-      exponent is 1.
+      prunes that itself (clients of different densities).
 
   Returns:
     By layer, in the order of `layer_names`.
 
   Raises:
-    ValueError: an unknown method, a share outside [0, 1], or a number of densities that is not that
-      of layers.
+    ValueError: a density outside [0, 1], or a number of densities that is not that of layers.
   """
-  if method not in _RULES:
-    raise ValueError(f"method must be one of {', '.join(sorted(_RULES))}, found {method!r}")
   densities = [float(density) for density in np.asarray(weight_densities, np.float64)]
   if len(densities) != len(layer_names):
     raise ValueError(
@@ -183,13 +166,7 @@ def work_shares(
     )
   for name, density in zip(layer_names, densities, strict=True):
     _require_share(f"weight_densities of {name}", density)
-  _require_share("share", share)
-  _require_share("activation_floor", activation_floor)
-  rule = _RULES[method]
-  return {
-    name: DENSE if is_plain(name) else rule(density, float(share), float(activation_floor))
-    for name, density in zip(layer_names, densities, strict=True)
-  }
+  return {name: rule(name, d) for name, d in zip(layer_names, densities, strict=True)}
 
 
 def client_flops(

@@ -27,7 +27,7 @@ def prune_residual(
 
   Returns:
     pruned(x, w, threshold): its value and its gradient with respect to x are those of op(x, w); its
-    gradient with respect to w is that of op(where(|x| >= threshold, x, 0), w). `threshold` is a
+    gradient with respect to w is that of `op(where(|x| >= threshold, x, 0), w)`. `threshold` is a
     () array of x's dtype without a gradient of its own; 0 prunes nothing. It raises an
     AssertionError where the threshold has another rank or dtype.
 

@@ -17,9 +17,9 @@ from sparsyfed_jax.ops.backend.power import is_by_roots, power_by_roots
 
 @jax.custom_jvp
 def powerprop(theta: jax.Array, beta: jax.Array | float) -> jax.Array:
-  """Computes w = sign(theta) |theta|^beta (Powerpropagation, arXiv 2110.00296).
+  """Computes `w = sign(theta) |theta|^beta` (Powerpropagation, arXiv 2110.00296).
 
-  The derivative beta |theta|^(beta-1) is 1 at theta = 0 for beta = 1 and 0 there for any other
+  The derivative `beta |theta|^(beta-1)` is 1 at theta = 0 for beta = 1 and 0 there for any other
   beta: with beta > 1 a parameter that is 0 gets no gradient and stays 0.
 
   Args:
@@ -56,7 +56,7 @@ def _by_logarithms(theta: jax.Array, beta: jax.Array) -> jax.Array:
 
 
 def powerprop_inverse(w: jax.Array, beta: jax.Array | float) -> jax.Array:
-  """Computes theta = sign(w) |w|^(1/beta), whose `powerprop` is w.
+  """Computes `theta = sign(w) |w|^(1/beta)`, whose `powerprop` is w.
 
   Args:
     w: float array.
@@ -81,9 +81,9 @@ def powerprop_inverse(w: jax.Array, beta: jax.Array | float) -> jax.Array:
 
 
 def spectral_exponent(theta: jax.Array, num_steps: int = 5) -> jax.Array:
-  """Computes the exponent 1 + mean(|theta|) / sigma of a layer, in place of a chosen beta.
+  """Computes the exponent `1 + mean(|theta|) / sigma` of a layer, in place of a chosen beta.
 
-  sigma is the largest singular value of |theta| as a matrix, found by power iteration. |theta| has
+  sigma is the largest singular value of `|theta|` as a matrix, by power iteration. `|theta|` has
   no negative entry, so neither has its first singular vector (Perron & Frobenius), and a vector of
   ones is close to it: a few steps from there are enough, and nothing is random. (SparsyFed's
   release takes one step from a random start.)

@@ -36,7 +36,7 @@ _UNSIGNED = {16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}
 
 
 def kth_magnitude(x: jax.Array, k: jax.Array | int) -> jax.Array:
-  """Finds the k-th largest |x|, exactly.
+  """Finds the k-th largest `|x|`, exactly.
 
   Args:
     x: float array of any shape, fewer than 2^31 entries; float64, float32, bfloat16 or float16. A
@@ -65,7 +65,7 @@ def kth_magnitude(x: jax.Array, k: jax.Array | int) -> jax.Array:
 
 
 def is_at_least(x: jax.Array, threshold: jax.Array) -> jax.Array:
-  """Compares |x| >= threshold, exact for subnormals too, which backends may flush to 0.
+  """Compares `|x| >= threshold`, exact for subnormals too, which backends may flush to 0.
 
   Args:
     x: float array.

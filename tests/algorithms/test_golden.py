@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsyfed_jax.algorithms import ALGORITHMS
+from sparsyfed_jax.algorithms import METHODS
 from sparsyfed_jax.data.shuffle import shuffle
-from sparsyfed_jax.fed.simulation import simulate
+from sparsyfed_jax.fed.simulation import State, simulate
 from sparsyfed_jax.fed.task import classification
 from sparsyfed_jax.models import MLP
 from sparsyfed_jax.types import total
@@ -29,7 +29,7 @@ def linear(kernel, bias):
 
 def make(method, num_features, batch_size):
   task = classification(MLP(2, hidden=()), (num_features,))
-  return task, ALGORITHMS[method](cases.make_setup(task, batch_size, epochs=1))
+  return task, METHODS[method].algorithm(cases.make_setup(task, batch_size, epochs=1))
 
 
 @cache
@@ -42,9 +42,9 @@ def make_simulation(method, num_features, num_clients):
 def run_one_round(method, variables, x, y, parts, values):
   """Runs round 1 of a simulation in which all clients take part, in batches of 4."""
   algorithm, run = make_simulation(method, len(x[0]), len(parts))
-  state = cases.copy(algorithm.init(variables, cases.hyper(**values), jax.random.key(0)))
+  state = cases.copy(algorithm.init(variables, cases.hyper(method, **values), jax.random.key(0)))
   federation = cases.make_federation(np.asarray(x, float), np.asarray(y), parts)
-  state, rows = run(state, federation, jax.random.key(0), 1)
+  (state, _), rows = run(State(state, ()), federation, jax.random.key(0), 1)
   row = {name: float(column[0]) for name, column in rows.items() if column.ndim == 1}
   uplink, examples = (total(rows[name][0]) for name in ("round_uplink_bytes", "examples"))
   return algorithm, state, {**row, "uplink_bytes": uplink / row["clients"], "examples": examples}
@@ -135,7 +135,7 @@ class TestFedAvg:
       key for key in keys if shuffle(jax.random.fold_in(key, 0), data).indices.tolist()[2] == 0
     )
     state = algorithm.init(linear(kernel, bias), cases.hyper(**RATES), jax.random.key(0))
-    upload, metrics = jax.jit(algorithm.client)(algorithm.broadcast(state), data, key)
+    upload, _, metrics = jax.jit(algorithm.client)(algorithm.broadcast(state), (), data, key)
     kernel = 0.9 * (0.9 * kernel + [0.5 * APART, 0 * APART]) - [0 * APART, 0.25 * APART]
     bias = 0.81 * bias - 0.25 * APART
     # What is sent is the model times 3.
@@ -222,7 +222,7 @@ class TestSparsyFed:
   def test_the_model_starts_as_it_was_initialised(self):
     variables = cases.variables("mlp")
     algorithm = cases.algorithm("sparsyfed", "mlp")
-    state = algorithm.init(variables, cases.hyper(beta=1.5), jax.random.key(0))
+    state = algorithm.init(variables, cases.hyper("sparsyfed", beta=1.5), jax.random.key(0))
     cases.assert_close(algorithm.model(state), variables, 1e-6)
     for name, layer in state.variables["params"].items():
       w = np.asarray(variables["params"][name]["kernel"])
@@ -232,7 +232,9 @@ class TestSparsyFed:
   @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
   @pytest.mark.parametrize("beta", [1.25, 1.0])
   def test_zeros_stay_for_ever_with_beta_above_one(self, beta, optimizer):
-    state = cases.start("sparsyfed", "mlp", cases.hyper(beta=beta, client_lr=1.0), server=optimizer)
+    state = cases.start(
+      "sparsyfed", "mlp", cases.hyper("sparsyfed", beta=beta, client_lr=1.0), server=optimizer
+    )
     zeros, num_regrown, regrowth = [], 0, 0.0
     for i in range(5):
       numbers = [(3, 0, 5), (6, 3, 4), (2, 1, 0)][i % 3]

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsyfed_jax.algorithms import ALGORITHMS, HETEROGENEOUS, OPTIONS
+from sparsyfed_jax.algorithms import METHODS
 from sparsyfed_jax.fed import masked
+from sparsyfed_jax.fed.method import Choice
 from sparsyfed_jax.fed.pruning import prune_globally
 from sparsyfed_jax.fed.server import Upload
 from tests import cases
@@ -18,7 +19,7 @@ DENSITY = 0.4
 def play(method, num_rounds, name="mlp", epochs=cases.EPOCHS, **values):
   """Runs rounds; returns the states after each, and the upload of the last."""
   setup = {"epochs": epochs}
-  state = cases.start(method, name, cases.hyper(density=DENSITY, **values), **setup)
+  state = cases.start(method, name, cases.hyper(method, density=DENSITY, **values), **setup)
   states, upload = [state], None
   for i in range(num_rounds):
     upload, _ = cases.run_cohort(method, name, state, COHORT, key=jax.random.key(i), **setup)
@@ -64,7 +65,7 @@ def test_less_grows_back_in_sparsyfeds_clients_than_in_topks():
   regrown = {}
   for method in ("sparsyfed", "topk"):
     # So sparse that what a client grows in two epochs may displace what it received.
-    values = cases.hyper(density=0.1, client_lr=1.0)
+    values = cases.hyper(method, density=0.1, client_lr=1.0)
     state, regrown[method] = cases.start(method, "mlp", values), 0.0
     for i in range(6):
       upload, metrics = cases.run_cohort(method, "mlp", state, COHORT, key=jax.random.key(i))
@@ -107,7 +108,7 @@ def test_zerofl_predicts_as_sparsely_as_it_trains():
 @pytest.mark.parametrize(("ratio", "share"), [(0.0, 0.4), (0.2, 0.6), (0.6, 1.0)])
 @pytest.mark.parametrize("method", ["zerofl", "zerofl-masked-changes", "zerofl-changes"])
 def test_zerofl_sends_a_share_of_each_layer(method, ratio, share):
-  state = cases.start(method, "mlp", cases.hyper(density=DENSITY, zerofl_mask_ratio=ratio))
+  state = cases.start(method, "mlp", cases.hyper(method, density=DENSITY, zerofl_mask_ratio=ratio))
   upload, _ = cases.run_client(method, "mlp", state, 3)
   for leaf in cases.kernels(upload.variables["params"]).values():
     # A change of exactly 0 is not sent, though it ranks.
@@ -119,13 +120,15 @@ def test_zerofl_sends_a_share_of_each_layer(method, ratio, share):
 def test_a_client_sends_the_target_density(method):
   _, upload = play(method, 1, zerofl_mask_ratio=0.0)
   assert isinstance(upload, Upload)
-  state = cases.trained(method, "mlp")._replace(hyper=cases.hyper(zerofl_mask_ratio=0.0))
+  state = cases.trained(method, "mlp")._replace(hyper=cases.hyper(method, zerofl_mask_ratio=0.0))
   alone, _ = cases.run_client(method, "mlp", state, 3)
   sent = cases.flat_kernels(alone.variables["params"])
   assert np.count_nonzero(sent) == round(DENSITY * sent.size)
 
 
-@pytest.mark.parametrize("method", HETEROGENEOUS)
+@pytest.mark.parametrize(
+  "method", [name for name, record in METHODS.items() if record.takes_densities]
+)
 def test_clients_hold_what_they_can(method):
   # Clients 3 and 0 at a half and a quarter of the density.
   federation = cases.problem("mlp").federation
@@ -133,7 +136,7 @@ def test_clients_hold_what_they_can(method):
   federation = federation._replace(density_scales=scales)
   if method == "flash":
     method = "flash-magnitude"
-  state = cases.trained(method, "mlp")._replace(hyper=cases.hyper(zerofl_mask_ratio=0.0))
+  state = cases.trained(method, "mlp")._replace(hyper=cases.hyper(method, zerofl_mask_ratio=0.0))
   counts = {}
   for number in (3, 0, 5):
     upload, _ = cases.run_client(method, "mlp", state, number, federation, heterogeneous=True)
@@ -151,7 +154,7 @@ def test_weak_clients_start_from_what_they_can_hold(method):
   federation = federation._replace(density_scales=federation.density_scales * 0.25)
   # Without training what is sent is what was received, and of the first model that is all of it.
   values = {"client_lr": 1e-30, "client_lr_final": 1e-30, "density": DENSITY}
-  state = cases.trained(method, "mlp")._replace(hyper=cases.hyper(**values))
+  state = cases.trained(method, "mlp")._replace(hyper=cases.hyper(method, **values))
   _, metrics = cases.run_client(method, "mlp", state, 3, federation, heterogeneous=True)
   sparse = float(metrics["train_loss"].value)
   _, metrics = cases.run_client(method, "mlp", state, 3, federation)
@@ -161,14 +164,14 @@ def test_weak_clients_start_from_what_they_can_hold(method):
   assert float(metrics["train_loss"].value) == whole != sparse
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", METHODS)
 def test_an_unknown_form_is_refused_by_name(name):
-  setup = cases.make_setup(cases.problem("mlp").task)
-  for field, value in OPTIONS[name]()._asdict().items():
-    if field.endswith("exclude"):
-      continue
-    with pytest.raises(ValueError, match=f"{field}='nosuch': must be one of {value[:3]}|, {value}"):
-      ALGORITHMS[name](setup, OPTIONS[name](**{field: "nosuch"}))
+  setup, record = cases.make_setup(cases.problem("mlp").task), METHODS[name]
+  for setting in record.settings():
+    if isinstance(setting.rule, Choice):
+      known = ", ".join(setting.rule.known)
+      with pytest.raises(ValueError, match=f"{setting.field}='nosuch': must be one of {known}"):
+        record.algorithm(setup, record.options(**{setting.field: "nosuch"}))
 
 
 def kernel_only(shape, seed=0):
@@ -186,10 +189,8 @@ def test_flash_magnitude_keeps_the_floor_of_a_layers_share():
   # 432 * 0.00903 = 3.9, if one client of the round keeps 3 and nine keep 4.
   kernel = (3, 3, 3, 16)
   variables = kernel_only(kernel)
-  algorithm = ALGORITHMS["flash"](
-    cases.make_setup(cases.problem("cnn").task), OPTIONS["flash"](form="magnitude")
-  )
-  state = algorithm.init(variables, cases.hyper(server_lr=1.0), jax.random.key(0))
+  algorithm = cases.form("flash-magnitude", cases.make_setup(cases.problem("cnn").task))
+  state = algorithm.init(variables, cases.hyper("flash", server_lr=1.0), jax.random.key(0))
   kept = np.zeros(432, np.float32)
   kept[:3], kept[3] = 10.0, 9.0
   upload = masked.Upload(

@@ -15,7 +15,8 @@ def nothing(method, state):
   """What a cohort uploads that vanished."""
   made = cases.algorithm(method, "mlp")
   data = cases.client_data(cases.problem("mlp").federation, cases.EMPTY)
-  upload, _ = jax.eval_shape(made.client, made.broadcast(state), data, jax.random.key(0))
+  memory = made.memory(cases.variables("mlp"), cases.hyper(method))
+  upload, *_ = jax.eval_shape(made.client, made.broadcast(state), memory, data, jax.random.key(0))
   return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), upload)
 
 
@@ -24,7 +25,7 @@ def serve(method, state, upload, optimizer):
     return cases.server(method, "mlp", server=optimizer)(state, upload)
 
 
-@pytest.mark.parametrize("method", cases.METHODS)
+@pytest.mark.parametrize("method", cases.FORMS)
 def test_a_round_of_nobody_changes_nothing_but_its_number(method):
   optimizer = "adam" if method in ("fedavg", "flash-magnitude", "static") else "momentum"
   state = cases.start(method, "mlp", server=optimizer)
@@ -44,7 +45,7 @@ def test_a_round_of_nobody_changes_nothing_but_its_number(method):
 
 @pytest.mark.parametrize("method", STARTS_ANEW)
 def test_what_the_first_round_is_for_is_done_in_the_first_that_has_anybody(method):
-  hyper = cases.hyper(client_lr_final=cases.HYPER["client_lr"])
+  hyper = cases.hyper(method, client_lr_final=cases.HYPER["client_lr"])
   start = cases.start(method, "mlp", hyper)
 
   def follow(state, rounds):
@@ -63,7 +64,7 @@ def test_what_the_first_round_is_for_is_done_in_the_first_that_has_anybody(metho
 
 
 def test_weak_clients_start_from_the_dense_model_until_there_was_an_update(method="sparsyfed"):
-  hyper = cases.hyper(ramp_rounds=0.0)
+  hyper = cases.hyper(method, ramp_rounds=0.0)
   start = cases.start(method, "mlp", hyper)
   lost, _ = cases.server(method, "mlp")(start, nothing(method, start))
   broadcast = cases.algorithm(method, "mlp").broadcast

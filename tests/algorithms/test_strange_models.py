@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from sparsyfed_jax.algorithms import ALGORITHMS, OPTIONS
+from sparsyfed_jax.algorithms import METHODS
 from sparsyfed_jax.fed.optimizers import clipped, sgd
 from sparsyfed_jax.fed.task import classification
 from sparsyfed_jax.ops import PLAIN, LayerOps
@@ -62,19 +62,20 @@ class WithoutParameters(nn.Module):
 
 
 def make(method, model, client=SGD, **setup):
-  base, options = cases.VARIANTS[method]
   made = cases.make_setup(classification(model, (5,)), **setup)
   made = made._replace(local=made.local._replace(optimizer=client))
-  return ALGORITHMS[base](made, *([OPTIONS[base](**options)] if options else []))
+  return cases.form(method, made)
 
 
-def play(algorithm, variables, num_rounds=2):
+def play(algorithm, variables, method, num_rounds=2):
   """Runs rounds of one client each."""
-  state = algorithm.init(variables, cases.hyper(), jax.random.key(1))
+  state = algorithm.init(variables, cases.hyper(method), jax.random.key(1))
   client, server = jax.jit(algorithm.client), jax.jit(algorithm.server)
+  memory = algorithm.memory(variables, cases.hyper(method))
   data, losses = cases.client_data(cases.problem("mlp").federation, 3), []
   for number in range(num_rounds):
-    upload, metrics = client(algorithm.broadcast(state), data, jax.random.key(number))
+    download, key = algorithm.broadcast(state), jax.random.key(number)
+    upload, memory, metrics = client(download, memory, data, key)
     state, _ = server(state, upload)
     losses.append(float(metrics["train_loss"].value))
   return state, losses
@@ -95,8 +96,8 @@ def test_a_layer_in_bfloat16_trains_like_one_in_float32(method, client, setup):
   narrow_params = params | {
     "Dense_0": jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params["Dense_0"])
   }
-  found, losses = play(narrow, {"params": narrow_params})
-  expected, wide_losses = play(make(method, Mixed(jnp.float32), client, **setup), variables)
+  found, losses = play(narrow, {"params": narrow_params}, method)
+  expected, wide_losses = play(make(method, Mixed(jnp.float32), client, **setup), variables, method)
   for a, b in zip(*map(jax.tree.leaves, (found.variables, {"params": narrow_params})), strict=True):
     assert a.dtype == b.dtype
   np.testing.assert_allclose(losses, wide_losses, rtol=0.03)
@@ -119,11 +120,11 @@ def test_methods_that_prune_no_activations_take_any_layers(method):
 
 def test_layers_that_are_excluded_need_no_operations():
   setup = cases.make_setup(classification(Uninjected(), (5,)))
-  ALGORITHMS["sparsyfed"](setup, OPTIONS["sparsyfed"](reparam_exclude="body|head"))
-  ALGORITHMS["zerofl"](setup, OPTIONS["zerofl"](exclude="body|head"))
+  for name, field in (("sparsyfed", "reparam_exclude"), ("zerofl", "exclude")):
+    METHODS[name].algorithm(setup, METHODS[name].options(**{field: "body|head"}))
 
 
-@pytest.mark.parametrize("method", ALGORITHMS)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_model_without_kernels_is_for_fedavg_alone(method):
   if method == "fedavg":
     make(method, WithoutKernels())

@@ -3,7 +3,9 @@ from absl import flags as absl_flags
 
 from experiments import flags
 from experiments.run.build import build
-from sparsyfed_jax.algorithms import OPTIONS
+from experiments.run.config import PARTITIONS
+from experiments.run.settings import own_hyper, own_options
+from sparsyfed_jax.algorithms import METHODS
 
 ACCEPTED = flags.DEFAULTS
 
@@ -41,6 +43,8 @@ ACCEPTED = flags.DEFAULTS
     (dict(client_momentum=1.0), "below 1"),
     (dict(client_momentum=0.9, client_optimizer="adamw"), "left out"),
     (dict(client_momentum=0.0, client_optimizer="nesterov"), "above 0"),
+    (dict(client_momentum=0.9, algorithm="scaffold"), "left out with --algorithm=scaffold"),
+    (dict(client_optimizer="adamw", algorithm="scaffold"), "left out with --algorithm=scaffold"),
     (dict(client_clip_norm=-1.0), "at least 0"),
     (dict(proximal_mu=float("nan")), "at least 0"),
     (dict(client_lr_schedule="step"), "one of exponential"),
@@ -171,7 +175,7 @@ def test_flags_that_do_not_fit_the_data_are_refused(change, named):
     build(flags.resolve(ACCEPTED._replace(**change)))
 
 
-@pytest.mark.parametrize("partition", flags.PARTITIONS[:-1])
+@pytest.mark.parametrize("partition", PARTITIONS[:-1])
 def test_every_partition_deals_all_examples(partition):
   experiment = build(flags.resolve(ACCEPTED._replace(partition=partition, num_clients=20)))
   assert experiment.federation.sizes.sum() == experiment.facts["train_examples"]
@@ -193,18 +197,20 @@ def test_clients_get_their_sparsities_in_the_shares_asked_for():
 
 
 def test_only_what_a_method_reads_is_an_option_of_it():
-  assert flags.options(ACCEPTED) == {
+  assert own_options(ACCEPTED)._asdict() == {
     "activation_threshold": "batch",
     "reparam_exclude": "",
     "reparameterisation": "powerprop",
     "upload": "weights",
   }
-  assert flags.options(ACCEPTED._replace(algorithm="fedavg")) == {}
+  assert own_options(ACCEPTED._replace(algorithm="fedavg")) == ()
   ignored = flags.ignored(ACCEPTED._replace(algorithm="topk"))
   assert {"beta", "reparam_exclude", "zerofl_form"} <= set(ignored)
   assert not {"sparsity", "sparsity_schedule", "client_lr"} & set(ignored)
 
 
 def test_forms_of_methods_have_defaults_of_their_own():
-  for name, options in OPTIONS.items():
-    assert options(**flags.options(ACCEPTED._replace(algorithm=name))) == options()
+  for name, method in METHODS.items():
+    config = ACCEPTED._replace(algorithm=name)
+    assert own_options(config) == method.options()
+    assert own_hyper(config) == method.hyper()

@@ -12,7 +12,8 @@ from flax import linen as nn
 from jax import lax
 
 from sparsyfed_jax import models, trees
-from sparsyfed_jax.algorithms import ALGORITHMS
+from sparsyfed_jax.algorithms import METHODS
+from sparsyfed_jax.fed.method import Pattern
 from sparsyfed_jax.metrics import flops
 from sparsyfed_jax.metrics.flops import DENSE, LayerCost, LayerShares
 from sparsyfed_jax.ops import NATIVE, PLAIN, LayerOps
@@ -247,6 +248,24 @@ NAMES = ("a", "b", "c")
 DENSITIES = np.float32([0.25, 1, 0])
 
 
+def inside(name, density):
+  return flops.shares_inside_masks((), (), name, False, density, 1.0)
+
+
+def shares_of(method, densities, target=0.125, is_first=False, **own):
+  """Shares by the rule of a method; further arguments are fields of its Hyper or Options."""
+  record = METHODS[method]
+  options, hyper = (
+    kind(**{name: value for name, value in own.items() if name in kind._fields})
+    for kind in (record.options, record.hyper)
+  )
+
+  def rule(name, density):
+    return record.layer_shares(options, hyper, name, is_first, density, target)
+
+  return flops.work_shares(rule, NAMES, densities)
+
+
 class TestShares:
   @pytest.mark.parametrize(
     ("method", "expected"),
@@ -261,33 +280,47 @@ class TestShares:
     ],
   )
   def test_by_method(self, method, expected):
-    shares = flops.work_shares(method, NAMES, DENSITIES, share=0.125, activation_floor=0.5)
+    shares = shares_of(method, DENSITIES, activation_floor=0.5)
     assert shares == dict(zip(NAMES, expected, strict=True))
     assert list(shares) == list(NAMES)
-    plain = flops.work_shares(method, NAMES, DENSITIES, 0.125, 0.5, trees.name_finder("^[bc]"))
-    assert plain == shares | {"b": DENSE, "c": DENSE}
+    patterns = [s for s in METHODS[method].settings() if isinstance(s.rule, Pattern)]
+    for pattern in patterns:
+      plain = shares_of(method, DENSITIES, activation_floor=0.5, **{pattern.field: "^[bc]"})
+      assert plain == shares | {"b": DENSE, "c": DENSE}
+    assert len(patterns) == (method in ("sparsyfed", "zerofl"))
 
   def test_without_a_floor_activations_are_as_dense_as_weights(self):
-    assert flops.work_shares("sparsyfed", NAMES, DENSITIES)["a"] == (0.25, 0.25, 0.25)
+    assert shares_of("sparsyfed", DENSITIES)["a"] == (0.25, 0.25, 0.25)
+
+  def test_zerofl_leaves_the_first_layer_plain(self):
+    assert shares_of("zerofl", DENSITIES, is_first=True) == dict.fromkeys(NAMES, DENSE)
+    assert shares_of("sparsyfed", DENSITIES, is_first=True) == shares_of("sparsyfed", DENSITIES)
+
+  def test_without_powerpropagation_sparsyfed_is_dense(self):
+    dense = dict.fromkeys(NAMES, DENSE)
+    assert shares_of("sparsyfed", DENSITIES, beta=1.0) == dense
+    spectral = shares_of("sparsyfed", DENSITIES, beta=1.0, reparameterisation="spectral")
+    assert spectral != dense
 
   def test_every_method_has_its_rule(self):
-    for method in ALGORITHMS:
-      shares = flops.work_shares(method, NAMES, [1, 1, 1])
+    for method in METHODS:
+      shares = shares_of(method, [1, 1, 1], target=1.0)
       assert shares == dict.fromkeys(NAMES, DENSE)
 
   @pytest.mark.parametrize(
     ("changes", "message"),
     [
-      ({"method": "swat"}, "method must be one of fedavg, .*, found 'swat'"),
       ({"weight_densities": [1, 1]}, "one for each of 3 layers, found 2"),
       ({"weight_densities": [0, 1.5, 1]}, "weight_densities of b must be in .*, found 1.5"),
       ({"weight_densities": [0, 1, math.nan]}, "weight_densities of c must be in .*, found nan"),
-      ({"share": -0.1}, "share must be in .*, found -0.1"),
-      ({"activation_floor": 2}, "activation_floor must be in .*, found 2"),
     ],
   )
   def test_bad_input(self, changes, message):
-    good = {"method": "sparsyfed", "layer_names": NAMES, "weight_densities": DENSITIES}
+    good = {
+      "rule": lambda name, density: DENSE,
+      "layer_names": NAMES,
+      "weight_densities": DENSITIES,
+    }
     with pytest.raises(ValueError, match=message):
       flops.work_shares(**(good | changes))
 
@@ -325,7 +358,7 @@ class TestSums:
     costs = costs_of("MLP")
     names = [cost.name for cost in costs]
     dense, sparse = (
-      flops.client_flops(costs, flops.work_shares("static", names, [density] * 3), 7)
+      flops.client_flops(costs, flops.work_shares(inside, names, [density] * 3), 7)
       for density in (1, 0.125)
     )
     assert sparse == dense / 8
@@ -337,7 +370,7 @@ class TestSums:
     assert names != [cost.name for cost in costs]
     pruned = "BasicBlock_4/shortcut"
     densities = [0.0 if name == pruned else 1.0 for name in names]
-    shares = flops.work_shares("flash", names, densities)
+    shares = flops.work_shares(inside, names, densities)
     expected = sum(sum(cost[1:]) for cost in costs if cost.name != pruned)
     assert flops.client_flops(costs, shares, 1) == expected
 

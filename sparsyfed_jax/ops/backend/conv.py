@@ -228,6 +228,7 @@ def conv_native(
   )
 
 
+# The ways of computing a convolution, by name.
 LOWERINGS = {
   "native": conv_native,
   "patches": conv_patches,

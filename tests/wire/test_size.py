@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsyfed_jax.io import codec
-from sparsyfed_jax.io.wire import _UINT32, payload_bytes
-from tests.io.fuzz_codec import draw_change, draw_leaf
+from sparsyfed_jax.wire import codec
+from sparsyfed_jax.wire.size import INTEGERS, UINT32, dense_bytes, form_bytes, payload_bytes
+from tests.wire.fuzz_codec import draw_change, draw_leaf
 
 NUM_TREES = 40
 SHAPES = {"a": (), "b": (1,), "c": (7, 9), "d": (0, 3), "e": (40, 30)}
@@ -92,15 +92,15 @@ def test_uint32_is_enough(data):
   r = data.draw(near | st.integers(0, size))
   grown = data.draw(st.integers(max(n - r, 0), min(n, size - r)))
   one = data.draw(st.sampled_from([0, 1, 2, 4, 8]))
-  dense = codec.dense_bytes(size, one)
-  exact = codec.form_bytes(n, size, one, dense, (r, grown), codec.INTEGERS)
+  dense = dense_bytes(size, one)
+  exact = form_bytes(n, size, one, dense, (r, grown), INTEGERS)
   traced = _on_device(*(jnp.uint32(x) for x in (n, size, one, dense, r, grown)))
   assert [int(x) for x in traced] == list(exact)
 
 
 @jax.jit
 def _on_device(n, size, one, dense, r, grown):
-  return codec.form_bytes(n, size, one, dense, (r, grown), _UINT32)
+  return form_bytes(n, size, one, dense, (r, grown), UINT32)
 
 
 def test_size_from_bits_that_backends_flush():

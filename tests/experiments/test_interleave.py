@@ -1,4 +1,4 @@
-"""`experiments.turns`: programs of other frameworks, each in its turn."""
+"""`experiments.bench.interleave`: programs of other frameworks, each in its turn."""
 
 import pathlib
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from experiments.turns import PeerError, open_peer, take_turns
+from experiments.bench.interleave import PeerError, interleave, open_peer
 
 PEERS = pathlib.Path(__file__).parents[2] / "experiments" / "peers"
 # Prints a number for each round, and what else a framework may have to say.
@@ -31,7 +31,7 @@ def test_a_peer_runs_a_round_when_it_is_its_turn_and_then_ends(tmp_path):
   with open_peer(python(PROGRAM, ended)) as peer:
     assert peer.first_seconds == 2.5
     ours = iter([10.0, 11.0, 12.0])
-    times = take_turns([lambda: next(ours), peer.run_round], repeats=3)
+    times = interleave([lambda: next(ours), peer.run_round], repeats=3)
     assert not ended.exists()
   assert times == [[10.0, 11.0, 12.0], [0.25, 1.25, 2.25]]
   assert ended.read_text() == "end"
@@ -39,7 +39,7 @@ def test_a_peer_runs_a_round_when_it_is_its_turn_and_then_ends(tmp_path):
 
 def test_turns_go_round():
   calls = []
-  take_turns([lambda: calls.append("a"), lambda: calls.append("b")], repeats=2)
+  interleave([lambda: calls.append("a"), lambda: calls.append("b")], repeats=2)
   assert calls == ["a", "b", "a", "b"]
 
 
@@ -72,7 +72,7 @@ def test_a_peer_that_ends_early_says_why(end, message):
 
 
 def test_a_peer_that_does_not_end_is_ended(monkeypatch):
-  monkeypatch.setattr("experiments.turns.PATIENCE_SECONDS", 0.1)
+  monkeypatch.setattr("experiments.bench.interleave.PATIENCE_SECONDS", 0.1)
   command = python("import time; print('first=1.0s', flush=True); time.sleep(600)")
   with open_peer(command):
     pass

@@ -1,4 +1,4 @@
-"""Damaged and hostile payloads for the codec: python tests/io/fuzz_codec.py --payloads=200000.
+"""Damaged and hostile payloads for the codec: python tests/wire/fuzz_codec.py --payloads=200000.
 
 Whatever the bytes, `decode` returns a tree or raises CodecError, at once and in little memory. What
 it returns must survive being encoded and decoded again, to the bit, and so must its equals.
@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sparsyfed_jax.io import codec
+from sparsyfed_jax.wire import codec
+from sparsyfed_jax.wire.rounding import VALUE_DTYPES
+from sparsyfed_jax.wire.schema import DTYPES
 
 MAX_BYTES = 2**16
 MAX_SECONDS = 1.0
@@ -72,7 +74,7 @@ def corpus():
 
   for tree in ({}, (), [], None, {"a": {}, "b": [None, ()]}, np.float32(1), {"": np.zeros(0)}):
     add(tree)
-  for dtype in codec.DTYPES:
+  for dtype in DTYPES:
     leaves = {
       "full": draw_leaf(rng, dtype, (3, 5), 1.0),
       "half": draw_leaf(rng, dtype, (10, 9), 0.5),
@@ -89,7 +91,7 @@ def corpus():
     add([draw_change(rng, leaf, 0.02) for leaf in old], old)
     add([draw_change(rng, leaf, 0.2) for leaf in old], old)
     add(old, old)
-  for value_dtype in codec.VALUE_DTYPES[1:]:
+  for value_dtype in VALUE_DTYPES[1:]:
     old = {"x": rng.normal(size=200) * (rng.random(200) < 0.2)}
     old["y"] = old["x"].astype(np.float32)
     new = jax.tree.map(lambda x: np.where(rng.random(200) < 0.02, 0, 2 * x).astype(x.dtype), old)

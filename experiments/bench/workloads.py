@@ -1,6 +1,7 @@
-"""What `experiments.bench` measures: the workloads, and the simulation of each."""
+"""What is measured: the workloads, and the simulation of each."""
 
 import itertools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from flax import linen as nn
 
 from experiments import flags
 from experiments.run.build import make_hyper
-from sparsyfed_jax.algorithms import ALGORITHMS
+from sparsyfed_jax.algorithms import METHODS
 from sparsyfed_jax.fed.algorithm import Setup
 from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.cohort import Federation
@@ -24,6 +25,7 @@ from sparsyfed_jax.fed.task import classification
 from sparsyfed_jax.models import CNN, MLP, ResNet18
 from sparsyfed_jax.ops import PLAIN, LayerOps, max_pool
 
+SELECTION = "kth_magnitude"  # measured like a workload, and is none
 _LEARNING_RATE = 0.1
 
 
@@ -114,6 +116,15 @@ def suiting(backend: str) -> list[str]:
   return [name for name, item in WORKLOADS.items() if not (is_cpu and item.is_for_accelerators)]
 
 
+def group_names(names: Iterable[str]) -> list[list[str]]:
+  """Puts workloads that are compared with each other into one group."""
+  groups: dict[str, list[str]] = {}
+  for name in names:
+    even = WORKLOADS[name].even if name in WORKLOADS else None
+    groups.setdefault(even or name, []).append(name)
+  return list(groups.values())
+
+
 def choose(
   name: str, backend: str, num_clients: int | None = None, clients_per_round: int | None = None
 ) -> Workload:
@@ -147,7 +158,7 @@ def choose(
 
 
 def make_setup(workload: Workload, compute_dtype: str) -> Setup:
-  """Makes the setup of a workload; the type is among `flags.COMPUTE_DTYPES`."""
+  """Makes the setup of a workload; the type is among `config.COMPUTE_DTYPES`."""
   mean, std = (127.5, 127.5) if workload.dtype == "uint8" else (0.0, 1.0)
   dtype = _dtype_and_precision(compute_dtype)[0]
   task = classification(workload.model, workload.shape, mean, std, dtype)
@@ -176,10 +187,10 @@ def make_simulation(
     algorithm: name of the method.
     clients_per_chunk: how many clients are vmapped.
     rounds_per_call: at most how many rounds a call does.
-    compute_dtype: among `flags.COMPUTE_DTYPES`.
+    compute_dtype: among `config.COMPUTE_DTYPES`.
   """
   return simulate(
-    ALGORITHMS[algorithm](setup),
+    METHODS[algorithm].algorithm(setup),
     setup.task,
     workload.clients_per_round,
     clients_per_chunk,
@@ -187,6 +198,7 @@ def make_simulation(
     eval_batch_size=1,
     matmul_precision=_dtype_and_precision(compute_dtype)[1],
     measures=setup.measures,
+    num_clients=len(workload.sizes),
   )
 
 
@@ -201,18 +213,20 @@ def _dtype_and_precision(compute_dtype: str) -> tuple[Any, str]:
   return dtype, "tensorfloat32" if compute_dtype == "tf32" else "float32"
 
 
-def hyper() -> Hyper:
-  """Makes the settings of all workloads: 95 % sparsity from the first round, a constant rate."""
+def hyper(algorithm: str, workload: Workload) -> Hyper:
+  """Makes a method's settings for a workload: 95 % sparsity from round 1, a constant rate."""
   return make_hyper(
     flags.resolve(
       flags.DEFAULTS._replace(
+        algorithm=algorithm,
         rounds=1000,
         client_lr=_LEARNING_RATE,
         client_lr_final=_LEARNING_RATE,
         weight_decay=0.0,
         sparsity_schedule="constant",
       )
-    )
+    ),
+    total_weight=sum(workload.sizes),
   )
 
 

@@ -16,11 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsyfed_jax import trees
-from sparsyfed_jax.io import codec
 from sparsyfed_jax.models import ResNet18
+from sparsyfed_jax.wire import codec
+from sparsyfed_jax.wire.rounding import VALUE_DTYPES
+from sparsyfed_jax.wire.schema import DTYPES
 from tests.cases import same_bits
-from tests.io import fuzz_codec
-from tests.io.fuzz_codec import draw_change, draw_leaf, with_crc
+from tests.wire import fuzz_codec
+from tests.wire.fuzz_codec import draw_change, draw_leaf, with_crc
 
 quick = settings(deadline=None, max_examples=40)
 bfloat16 = np.dtype(ml_dtypes.bfloat16)
@@ -32,7 +34,7 @@ def leaves(draw):
   shape = draw(st.sampled_from([(), (0,), (1,), (7,), (3, 0, 2), (2, 3, 4), (65,), (40, 30)]))
   density = draw(st.sampled_from([0.0, 0.005, 0.05, 0.3, 0.6, 0.97, 1.0]))
   rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-  return draw_leaf(rng, draw(st.sampled_from(codec.DTYPES)), shape, density)
+  return draw_leaf(rng, draw(st.sampled_from(DTYPES)), shape, density)
 
 
 nested = st.recursive(
@@ -117,7 +119,7 @@ def slow_leaf(new, old):
 def slow_payload(new, old=None):
   """Of a single array, whose zeros keep their signs."""
   if old is None:
-    number = codec.DTYPES.index(new.dtype.name)
+    number = DTYPES.index(new.dtype.name)
     schema = struct.pack(f"<BB{new.ndim}I", 16 + number, new.ndim, *new.shape)
   else:
     schema = struct.pack("<I", zlib.crc32(f"'' {old.dtype.name}{list(old.shape)}\n".encode()))
@@ -129,7 +131,7 @@ def slow_payload(new, old=None):
 
 def body(dtype, shape, *rest):
   """A payload by hand: a single array without a reference, and what comes behind its schema."""
-  number = codec.DTYPES.index(jnp.dtype(dtype).name)
+  number = DTYPES.index(jnp.dtype(dtype).name)
   schema = struct.pack(f"<BB{len(shape)}I", 16 + number, len(shape), *shape)
   return with_crc(b"SFJ\2\0" + schema + b"".join(rest))
 
@@ -177,7 +179,7 @@ def test_bytes_are_those_of_the_format(old, share):
 
 
 @quick
-@given(nested, st.sampled_from([0.0, 0.01, 0.3, 1.0]), st.sampled_from(codec.VALUE_DTYPES))
+@given(nested, st.sampled_from([0.0, 0.01, 0.3, 1.0]), st.sampled_from(VALUE_DTYPES))
 def test_equal_arrays_have_equal_payloads(old, share, value_dtype):
   rng = np.random.default_rng(1)
 
@@ -234,7 +236,7 @@ def test_huge_gaps():
   np.testing.assert_array_equal(codec.decode(payload), mask)
 
 
-@pytest.mark.parametrize("dtype", codec.DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
   "form, density, share", [(0, 0.995, None), (1, 0.02, None), (1, 0.02, 0.9), (2, 0.2, 0.001)]
 )
@@ -356,7 +358,7 @@ def test_payloads_of_the_version_before_are_refused():
 
 def test_whole_numbers_are_sent_exactly():
   steps = {"step": np.int32(2**31 - 1), "seen": np.array([2**62 + 1, -3, 0])}
-  for value_dtype in codec.VALUE_DTYPES:
+  for value_dtype in VALUE_DTYPES:
     assert_same(codec.decode(codec.encode(steps, None, value_dtype)), steps)
     again = codec.decode(codec.encode(steps, steps, value_dtype), steps)
     assert_same(again, steps)
@@ -466,7 +468,7 @@ def test_rounding_leaves_other_dtypes_alone():
   rng = np.random.default_rng(5)
   for name in ("float16", "bfloat16", "int32", "uint64", "bool"):
     tree = [draw_leaf(rng, name, (50,), density) for density in (0.1, 1.0)]
-    for value_dtype in codec.VALUE_DTYPES[1:]:
+    for value_dtype in VALUE_DTYPES[1:]:
       assert_same(codec.decode(signed(tree, value_dtype=value_dtype)), tree)
 
 

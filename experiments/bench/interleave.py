@@ -1,4 +1,4 @@
-"""Takes turns with the programs of other frameworks, so that a drifting machine drifts for all.
+"""Lets programs take turns, also of other frameworks, so that a drifting machine drifts for all.
 
 A peer is a program that does the same work as a workload of `experiments.bench`. It warms up,
 prints `first=<seconds>s`, what its first round took, and waits. For each line on stdin it then runs
@@ -11,8 +11,11 @@ import re
 import shlex
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
+
+import jax
 
 PATIENCE_SECONDS = 10  # with a peer that is told to end
 
@@ -71,10 +74,17 @@ def open_peer(command: Sequence[str]) -> Iterator[Peer]:
       _end(process)
 
 
-def take_turns(turns: Sequence[Callable[[], float]], repeats: int) -> list[list[float]]:
+def interleave(turns: Sequence[Callable[[], float]], repeats: int) -> list[list[float]]:
   """Calls each in turn, as often as told; returns what each of them returned."""
   rounds = [[turn() for turn in turns] for _ in range(repeats)]
   return [list(own) for own in zip(*rounds, strict=True)]
+
+
+def time_call(fn: Callable[..., Any], *args: Any) -> float:
+  """Returns the seconds of a call, until the device is done."""
+  start = time.perf_counter()
+  jax.block_until_ready(fn(*args))
+  return time.perf_counter() - start
 
 
 def _last_words(process: subprocess.Popen[str], errors: IO[str], awaited: str) -> str:

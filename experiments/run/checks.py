@@ -1,0 +1,177 @@
+"""What is refused of flags before anything is compiled."""
+
+import math
+from collections.abc import Callable
+
+from experiments.run.config import AUTO, Config, ConfigError
+from experiments.run.settings import all_flags, method_of, own_hyper
+from sparsyfed_jax.algorithms import METHODS
+from sparsyfed_jax.fed.method import refusal
+from sparsyfed_jax.io.trackers import TrackerError, check_installed
+
+
+def check(config: Config) -> None:
+  """Checks flags against their ranges and each other.
+
+  Raises:
+    ConfigError: naming the first flag that cannot be obeyed.
+  """
+
+  def require(is_met: bool, name: str, right: str) -> None:
+    if not is_met:
+      raise ConfigError(f"--{name}={getattr(config, name)}: must be {right}")
+
+  known = all_flags(config)  # refuses a stranger's method that cannot be imported
+  try:
+    method = method_of(config)
+  except ValueError as error:
+    raise ConfigError(f"--algorithm={config.algorithm}: must be {error}") from error
+  _check_input_range(config)
+  for name, flag in known.items():
+    right = refusal(flag.rule, getattr(config, name))
+    require(not right, name, right)
+  contradiction = method.check(own_hyper(config), config.sparsity)
+  if contradiction:
+    field, right = contradiction
+    (name,) = (s.name for s in method.settings() if s.field == field)
+    require(False, name, right)
+  require(
+    not config.resume or bool(config.output_dir),
+    "resume",
+    "given with --output_dir, the directory of the run to go on with",
+  )
+  require(config.resume or not config.discard_rounds, "discard_rounds", "given with --resume")
+  require(
+    config.client_momentum == 0 or config.client_optimizer != "adamw",
+    "client_momentum",
+    "left out with --client_optimizer=adamw, which has its own",
+  )
+  require(
+    config.client_momentum > 0 or config.client_optimizer != "nesterov",
+    "client_momentum",
+    "above 0 with --client_optimizer=nesterov",
+  )
+  if method.needs_plain_sgd:
+    right = f"left out with --algorithm={config.algorithm}, whose clients need plain SGD"
+    require(config.client_optimizer == "sgd", "client_optimizer", right)
+    require(config.client_momentum == 0, "client_momentum", right)
+  if config.num_clients is not None:
+    require(
+      config.clients_per_round <= config.num_clients,
+      "clients_per_round",
+      f"at most --num_clients={config.num_clients}",
+    )
+  if config.sparsity_ramp_rounds is not None:
+    ramp = "sparsity_ramp_rounds"
+    require(
+      config.sparsity_schedule != "constant" or config.sparsity_ramp_rounds == 0,
+      ramp,
+      "left out with --sparsity_schedule=constant, which has no ramp",
+    )
+    require(
+      0 <= config.sparsity_ramp_rounds <= config.rounds,
+      ramp,
+      f"between 0 and --rounds={config.rounds}, or the target sparsity is never reached",
+    )
+  _check_processes(config, require)
+  _check_client_sparsities(config, require)
+  _check_shift(config, require)
+  _check_measures(config, require)
+  chunk = config.clients_per_chunk
+  require(
+    chunk == AUTO or (chunk.isascii() and chunk.isdigit() and int(chunk) >= 1),
+    "clients_per_chunk",
+    "auto or a whole number of at least 1",
+  )
+
+
+def _check_input_range(config: Config) -> None:
+  if config.input_range in ((AUTO,), ("none",)):
+    return
+  joined = ",".join(config.input_range)
+  refusal = ConfigError(f"--input_range={joined}: must be LOW,HIGH with LOW < HIGH, auto or none")
+  try:
+    low, high = map(float, config.input_range)
+  except ValueError:
+    raise refusal from None
+  if not -math.inf < low < high < math.inf:
+    raise refusal
+
+
+def _check_processes(config: Config, require: Callable[[bool, str, str], None]) -> None:
+  is_listed = config.coordinator not in (None, AUTO)
+  for name in ("num_processes", "process_id"):
+    is_given = getattr(config, name) is not None
+    require(is_given == is_listed, name, "given if and only if --coordinator=HOST:PORT is")
+  if config.coordinator is None:
+    return
+  require(config.num_devices is None, "num_devices", "left out with --coordinator: all take part")
+  if config.num_processes is None or config.process_id is None:
+    return
+  host, _, port = str(config.coordinator).rpartition(":")
+  require(bool(host) and port.isascii() and port.isdigit(), "coordinator", "HOST:PORT or auto")
+  last = config.num_processes - 1
+  require(0 <= config.process_id <= last, "process_id", f"between 0 and {last}")
+
+
+def _check_shift(config: Config, require: Callable[[bool, str, str], None]) -> None:
+  if config.shift_round is None:
+    for name in ("shift_dirichlet_alpha", "shift_seed"):
+      require(getattr(config, name) is None, name, "left out without --shift_round")
+    return
+  require(
+    1 <= config.shift_round < config.rounds,
+    "shift_round",
+    f"at least 1 and below --rounds={config.rounds}",
+  )
+  require(
+    config.partition != "natural",
+    "shift_round",
+    "left out with --partition=natural, whose clients are as they are",
+  )
+  if config.shift_dirichlet_alpha is not None:
+    require(
+      config.partition.startswith("dirichlet"),
+      "shift_dirichlet_alpha",
+      f"left out with --partition={config.partition}",
+    )
+
+
+def _check_measures(config: Config, require: Callable[[bool, str, str], None]) -> None:
+  if config.mask_metrics_every:
+    require(
+      config.data_placement == "replicated",
+      "mask_metrics_every",
+      f"0 with --data_placement={config.data_placement}: one device trains all that are compared",
+    )
+  try:
+    check_installed(config.trackers)
+  except TrackerError as error:
+    raise ConfigError(str(error)) from error
+
+
+def _check_client_sparsities(config: Config, require: Callable[[bool, str, str], None]) -> None:
+  levels, shares = config.client_sparsities, config.client_sparsity_shares
+  if not levels and not shares:
+    return
+  require(
+    method_of(config).takes_densities,
+    "client_sparsities",
+    f"left out with --algorithm={config.algorithm}, whose clients all have one sparsity; one of"
+    f" {', '.join(name for name, m in METHODS.items() if m.takes_densities)} can",
+  )
+  require(
+    all(config.sparsity <= level < 1 for level in levels),
+    "client_sparsities",
+    f"at least --sparsity={config.sparsity} and below 1",
+  )
+  require(
+    len(shares) == len(levels),
+    "client_sparsity_shares",
+    f"as many as --client_sparsities, which are {len(levels)}",
+  )
+  require(
+    all(share > 0 for share in shares) and math.isclose(sum(shares), 1, abs_tol=1e-6),
+    "client_sparsity_shares",
+    "positive and together 1",
+  )

@@ -1,0 +1,107 @@
+"""All flags there are: those of every run, and the knobs of methods."""
+
+import functools
+import hashlib
+import inspect
+import pathlib
+import typing
+from collections.abc import Iterable
+from typing import Any, NamedTuple, cast
+
+from experiments.run.config import VALUE, Config, ConfigError
+from sparsyfed_jax import algorithms
+from sparsyfed_jax.algorithms import METHODS
+from sparsyfed_jax.fed.method import Method, Rule, Setting
+
+
+class Flag(NamedTuple):
+  """What is known of a flag besides its value."""
+
+  type: Any
+  default: Any
+  rule: Rule
+  marks: tuple[str, ...] = ()
+  owner: Method | None = None  # whose knob it is
+  field: str = ""  # of the method's `Hyper` or `Options`
+  is_number: bool = False  # of `Hyper`
+
+
+@functools.cache
+def flags_of(*strangers: Method) -> dict[str, Flag]:
+  """Lists all flags: those that every run has, those of `METHODS`, and those of other methods."""
+  hints = typing.get_type_hints(Config, include_extras=True)
+  found = {}
+  for name, hint in hints.items():
+    kind, rule, *marks = typing.get_args(hint)
+    found[name] = Flag(kind, Config._field_defaults[name], rule, tuple(marks))
+  for method in (*METHODS.values(), *strangers):
+    for setting in method.settings():
+      if setting.name in found:
+        raise ConfigError(
+          f"--algorithm: two methods, or one and the program, have --{setting.name}"
+        )
+      found[setting.name] = _flag_of(method, setting)
+  return found
+
+
+def _flag_of(method: Method, setting: Setting) -> Flag:
+  marks = (VALUE,) if setting.is_number else ()
+  return Flag(
+    setting.type, setting.default, setting.rule, marks, method, setting.field, setting.is_number
+  )
+
+
+@functools.cache
+def defaults_with(*strangers: Method) -> Config:
+  """Makes a `Config` of defaults that also has the fields of methods, `METHODS` and others."""
+  flags = flags_of(*strangers)
+  fields = NamedTuple("Config", [(name, flag.type) for name, flag in flags.items()])  # type: ignore[misc]
+  return cast(Config, fields(**{name: flag.default for name, flag in flags.items()}))
+
+
+DEFAULTS = defaults_with()
+
+
+def all_flags(config: Config) -> dict[str, Flag]:
+  """Lists the flags of a config, whose method may be a stranger's."""
+  return flags_of(*strangers_of([config.algorithm]))
+
+
+def strangers_of(names: Iterable[str]) -> tuple[Method, ...]:
+  """Finds the methods that are not in `METHODS`; names that are no method's are left to `check`."""
+  found = []
+  for name in dict.fromkeys(names):
+    if ":" in name:
+      try:
+        found.append(algorithms.find(name))
+      except ValueError as error:
+        raise ConfigError(f"--algorithm={name}: must be {error}") from error
+  return tuple(found)
+
+
+def method_of(config: Config) -> Method:
+  """Finds the method of a run, whose name was checked."""
+  return algorithms.find(config.algorithm)
+
+
+def source_digest(config: Config) -> str | None:
+  """Makes a SHA-256 of the file of a method that is not in `METHODS`, whose code may change."""
+  method = method_of(config)
+  if method.name in METHODS:
+    return None
+  return hashlib.sha256(pathlib.Path(inspect.getfile(method.make)).read_bytes()).hexdigest()
+
+
+def own_hyper(config: Config) -> Any:
+  """Collects the numbers of the method."""
+  return _own(config, method_of(config).hyper, is_number=True)
+
+
+def own_options(config: Config) -> Any:
+  """Collects the forms of the method."""
+  return _own(config, method_of(config).options, is_number=False)
+
+
+def _own(config: Config, holder: Any, is_number: bool) -> Any:
+  settings = method_of(config).settings()
+  return holder(**{s.field: getattr(config, s.name) for s in settings if s.is_number == is_number})
