@@ -193,7 +193,8 @@ def make_line(points: Points, label: str, look: tuple[str, str], scale: float = 
 def make_figure(panels: Sequence[Panel], columns: int, height: float = 4.4) -> Figure:
   """Draws panels with their legends beside them; `height` is that of a panel in inches."""
   longest = max((len(line.label) for panel in panels for line in panel.lines), default=0)
-  width = max(_PANEL, _AXES + _LETTER * longest)
+  legends = max(-(-len(panel.lines) // _LEGEND_ROWS) for panel in panels)
+  width = max(_PANEL, _AXES + legends * (_LETTER * longest + 0.6) - 0.6)
   rows = -(-len(panels) // columns)
   figure = Figure(figsize=(columns * width, rows * height))
   for axes, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=True):
@@ -207,14 +208,17 @@ def make_column(panels: Sequence[Panel]) -> Figure:
   """Draws panels of one scale below each other, each below its legend, for narrow screens."""
   shown = [
     panel._replace(
-      lines=[line._replace(label=textwrap.fill(line.label, 56)) for line in panel.lines]
+      lines=[line._replace(label=textwrap.fill(line.label, 50)) for line in panel.lines]
     )
     for panel in panels
   ]
   longest = max(len(line.label) for panel in shown for line in panel.lines)
   num_columns = 2 if longest <= 24 else 1
-  entries = [-(-len(panel.lines) // num_columns) for panel in shown]
-  heights = [2.5 + 0.19 * count for count in entries]
+  heights = []
+  for panel in shown:
+    entries = sum(1 + line.label.count("\n") for line in panel.lines)
+    names = max(map(len, panel.x_names)) if _is_long(panel.x_names) else 0
+    heights.append(2.4 + 0.2 * -(-entries // num_columns) + 0.08 * names)
   figure = Figure(figsize=(_NARROW, sum(heights)))
   rows = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)
   lines = [line for panel in shown for line in panel.lines]
@@ -264,13 +268,18 @@ def _title_of(panel: Panel) -> str:
 
 def _set_x(axes: Axes, panel: Panel, lines: Sequence[Line]) -> None:
   if panel.x_names:
-    is_long = len("  ".join(panel.x_names)) > 50
-    axes.set_xticks(range(len(panel.x_names)), panel.x_names, rotation=90 if is_long else 0)
+    turned = 90 if _is_long(panel.x_names) else 0
+    axes.set_xticks(range(len(panel.x_names)), panel.x_names, rotation=turned)
   elif panel.x_log:
     _set_log(axes, "x", np.concatenate([line.x for line in lines]), panel.x_log)
   else:
     axes.set_xlim(panel.first, max(panel.last, *(line.x[-1] for line in lines)))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7, steps=_STEPS))
+
+
+def _is_long(names: Sequence[str]) -> bool:
+  """Whether names do not fit side by side below an axis."""
+  return len("  ".join(names)) > 50
 
 
 def _set_y(axes: Axes, panel: Panel, lines: Sequence[Line]) -> None:

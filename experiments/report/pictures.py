@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.pictures import panels
-from experiments.pictures.panels import STYLES, Panel, Points, to_uri
+from experiments.pictures.panels import PALETTE, STYLES, Panel, Points, to_uri
 from experiments.report.runs import ENDED, Run, Setting
 from experiments.run.mask_files import iou_by_distance
 from experiments.terminal import format_bytes
 
 _MOST_POINTS = 100  # of a curve, about, or a curve of many rounds is a band of noise
-_MOST_LINES = 8  # in one panel, as many as there are colours
 _PARTS = ("forward", "input_gradient", "weight_gradient")  # of the FLOPs of a layer
 
 
@@ -58,25 +57,19 @@ def draw(settings: Sequence[Setting]) -> list[Picture]:
 
 
 def looks_of(settings: Sequence[Setting]) -> list[Look]:
-  """Gives a method the same colour everywhere; many settings share out among several panels."""
+  """Gives a method the same colour everywhere; many settings of methods share out among panels."""
   methods = [str(s.values.get("algorithm", s.runs[0].config.get("algorithm"))) for s in settings]
   has_methods = any(setting.method for setting in settings)
-  repeats = max(Counter(methods).values()) if has_methods else 1
-  is_few = len(settings) <= _MOST_LINES and repeats <= len(STYLES)
+  most = max(Counter(methods).values(), default=0)
+  is_divided = has_methods and (len(settings) > len(PALETTE) or most > len(STYLES))
   looks = []
   found = panels.looks_of(methods if has_methods else [""] * len(settings))
-  for i, (setting, method, (color, style)) in enumerate(zip(settings, methods, found, strict=True)):
-    title = panels.method_title(method)
-    facets: tuple[str, ...] = ("",)
-    if not is_few and has_methods:
-      facets, style = _facets(setting, settings), "-"
-    elif not is_few:
-      first = i // _MOST_LINES * _MOST_LINES
-      facets = (f"settings {first + 1} to {min(first + _MOST_LINES, len(settings))}",)
-    label = (setting.label if is_few or not has_methods else setting.method) or title
+  for setting, method, (color, style) in zip(settings, methods, found, strict=True):
+    label = (setting.method if is_divided else setting.label) or panels.method_title(method)
     if all(run.state != ENDED for run in setting.runs):
       label += f" ({' and '.join(dict.fromkeys(run.state for run in setting.runs))})"
-    looks.append(Look(setting, label, color, style, facets))
+    facets = _facets(setting, settings) if is_divided else ("",)
+    looks.append(Look(setting, label, color, "-" if is_divided else style, facets))
   return looks
 
 

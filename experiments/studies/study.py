@@ -149,10 +149,9 @@ def read(study: Study, arguments: Sequence[str]) -> tuple[list[Grid], list[grid.
     for run in grid.expand(values):
       point = {name: run.point[name] for name in values if name in named or len(values[name]) > 1}
       runs.append(run._replace(point=point))
-  once = grid.distinct(runs, flags.Config._fields)
-  return grids, grid.distinct(
-    once, [name for name in flags.Config._fields if _is_varied(name, once)]
-  )
+  names = list(dict.fromkeys(name for run in runs for name in run.config._fields))
+  once = grid.distinct(runs, names)
+  return grids, grid.distinct(once, [name for name in names if _is_varied(name, once)])
 
 
 def _is_varied(name: str, runs: Sequence[grid.Run]) -> bool:

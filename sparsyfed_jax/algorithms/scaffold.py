@@ -10,7 +10,7 @@ and after K of them from x to y the client has c_i+ = c_i - c + (x - y) / (K * l
 it did, as clients differ in size and stragglers stop early. It sends the model and c_i+ - c_i.
 
 The server's c stays the mean of all clients' c_i, weighted as models are: with equal weights the
-paper's c + |S|/N * mean(c_i+ - c_i), and otherwise what suits the weighted mean of models. A
+paper's `c + |S|/N * mean(c_i+ - c_i)`, and otherwise what suits the weighted mean of models. A
 gradient includes the L2 and the proximal term and is clipped, if there are such; a step that
 remembers earlier ones, as momentum and AdamW do, tells nothing of the mean gradient and is refused.
 The rate may change from round to round.

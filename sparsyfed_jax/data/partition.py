@@ -271,9 +271,8 @@ def stack_clients(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     parts: one index array per client, at least one client.
 
   Returns:
-    indices: (num_clients, n_max) int32, rows padded with 0 (a valid index: mask by size);
-      n_max is the largest size, at least 1.
-    sizes: (num_clients,) int32.
+    Indices, (num_clients, n_max) int32, rows padded with 0 (a valid index: mask by size), where
+    n_max is the largest size, at least 1; and sizes, (num_clients,) int32.
   """
   check_at_least("len(parts)", len(parts), 1)
   sizes = np.array([len(part) for part in parts], np.int32)

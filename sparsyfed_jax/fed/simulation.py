@@ -58,7 +58,7 @@ class State(NamedTuple):
 
 
 class Simulation(NamedTuple):
-  """A federated run as jitted functions, compiled when first called; states are `State`s."""
+  """A federated run as jitted functions, compiled when first called; a state is a `State`."""
 
   init: Wrapped  # (hyper, key) -> state before round 1
   # (state, federation, key, num_rounds) -> (state, rows): the state given is donated. Rows are

@@ -1,7 +1,8 @@
-"""Max pooling whose gradient is fast on CPU, where XLA's select-and-scatter is not."""
+"""Max pooling without XLA's select-and-scatter, which is slow on CPUs."""
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -17,7 +18,17 @@ def max_pool(x: jax.Array, window: int) -> jax.Array:
   Returns:
     (batch, height // window, width // window, features). Where values tie for the largest, they
     share the gradient.
+
+  Raises:
+    AssertionError: x is not of rank 4.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> ops.max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), 2)[0, :, :, 0].tolist()
+    [[5.0, 7.0], [13.0, 15.0]]
   """
+  chex.assert_rank(x, 4)
   batch, height, width, features = x.shape
   rows, columns = height // window, width // window
   x = x[:, : rows * window, : columns * window]
@@ -36,7 +47,17 @@ def max_pool_overlapping(x: jax.Array, window: int, stride: int, padding: int) -
   Returns:
     (batch, out_height, out_width, features), out = (side + 2 * padding - window) // stride + 1.
     Where values tie for the largest, they share the gradient, not always evenly.
+
+  Raises:
+    AssertionError: x is not of rank 4.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> ops.max_pool_overlapping(jnp.arange(9.0).reshape(1, 3, 3, 1), 3, 2, 1)[0, :, :, 0].tolist()
+    [[4.0, 5.0], [7.0, 8.0]]
   """
+  chex.assert_rank(x, 4)
   for axis in (1, 2):
     x = _max_along(x, axis, window, stride, padding)
   return x

@@ -1,14 +1,14 @@
 """The exact k-th largest magnitude without a sort, and the masks that follow from it.
 
 A float's magnitude grows with its bit pattern read as an integer, sign bit dropped. So the k-th
-largest magnitude is the largest pattern that at least k entries reach, and a bracket around it is
-narrowed by counting how many entries reach three pivots in it. No copy is made, k may be traced,
-and the counts of a pass are one fused reduction. Three pivots a pass: one would read the data twice
-as often, seven would compare more than the memory saves.
+largest magnitude is the largest pattern that at least k entries reach. A bracket around it is
+narrowed by counting how many entries reach each of three pivots. No copy is made, k may be traced,
+and the counts of a pass are one fused reduction. (One pivot would read the data twice as often;
+seven would compare more than the memory traffic they save.)
 
-On a CPU the passes over large arrays start from a guess and end when the bracket has but one
-candidate left. For small ones, and on an accelerator, which asks the host before every pass of a
-number that is not known, as many passes as the worst case needs are cheaper.
+On a CPU the search in a large array starts from a guess and ends when one candidate is left. Small
+arrays take as many passes as the worst case needs, and so do accelerators, which would have to ask
+the host before every pass of a loop of unknown length.
 
 The tie rule, everywhere: what reaches the k-th magnitude is kept, so that ties with it are kept too
 and a mask may hold more than k entries. Zeros are never kept by a mask: a kept zero could not be
@@ -18,6 +18,7 @@ told from a pruned one.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -35,7 +36,7 @@ _UNSIGNED = {16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}
 
 
 def kth_magnitude(x: jax.Array, k: jax.Array | int) -> jax.Array:
-  """Finds the k-th largest |x|, exactly.
+  """Finds the k-th largest `|x|`, exactly.
 
   Args:
     x: float array of any shape, fewer than 2^31 entries; float64, float32, bfloat16 or float16. A
@@ -46,8 +47,16 @@ def kth_magnitude(x: jax.Array, k: jax.Array | int) -> jax.Array:
     () array of x's dtype: infinity where k < 1, 0 where k > x.size.
 
   Raises:
+    AssertionError: k is not of rank 0.
     TypeError: x is not a float array.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> float(ops.kth_magnitude(jnp.array([3.0, -1.0, -4.0, 2.0]), 2))
+    3.0
   """
+  chex.assert_rank(k, 0)
   keys, k = _keys_of([x]), jnp.asarray(k, jnp.int32)
   search = _kth_key_on_this_platform if _is_large(keys) else _kth_key_in_all_passes
   key = search(keys, jnp.maximum(k, 1))
@@ -56,7 +65,7 @@ def kth_magnitude(x: jax.Array, k: jax.Array | int) -> jax.Array:
 
 
 def is_at_least(x: jax.Array, threshold: jax.Array) -> jax.Array:
-  """Compares |x| >= threshold, exact for subnormals too, which backends may flush to 0.
+  """Compares `|x| >= threshold`, exact for subnormals too, which backends may flush to 0.
 
   Args:
     x: float array.
@@ -64,7 +73,18 @@ def is_at_least(x: jax.Array, threshold: jax.Array) -> jax.Array:
 
   Returns:
     Bool array.
+
+  Raises:
+    AssertionError: the dtypes differ.
+    TypeError: x is not a float array.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> ops.is_at_least(jnp.array([-3.0, 1.0]), jnp.array(2.0)).tolist()
+    [True, False]
   """
+  chex.assert_equal(x.dtype, threshold.dtype)
   return _keys(x) >= _keys(threshold)
 
 
@@ -78,6 +98,17 @@ def topk_mask(tree: Any, density: jax.Array | float) -> Any:
 
   Returns:
     Pytree of bool arrays.
+
+  Raises:
+    AssertionError: the density is not of rank 0.
+    TypeError: a leaf is not a float array, or the leaves differ in dtype.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> mask = ops.topk_mask({"a": jnp.array([3.0, -1.0]), "b": jnp.array([0.5, 2.0])}, 0.5)
+    >>> mask["a"].tolist(), mask["b"].tolist()
+    ([True, False], [False, True])
   """
   leaves, treedef = jax.tree.flatten(tree)
   if not leaves:
@@ -95,7 +126,18 @@ def largest_mask(x: jax.Array, k: jax.Array | int) -> jax.Array:
 
   Returns:
     Bool array like x: more than k entries where magnitudes tie, fewer where fewer are not 0.
+
+  Raises:
+    AssertionError: k is not of rank 0.
+    TypeError: x is not a float array.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> ops.largest_mask(jnp.array([3.0, -1.0, 0.5, 2.0]), 1).tolist()
+    [True, False, False, False]
   """
+  chex.assert_rank(k, 0)
   return _mask_of([x], jnp.asarray(k, jnp.int32))[0]
 
 
@@ -108,6 +150,17 @@ def layerwise_mask(tree: Any, densities: Any) -> Any:
 
   Returns:
     Pytree of bool arrays.
+
+  Raises:
+    AssertionError: a density is not of rank 0.
+    TypeError: a leaf is not a float array.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> mask = ops.layerwise_mask({"a": jnp.array([3.0, -1.0]), "b": jnp.array([0.5, 2.0])}, 0.5)
+    >>> mask["a"].tolist(), mask["b"].tolist()
+    ([True, False], [False, True])
   """
   if jax.tree_util.all_leaves([densities]):
     densities = jax.tree.map(lambda _: densities, tree)
@@ -137,7 +190,7 @@ def _mark_large_on_cpu(keys: Sequence[jax.Array], k: jax.Array) -> list[jax.Arra
   def mark_largest() -> list[jax.Array]:
     return _reach_once(keys, _least_marked(keys, k, _kth_key_from_a_guess))
 
-  # A model that is sparse already mostly has no more entries than may be kept.
+  # A model that is already sparse mostly has no more entries than may be kept.
   return lax.cond(sum(map(count_one, mark_all())) <= k, mark_all, mark_largest)
 
 
@@ -147,9 +200,9 @@ def _least_marked(keys: Sequence[jax.Array], k: jax.Array, search: _Search) -> j
 
 
 def _reach_once(keys: Sequence[jax.Array], least: jax.Array) -> list[jax.Array]:
-  # A loop that runs once, if at all: like the search, it reads keys that are written down, vmapped
-  # or not. Elsewhere a CPU may compute them again, and where it rounds what they are made of
-  # another way, the k-th entry does not reach itself.
+  # A loop of one iteration at most: like the search, it reads keys from memory, vmapped or not.
+  # Otherwise the compiler may recompute them, and if their inputs are then rounded differently, the
+  # k-th entry does not reach itself.
   beyond = _out_of_reach(keys)
   nothing = [jnp.zeros(leaf.shape, bool) for leaf in keys]
   return lax.while_loop(
@@ -182,7 +235,7 @@ def _kth_key_from_a_guess(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
   found, _ = lax.while_loop(
     lambda state: ~_is_settled(state[0], k), refine, (_everything(keys), pivots)
   )
-  # As branches, which read the keys: elsewhere the compiler would rather compute them again.
+  # In a branch, which reads the keys from memory: otherwise the compiler recomputes them.
   is_narrow = found.high - found.low == 1
   return lax.cond(is_narrow, lambda: found.low, lambda: _key_within(found, keys, k))
 

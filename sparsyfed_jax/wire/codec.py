@@ -5,7 +5,7 @@
 that is 0 as -0.0, and the positions are its mask. Subnormals and the payloads of NaNs are values.
 
 All numbers are little-endian, bit i of a bitmap is bit i % 8 of byte i // 8, and bits that fill up
-a last byte are 0.
+a last byte are 0::
 
     payload    "SFJ", version 2, flags, schema, leaves, crc32 of everything before
     flags      bit 0: against a reference; bits 1 and 2: index of value_dtype in

@@ -36,7 +36,7 @@ def by_platform(
   default: Callable[..., Any],
   static: tuple[Any, ...] = (),
 ) -> Any:
-  """Computes cpu(*operands, *static) if the program is lowered for CPUs, else default of them.
+  """Computes `cpu(*operands, *static)` if the program is lowered for CPUs, else `default` of them.
 
   Both are traced, and one is compiled. Differentiating through the choice would keep the residuals
   of both: call it in the rules of a custom derivative, or where nothing is differentiated.
@@ -61,7 +61,7 @@ def by_platform(
 def short_cut(
   is_open: jax.Array, quick: Callable[..., Any], full: Callable[..., Any], *operands: Any
 ) -> Any:
-  """Computes full(*operands), of which quick(*operands) is the same where `is_open`.
+  """Computes `full(*operands)`, of which `quick(*operands)` is the same where `is_open`.
 
   On CPU a `lax.cond` costs only extra compilation; besides, its result is written to memory, where
   the compiler would else compute it again wherever it is read. On accelerators, which would ask the

@@ -1,16 +1,17 @@
 """A convolution that stays fast under vmap and in loops.
 
 One kernel per client makes a batched convolution a grouped one, and XLA's CPU backend runs any
-native convolution in a loop body without its fast library. The same product as patches (slices,
-concatenated) times a matrix is a plain matrix product, batched under vmap, fast in loops; so is a
-sum of products of shifted inputs, which needs less memory; and of a 3x3 kernel Winograd's algorithm
-needs less than half of the products. `experiments.lowerings` measures them.
+convolution inside a loop without its fast library. Patches (concatenated slices) times a matrix are
+a plain matrix product, which stays fast in both cases. So does a sum of products of shifted inputs,
+which needs less memory. For 3x3 kernels, Winograd's algorithm needs less than half of the products.
+`experiments.lowerings` measures them.
 """
 
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -128,7 +129,7 @@ def conv_patches(
   dilation: Sequence[int] = (1, 1),
   precision: Any = None,
 ) -> jax.Array:
-  """Convolves as one matrix product of patches.
+  """Convolves as one matrix product of patches (im2col).
 
   Args:
     x: (batch, height, width, in_features) float array.
@@ -140,6 +141,15 @@ def conv_patches(
 
   Returns:
     (batch, out_height, out_width, out_features).
+
+  Raises:
+    AssertionError: x or w is not of rank 4, or they differ in dtype or features.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> ops.conv_patches(jnp.ones((2, 5, 5, 3)), jnp.ones((3, 3, 3, 8)), padding="SAME").shape
+    (2, 5, 5, 8)
   """
   w, taps = _taps(x, w, strides, padding, dilation)
   patches = jnp.concatenate([tap for row in taps for tap in row], axis=-1)
@@ -159,7 +169,13 @@ def conv_shifted(
 ) -> jax.Array:
   """Convolves as a sum of matrix products, one for each entry of the kernel.
 
-  Arguments and result are those of `conv_patches`.
+  Needs less memory than `conv_patches`, whose arguments and result it has.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> ops.conv_shifted(jnp.ones((1, 2, 2, 1)), jnp.ones((2, 2, 1, 1))).item()
+    4.0
   """
   w, taps = _taps(x, w, strides, padding, dilation)
   products = [
@@ -178,10 +194,19 @@ def conv_winograd(
   dilation: Sequence[int] = (1, 1),
   precision: Any = None,
 ) -> jax.Array:
-  """Convolves by fewer products where the kernel is 3x3 and meets every place, else by patches.
+  """Convolves by Winograd's algorithm where the kernel is 3x3 and dense, else by patches.
 
-  Arguments and result are those of `conv_patches`; see `winograd`.
+  Stride and dilation must be 1, features at least 16 and floats at least 32 bits wide for the
+  algorithm (Lavin & Gray, CVPR 2016, arXiv 1509.09308) to pay. Arguments and result are those of
+  `conv_patches`.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> ops.conv_winograd(jnp.ones((1, 4, 4, 16)), jnp.ones((3, 3, 16, 16)))[0, 0, 0, 0].item()
+    144.0
   """
+  _assert_shapes(x, w)
   pads = _pads(x, w, strides, padding, dilation)
   alive, pads = _without_dead_taps(x, w, strides, pads, dilation)
   if not _suits_winograd(x, alive, strides, pads, dilation):
@@ -203,12 +228,19 @@ def conv_native(
   )
 
 
+# The ways of computing a convolution, by name.
 LOWERINGS = {
   "native": conv_native,
   "patches": conv_patches,
   "shifted": conv_shifted,
   "winograd": conv_winograd,
 }
+
+
+def _assert_shapes(x: jax.Array, w: jax.Array) -> None:
+  chex.assert_rank([x, w], 4)
+  chex.assert_equal(x.dtype, w.dtype)
+  chex.assert_equal(x.shape[3], w.shape[2])
 
 
 def _suits_winograd(
@@ -256,9 +288,9 @@ def _without_dead_taps(
   padding: Sequence[tuple[int, int]],
   dilation: Sequence[int],
 ) -> tuple[jax.Array, list[tuple[int, int]]]:
-  """Cuts off the outer rows and columns of the kernel that meet nothing but padding.
+  """Cuts off the outer rows and columns of the kernel that only ever meet padding.
 
-  A waveform is an image of height 1, where most of a kernel is that.
+  A waveform is an image of height 1, where this is most of a kernel.
   """
   pads = [(low, high) for low, high in padding]
   for axis in range(2):
@@ -292,6 +324,7 @@ def _taps(
 
   Also returns the kernel without the entries that meet nothing.
   """
+  _assert_shapes(x, w)
   pads = _pads(x, w, strides, padding, dilation)
   w, pads = _without_dead_taps(x, w, strides, pads, dilation)
   window = w.shape[:2]

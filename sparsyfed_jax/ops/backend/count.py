@@ -1,7 +1,12 @@
-"""Counting, fast on every backend."""
+"""Counting of True entries.
+
+XLA's CPU backend vectorises a reduction of several arrays at once, unlike a single integer sum;
+accelerators take sums.
+"""
 
 from collections.abc import Callable, Sequence
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,36 +18,78 @@ _MOST_SMALL = 2**11  # entries of an array that is counted together with others
 
 
 def count_true(*masks: jax.Array) -> tuple[jax.Array, ...]:
-  """Counts the True entries of several masks in one reading of what they come from.
+  """Counts the True entries of several masks in one pass over the data they are computed from.
 
-  One variadic reduction: XLA's CPU backend vectorises it, unlike an integer sum. All counts should
-  be used; the compiler drops those that are not, and the last one left is an integer sum.
+  All counts should be used: the compiler drops those that are not, and the last one left is an
+  integer sum, which is slow on a CPU.
 
   Args:
     *masks: bool arrays of one shape, fewer than 2^31 entries.
 
   Returns:
     A () int32 for each mask.
+
+  Raises:
+    AssertionError: the masks differ in shape, or are not bool.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> x = jnp.array([3.0, -1.0, 0.0, 2.0])
+    >>> [int(count) for count in ops.count_true(x > 0, x < 0)]
+    [2, 1]
   """
+  chex.assert_equal_shape(masks)
+  chex.assert_type(masks, bool)
   return tuple(_count_rows([mask.reshape(-1) for mask in masks]))
 
 
 def count_one(mask: jax.Array) -> jax.Array:
-  """Counts the True entries of one mask; () int32."""
+  """Counts the True entries of one mask.
+
+  Args:
+    mask: bool array of fewer than 2^31 entries.
+
+  Returns:
+    () int32.
+
+  Raises:
+    AssertionError: the mask is not bool.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> int(ops.count_one(jnp.array([True, False, True])))
+    2
+  """
+  chex.assert_type(mask, bool)
   return _count_one_by_row(mask.reshape(-1))
 
 
 def count_nonzero(x: jax.Array) -> jax.Array:
-  """Counts the entries that are not 0; () int32."""
+  """Counts the entries that are not 0.
+
+  Args:
+    x: array of fewer than 2^31 entries; a NaN counts.
+
+  Returns:
+    () int32.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> int(ops.count_nonzero(jnp.array([[0.0, 2.0], [-1.0, -0.0]])))
+    2
+  """
   return count_one(x != 0)
 
 
 def count_each(
   test: Callable[..., Sequence[jax.Array]], *lists: Sequence[jax.Array]
 ) -> tuple[jax.Array, ...]:
-  """Counts, in each of several arrays, the entries that pass tests.
+  """Counts the entries of each of several arrays that pass tests.
 
-  Small arrays are counted together: a model has many, and a program of few loops compiles sooner.
+  Small arrays are counted together: a model has many, and a program with few loops compiles faster.
 
   Args:
     test: takes an array of each list and returns masks of their shape, entry by entry; all False
@@ -51,6 +98,17 @@ def count_each(
 
   Returns:
     (num_arrays,) int32 for each mask.
+
+  Raises:
+    ValueError: the lists differ in length.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> leaves = [jnp.array([1.0, 0.0]), jnp.array([2.0, -3.0, 0.0])]
+    >>> nonzero, positive = ops.count_each(lambda leaf: [leaf != 0, leaf > 0], leaves)
+    >>> nonzero.tolist(), positive.tolist()
+    ([1, 2], [1, 1])
   """
   groups: dict[object, list[int]] = {}
   for i, beside in enumerate(zip(*lists, strict=True)):
