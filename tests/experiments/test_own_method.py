@@ -43,7 +43,8 @@ def nth(setup, options):
     return averaging.init(setup, variables, hyper)
 
   def client(download, memory, data, key):
-    is_sparse = (download.extra.astype("float32") % download.hyper.own.every == 0) & (options.when == "last")
+    is_nth = download.extra.astype("float32") % download.hyper.own.every == 0
+    is_sparse = is_nth & (options.when == "last")
 
     def select(received, trained, density):
       return averaging.largest_trained(received, trained, jnp.where(is_sparse, density, 1))
@@ -138,7 +139,7 @@ def test_it_is_swept_beside_others(name, tmp_path):
   [
     (("METHOD = Method", "OTHER = Method"), "AttributeError"),
     (("import jax.numpy as jnp", "import nosuch"), "No module named 'nosuch'"),
-    (("METHOD = Method(", "METHOD = dict(), ("), "is a tuple"),
+    (("METHOD = Method", "METHOD = 3\nOTHER = Method"), "is a int"),
     (('Method("nth"', 'Method("topk"'), "a name of its own, but it is called 'topk'"),
     (("Options, reads", 'Options, prefix="zerofl_", reads'), None),
     (('Annotated[str, Choice("which of them", ("last", "never"))] = "last"', "str = ''"), "Annot"),
