@@ -8,10 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 
 _SHIFTS = (0, 11, 22)  # of the parts of a `Tally`
+_SPLIT, _PARTITION, _INIT, _ROUNDS = range(4)  # what uses of a run's one key are folded in with
 
 Key: TypeAlias = jax.Array  # a typed PRNG key, jax.random.key(seed)
 Params: TypeAlias = Any  # pytree of float arrays that are trained
 Variables: TypeAlias = Mapping[str, Any]  # flax collections: "params", and "batch_stats" if any
+
+
+class Keys(NamedTuple):
+  """The streams of randomness of a run, all from one key."""
+
+  split: Key  # train and test, where the data set has no split of its own
+  partition: Key  # examples to clients
+  init: Key  # the model
+  rounds: Key  # folded in with the round's number: sampling, shuffling, dropout
+
+
+def make_keys(key: Key) -> Keys:
+  """Derives the streams of a run from its key."""
+  return Keys(*(jax.random.fold_in(key, use) for use in (_SPLIT, _PARTITION, _INIT, _ROUNDS)))
 
 
 class Batch(NamedTuple):

@@ -15,14 +15,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from experiments.flags import AUTO, Config, ConfigError, input_range
 from experiments.run import processes
 from experiments.run.config import VALUE
-from experiments.run.environment import free_bytes
 from experiments.run.identity import digest, examples_digest
 from experiments.run.settings import all_flags, method_of, own_hyper, own_options
 from experiments.run.split import Split, count_phases
 from sparsyfed_jax import trees
 from sparsyfed_jax.data import partition, scaling, sources
+from sparsyfed_jax.data.batches import batch_rows
 from sparsyfed_jax.data.remarks import remarks
 from sparsyfed_jax.data.shift import SHIFTS
+from sparsyfed_jax.fed import memory
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
@@ -30,23 +31,20 @@ from sparsyfed_jax.fed.devices import AXIS, place, put, sum_over_devices
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.measures import NO_MEASURES
 from sparsyfed_jax.fed.measures import measures as make_measures
-from sparsyfed_jax.fed.memory import client_bytes
 from sparsyfed_jax.fed.method import Pattern, with_own
 from sparsyfed_jax.fed.optimizers import SERVER_OPTIMIZERS, ClientOptimizer, adamw, clipped, sgd
 from sparsyfed_jax.fed.ragged import are_uneven
 from sparsyfed_jax.fed.sampling import AVAILABILITIES
 from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES
 from sparsyfed_jax.fed.server import CLIENT_WEIGHTS
-from sparsyfed_jax.fed.simulation import Keys, Simulation, make_keys, simulate
+from sparsyfed_jax.fed.simulation import Simulation, simulate
 from sparsyfed_jax.fed.task import classification
 from sparsyfed_jax.metrics.flops import LayerCost, layer_costs
 from sparsyfed_jax.models import CNN, MLP, ResNet18, SpeechResNet18, ViT
+from sparsyfed_jax.types import Keys, make_keys
 
 EVAL_BATCH_SIZE = 500
 DEFAULT_NUM_CLIENTS = 100
-MAX_CHUNK = 128  # clients side by side, where nothing better was measured
-_VECTOR = 16  # rows, which a CPU computes together
-MEMORY_SHARE = 0.5  # of what is free, for the clients of a chunk
 
 
 class TestOwners(NamedTuple):
@@ -293,22 +291,6 @@ def _make_mesh(config: Config) -> Mesh:
   return Mesh(np.array(devices[: config.num_devices]), (AXIS,))
 
 
-def batch_rows(batch_size: int, sizes: np.ndarray) -> int:
-  """Chooses how many rows a batch has, some of them padding.
-
-  No client fills more rows than it has examples, and every row costs time. What a step computes
-  does not depend on padding.
-
-  Args:
-    batch_size: the flag.
-    sizes: (num_clients,) numbers of examples.
-
-  Returns:
-    At most `batch_size`: the largest client, rounded up to whole vectors of 16 rows.
-  """
-  return min(batch_size, -(-max(int(np.max(sizes)), 1) // _VECTOR) * _VECTOR)
-
-
 def _client_optimizer(config: Config) -> ClientOptimizer:
   if config.client_optimizer == "adamw":
     optimizer: ClientOptimizer = adamw
@@ -504,6 +486,4 @@ def choose_chunk(
   # small dense layers need many clients side by side.
   if jax.default_backend() == "cpu" and not isinstance(model, MLP):
     return 1
-  fitting = MEMORY_SHARE * free_bytes() // client_bytes(setup, example)
-  most = int(max(1, min(clients_per_device, MAX_CHUNK, fitting)))
-  return -(-clients_per_device // -(-clients_per_device // most))  # as many chunks, all filled
+  return memory.choose_chunk(setup, example, clients_per_device)

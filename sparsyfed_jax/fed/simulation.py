@@ -20,30 +20,12 @@ from sparsyfed_jax.fed.streaming import Staged
 from sparsyfed_jax.fed.task import Task
 from sparsyfed_jax.types import ClientData, Key, Metrics, tally
 
-# What each use of a run's one key is folded in with.
-_SPLIT, _PARTITION, _INIT, _ROUNDS = range(4)
-
-
 # As `sum_over_clients`.
 SumCohort: TypeAlias = Callable[..., tuple[Any, Metrics]]
 
 
-class Keys(NamedTuple):
-  """The streams of randomness of a run, all from one key."""
-
-  split: Key  # train and test, where the data set has no split of its own
-  partition: Key  # examples to clients
-  init: Key  # the model
-  rounds: Key  # folded in with the round's number: sampling, shuffling, dropout
-
-
-def make_keys(key: Key) -> Keys:
-  """Derives the streams of a run from its key."""
-  return Keys(*(jax.random.fold_in(key, use) for use in (_SPLIT, _PARTITION, _INIT, _ROUNDS)))
-
-
 class RoundKeys(NamedTuple):
-  """What decides all that chance decides in a round."""
+  """PRNG keys of one round."""
 
   sampling: Key
   training: Key

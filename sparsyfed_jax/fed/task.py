@@ -42,6 +42,7 @@ def classification(
   mean: float = 0.0,
   std: float = 1.0,
   dtype: Any = jnp.float32,
+  num_classes: int | None = None,
 ) -> Task:
   """Makes a task of a classifier: softmax cross entropy, averaged over valid examples.
 
@@ -53,10 +54,19 @@ def classification(
     std: see `mean`.
     dtype: in which the model's layers compute, in training and evaluation; parameters, and all
       between the layers, are float32 all the same.
+    num_classes: how many logits there must be; None for any number.
 
   Returns:
     The task, whose `init` raises a ValueError if the model has no parameters.
+
+  Raises:
+    ValueError: the model has no `ops`, or another number of logits.
   """
+  if not isinstance(model, nn.Module) or not hasattr(model, "ops"):
+    raise ValueError(
+      f"{type(model).__name__}: must be a flax.linen module with an attribute `ops`, a LayerOps"
+      " that its layers compute with, as sparsyfed_jax.models.MLP has"
+    )
 
   def in_dtype(layers: Layers) -> Layers:
     if dtype == jnp.float32:
@@ -101,7 +111,13 @@ def classification(
   def is_correct(variables: Variables, batch: Batch) -> jax.Array:
     return _is_correct(predict(variables, batch), batch)
 
-  return Task(init, loss, evaluate, is_correct, *_layer_names(model, input_shape))
+  logits, *names = _trace(model, input_shape)
+  if num_classes not in (None, logits[-1]):
+    raise ValueError(
+      f"{type(model).__name__}: has {logits[-1]} logits, must have {num_classes} for the classes of"
+      " the data"
+    )
+  return Task(init, loss, evaluate, is_correct, *names)
 
 
 def _named(layers: Layers) -> tuple[LayerOps, Callable[..., Any]]:
@@ -117,10 +133,10 @@ def _named(layers: Layers) -> tuple[LayerOps, Callable[..., Any]]:
   return LayerOps(dot_general, conv_general_dilated), interceptor
 
 
-def _layer_names(
+def _trace(
   model: nn.Module, input_shape: tuple[int, ...]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """Names the layers with injected operations, and those of the prunable parameters."""
+) -> tuple[tuple[int, ...], tuple[str, ...], tuple[str, ...]]:
+  """Finds the shape of logits, the layers with injected operations, and those with kernels."""
   names: dict[str, None] = {}
 
   def note(name: str) -> LayerOps:
@@ -131,8 +147,9 @@ def _layer_names(
   layered: Any = model.clone(ops=ops)
   with nn.intercept_methods(interceptor):
     x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    shapes = jax.eval_shape(partial(layered.init, train=False), jax.random.key(0), x)
-  return tuple(names), tuple(trees.layer_names(shapes.get("params", {})))
+    init = partial(layered.init_with_output, train=False)
+    logits, shapes = jax.eval_shape(init, jax.random.key(0), x)
+  return logits.shape, tuple(names), tuple(trees.layer_names(shapes.get("params", {})))
 
 
 def _score(logits: jax.Array, batch: Batch) -> Metrics:
