@@ -142,7 +142,8 @@ class Method(NamedTuple):
   def arguments(self) -> tuple[Argument, ...]:
     """Lists what it can be called with: the numbers that it shares with others, then its own."""
     shared = [name for field in self.reads for name in _SPARSITY_OF.get(field, ())]
-    own = [one for holder in cast(Any, (self.hyper, self.options)) for one in _fields(holder)]
+    holders: tuple[Any, ...] = self.hyper, self.options
+    own = [one for holder in holders for one in _fields(holder)]
     return (*(one for one in _fields(Sparsity) if one.name in shared), *own)
 
   def settings(self) -> tuple[Setting, ...]:
