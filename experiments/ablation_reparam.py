@@ -9,7 +9,7 @@ import functools
 from experiments.studies.pictures import accuracy_against
 from experiments.studies.study import SEEDS, SPARSITIES, Study, accuracy_table, run
 
-_COMMON = ("--algorithm=sparsyfed", SPARSITIES, SEEDS)
+_COMMON = ("--preset=studies/ours", SPARSITIES, SEEDS)
 
 STUDY = Study(
   "ablation_reparam",

@@ -7,11 +7,10 @@ See experiments/studies/study.py for what the studies have in common.
 labels more skewed, after half of the rounds.
 """
 
-import math
 import pathlib
 from collections.abc import Sequence
 
-from experiments.pictures.plots import Panel
+from experiments.pictures.panels import Panel
 from experiments.run.measures import Recovery, recovery
 from experiments.studies import pictures
 from experiments.studies.study import (
@@ -64,10 +63,8 @@ def draw(settings: Sequence[Setting], path: pathlib.Path) -> None:
     pictures.over_rounds(
       settings,
       key,
-      Panel(title, "%", [], (0, 100), math.inf),
+      Panel(title, "%", [], first=shift_round // 2, mark=shift_round),
       scale=100,
-      first=shift_round // 2,
-      mark=shift_round,
     )
     for key, title in _PANELS.items()
   ]
@@ -83,7 +80,7 @@ STUDY = Study(
   "adaptivity",
   blocks=(
     (
-      "--algorithm=sparsyfed,flash,topk,fedavg",
+      "--preset=studies/adaptivity",
       "--sparsity=0.95",
       "--dirichlet_alpha=1000",
       "--shift_dirichlet_alpha=0.1",

@@ -11,7 +11,7 @@ from experiments.studies.study import SEEDS, SPARSITIES, Study, accuracy_table, 
 
 STUDY = Study(
   "beta_sweep",
-  blocks=(("--algorithm=sparsyfed", "--beta=1,1.1,1.25,1.5,2", SPARSITIES, SEEDS),),
+  blocks=(("--preset=studies/ours", "--beta=1,1.1,1.25,1.5,2", SPARSITIES, SEEDS),),
   smoke=("--sparsity=0.9,0.95,0.99", "--seed=0,1"),
   report=accuracy_table,
   draw=functools.partial(accuracy_against, "beta"),

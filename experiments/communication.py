@@ -6,16 +6,10 @@ See experiments/studies/study.py for what the studies have in common.
 Bytes include the positions of the values. SparsyFed also runs with values of two bytes.
 """
 
-import math
 import pathlib
 from collections.abc import Sequence
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullLocator
-
-from experiments.pictures.plots import GREY, Panel
-from experiments.pictures.plots import draw as draw_panel
+from experiments.pictures.panels import Panel
 from experiments.studies import pictures
 from experiments.studies.study import (
   ACCURACY,
@@ -55,29 +49,17 @@ def report(settings: Sequence[Setting]) -> str:
   return "Bytes on the wire\n\n" + table_of(settings, columns)
 
 
-def _points(setting: Setting) -> pictures.Points:
-  rounds, accuracy, spread = pictures.mean_of(setting, "test_accuracy")
-  all_rounds, sent, _ = pictures.mean_of(setting, "cumulative_bytes")
-  is_known = np.isin(rounds, all_rounds)
-  return sent[np.isin(all_rounds, rounds)], accuracy[is_known], spread[is_known]
-
-
 def draw(settings: Sequence[Setting], path: pathlib.Path) -> None:
-  lines = pictures.lines_of([(setting.point, _points(setting)) for setting in settings], 100)
-  target = settings[0].outcomes[0].config.target_accuracy
-
-  def draw_lines(axes: Axes, panel: Panel) -> None:
-    draw_panel(axes, panel, "bytes sent so far, both ways, all clients")
-    if not panel.lines:
-      return
-    axes.axhline(100 * target, color=GREY, linestyle="--", linewidth=1.2)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
-    axes.xaxis.set_major_formatter(lambda value, _: format_bytes(value))
-    axes.xaxis.set_minor_locator(NullLocator())
-
-  panel = Panel("Test accuracy", "%", lines, (0, 100), math.inf)
-  pictures.save([pictures.View(panel, draw_lines)], path)
+  points = [(s.point, pictures.mean_of(s, "test_accuracy", "cumulative_bytes")) for s in settings]
+  panel = Panel(
+    "Test accuracy",
+    "%",
+    pictures.lines_of(points, 100),
+    x_title="bytes sent so far, both ways, all clients",
+    x_log=format_bytes,
+    level=100 * settings[0].outcomes[0].config.target_accuracy,
+  )
+  pictures.save([panel], path)
 
 
 _COMMON = ("--sparsity=0.95", "--target_accuracy=0.75", SEEDS)
@@ -86,9 +68,9 @@ STUDY = Study(
   "communication",
   blocks=(
     (*_COMMON, METHODS, "--wire_dtype=float32"),
-    (*_COMMON, "--algorithm=sparsyfed", "--wire_dtype=bfloat16"),
+    (*_COMMON, "--preset=studies/ours", "--wire_dtype=bfloat16"),
   ),
-  smoke=("--algorithm=fedavg,topk,sparsyfed", "--seed=0,1"),
+  smoke=("--preset=studies/communication-smoke", "--seed=0,1"),
   report=report,
   draw=draw,
 )

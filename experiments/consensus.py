@@ -7,17 +7,12 @@ Agreement is the intersection over union (IoU) of the weights that two masks kee
 """
 
 import functools
-import math
 import pathlib
 from collections.abc import Callable, Sequence
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
-
-from experiments.pictures.plots import Panel
-from experiments.pictures.plots import draw as draw_panel
+from experiments.pictures.panels import Panel, mean_points
 from experiments.run.files import read_similarity
+from experiments.run.mask_files import iou_by_distance
 from experiments.run.measures import mean_from
 from experiments.studies import pictures
 from experiments.studies.study import (
@@ -34,19 +29,13 @@ from experiments.studies.study import (
 from experiments.sweeps.results import decimals
 
 FIRST_ROUND = 2  # the models before round 1 are dense
-_PANEL = Panel("", "IoU", [], (0, 1), math.inf)
+_PANEL = Panel("", "IoU", [], (0, 1), first=FIRST_ROUND)
 _KEYS = {"client_mask_iou": "Clients of a round", "mask_iou": "Global masks, round to round"}
 
 
 def by_distance(outcome: Outcome) -> dict[int, float]:
   """Averages the IoU of global masks over the pairs that are as many rounds apart."""
-  table = read_similarity(outcome.directory)
-  rounds = table.get("rounds", [])
-  found: dict[int, list[float]] = {}
-  for i, later in enumerate(rounds):
-    for j, earlier in enumerate(rounds[:i]):
-      found.setdefault(later - earlier, []).append(table["iou"][i][j])
-  return {distance: float(np.mean(values)) for distance, values in sorted(found.items())}
+  return iou_by_distance(read_similarity(outcome.directory))
 
 
 def report(settings: Sequence[Setting]) -> str:
@@ -68,34 +57,22 @@ def _at(distance: int) -> Callable[[Outcome], float | None]:
   return lambda outcome: by_distance(outcome).get(distance)
 
 
-def _points(setting: Setting) -> pictures.Points:
-  found = [by_distance(outcome) for outcome in finished(setting)]
-  x = sorted(set.intersection(*map(set, found))) if found else []
-  y = np.array([[table[distance] for distance in x] for table in found]).reshape(-1, len(x))
-  spread = y.std(axis=0, ddof=1) if len(found) > 1 else np.zeros(len(x))
-  return np.array(x, float), y.mean(axis=0) if found else np.zeros(0), spread
-
-
-def _draw_by_distance(axes: Axes, panel: Panel) -> None:
-  draw_panel(axes, panel, "rounds apart")
-  axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
-
-
 def draw(settings: Sequence[Setting], path: pathlib.Path) -> None:
-  lines = pictures.lines_of([(setting.point, _points(setting)) for setting in settings])
+  found = [mean_points([by_distance(o) for o in finished(setting)]) for setting in settings]
+  lines = pictures.lines_of([(s.point, points) for s, points in zip(settings, found, strict=True)])
   views = [
-    pictures.over_rounds(settings, key, _PANEL._replace(title=title), first=FIRST_ROUND)
+    pictures.over_rounds(settings, key, _PANEL._replace(title=title))
     for key, title in _KEYS.items()
   ]
-  last = _PANEL._replace(title="Global masks further apart", lines=lines)
-  pictures.save([*views, pictures.View(last, _draw_by_distance)], path)
+  apart = Panel("Global masks further apart", "IoU", lines, (0, 1), x_title="rounds apart")
+  pictures.save([*views, apart], path)
 
 
 STUDY = Study(
   "consensus",
   blocks=((METHODS, "--sparsity=0.95", "--mask_metrics_every=10", SEEDS),),
   smoke=(
-    "--algorithm=topk,flash,sparsyfed",
+    "--preset=studies/consensus-smoke",
     "--sparsity=0.8",
     "--sparsity_schedule=constant",
     "--mask_metrics_every=2",

@@ -7,6 +7,7 @@ installed package, and so that a file may name a preset by `--preset=NAME`.
 import importlib.resources
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 
 from absl import flags
@@ -20,6 +21,13 @@ def presets() -> list[str]:
   """Lists the names of the presets."""
   files = (entry.name for entry in _PRESETS.iterdir())
   return sorted(name.removesuffix(_ENDING) for name in files if name.endswith(_ENDING))
+
+
+def _is_preset(name: str) -> bool:
+  """Tells whether there is such a preset; those of studies are called studies/NAME."""
+  folder, _, rest = name.rpartition("/")
+  is_name = bool(re.fullmatch(r"[\w.-]+", rest)) and folder in ("", "studies")
+  return is_name and (_PRESETS / f"{name}{_ENDING}").is_file()
 
 
 def define(flag_values: flags.FlagValues = flags.FLAGS) -> None:
@@ -87,7 +95,7 @@ def _items(arguments: Sequence[str]) -> Iterator[tuple[str, str, str]]:
 
 
 def _expand_preset(name: str, within: tuple[str, ...]) -> list[str]:
-  if name not in presets():
+  if not _is_preset(name):
     raise flags.Error(f"--preset={name}: must be one of {', '.join(presets())}")
   text = (_PRESETS / f"{name}{_ENDING}").read_text(encoding="utf-8")
   return _expand_lines(f"--preset={name}", text, within)

@@ -7,7 +7,6 @@ of both gradients. What wins belongs into the table of `sparsyfed_jax.ops.conv`.
 
 import json
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -19,6 +18,7 @@ from absl import flags as absl_flags
 from jax import lax
 
 from experiments import flags
+from experiments.bench.interleave import interleave, time_call
 from experiments.run.environment import describe_environment
 from sparsyfed_jax.ops import LOWERINGS
 
@@ -66,23 +66,17 @@ def measure(layer: str, num_clients: int, repeats: int, dtype: Any) -> list[dict
     for way, run in (("scan", _one_after_the_other), ("vmap", jax.vmap))
     for name, conv in LOWERINGS.items()
   }
-  times: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
-  for i in range(repeats + 1):
-    for key, run in runs.items():
-      started = time.perf_counter()
-      jax.block_until_ready(run(x, w))
-      if i:  # the first call compiles
-        times[key].append(time.perf_counter() - started)
+  times = interleave([partial(time_call, run, x, w) for run in runs.values()], repeats + 1)
   return [
     {
       "layer": layer,
       "clients": way,
       "lowering": name,
-      "seconds": statistics.median(found),
+      "seconds": statistics.median(found[1:]),  # the first call compiles
       "num_clients": num_clients,
       "dtype": jnp.dtype(dtype).name,
     }
-    for (way, name), found in times.items()
+    for (way, name), found in zip(runs, times, strict=True)
   ]
 
 

@@ -26,10 +26,11 @@ from experiments.pictures.plots import Curve, plot_sweep
 from experiments.sweeps.grid import read_grid
 from experiments.sweeps.members import directory_of
 from experiments.sweeps.results import LACKING, read_outcome
+from sparsyfed_jax.algorithms import DENSE
 
 PRESET = "cifar10-lda1000"
 LAST_ROUNDS = 50  # whose mean accuracy is compared
-_AUTHORS_NAMES = {"fedavg": "dense"}
+_AUTHORS_NAMES = {DENSE: "dense"}
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -104,5 +105,5 @@ if __name__ == "__main__":
   absl_flags.adopt_module_key_flags(sys.modules[__name__])
   logging.set_verbosity(logging.WARNING)
   sys.argv.insert(1, f"--preset={PRESET}")
-  sys.argv.insert(2, "--algorithm=sparsyfed,fedavg")
+  sys.argv.insert(2, "--preset=studies/reference")
   app.run(main, flags_parser=flags.parse)

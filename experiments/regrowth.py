@@ -13,7 +13,7 @@ import math
 import pathlib
 from collections.abc import Sequence
 
-from experiments.pictures.plots import Panel
+from experiments.pictures.panels import Panel
 from experiments.run.measures import mean_from
 from experiments.studies import pictures
 from experiments.studies.study import (
@@ -28,6 +28,7 @@ from experiments.studies.study import (
   mean,
   run,
 )
+from sparsyfed_jax.algorithms import OURS
 
 FIRST_ROUND = 2  # the models before round 1 are dense
 _KEYS = {"client_regrowth": "client", "server_regrowth": "server"}
@@ -39,7 +40,7 @@ def _regrowth(key: str, outcome: Outcome) -> float | None:
 
 def ratio(setting: Setting, settings: Sequence[Setting], key: str) -> float | None:
   """Divides the regrowth of a setting by SparsyFed's in the like setting; None if there is none."""
-  like = {**setting.point, "algorithm": "sparsyfed"}
+  like = {**setting.point, "algorithm": OURS}
   reference = next((other for other in settings if other.point == like), None)
   own = mean(setting, functools.partial(_regrowth, key))
   theirs = mean(reference, functools.partial(_regrowth, key)) if reference else None
@@ -66,9 +67,8 @@ def draw(settings: Sequence[Setting], path: pathlib.Path) -> None:
     pictures.over_rounds(
       settings,
       key,
-      Panel(f"Weights that come back, {where}", "%", [], (0, 100), 1),
+      Panel(f"Weights that come back, {where}", "%", [], (0, 100), 1, first=FIRST_ROUND),
       scale=100,
-      first=FIRST_ROUND,
     )
     for key, where in _KEYS.items()
   ]
@@ -79,9 +79,8 @@ STUDY = Study(
   "regrowth",
   blocks=((METHODS, "--sparsity=0.95", "--sparsity_schedule=constant", SEEDS),),
   smoke=(
-    "--algorithm=topk,flash,feddst,sparsyfed",
+    "--preset=studies/regrowth-smoke",
     "--sparsity=0.8",
-    "--feddst_update_every=2",
     "--seed=0,1",
   ),
   report=report,

@@ -11,16 +11,18 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from absl import app, logging
 from absl import flags as absl_flags
 
-from experiments import bench, flags
-from experiments.bench import MeasurementError, Row, Settings
+from experiments import flags
+from experiments.bench import apart, options
+from experiments.bench.apart import MeasurementError
+from experiments.bench.options import Settings
+from experiments.bench.rows import Row, markdown, print_table
+from experiments.bench.workloads import WORKLOADS
 from experiments.pictures.plots import plot_scaling
 from experiments.terminal import format_bytes
-from experiments.workloads import WORKLOADS
 from sparsyfed_jax.io.writers import create_run_dir, read_metrics, write_json
 
 DEFAULTS = Settings(repeats=5, num_clients=10_000)
@@ -36,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
   table = absl_flags.FLAGS
   try:
     workload, algorithms, cohorts, settings = read(table)
-    bench.check_sizes([workload], bench.default_backend(), settings)
+    options.check_sizes([workload], apart.default_backend(), settings)
     directory = _open_directory(table["output_dir"].value, workload, settings)
     rows = measure(workload, algorithms, cohorts, settings, directory)
   except (flags.ConfigError, MeasurementError, OSError, ValueError) as error:
@@ -45,30 +47,24 @@ def main(argv: Sequence[str]) -> None:
     print("\ninterrupted; the same command goes on", file=sys.stderr)
     sys.exit(130)
   cells = table_cells(rows)
-  (directory / "table.md").write_text(bench.markdown(cells), encoding="utf-8")
+  (directory / "table.md").write_text(markdown(cells), encoding="utf-8")
   plot_scaling(rows, directory / "scaling.png")
-  bench.print_table(cells)
+  print_table(cells)
   print(f"files in {directory}", file=sys.stderr)
 
 
-def define(flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
+def define(table: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
   """Defines the flags."""
-  absl_flags.DEFINE_enum(
-    "workload", "mlp64", list(WORKLOADS), "what a round is", flag_values=flag_values
-  )
-  absl_flags.DEFINE_list(
-    "clients_per_round",
-    list(map(str, CLIENTS_PER_ROUND)),
-    "comma list of clients a round",
-    flag_values=flag_values,
-  )
-  bench.define_settings(DEFAULTS, flag_values)
-  absl_flags.DEFINE_string(
-    "output_dir", None, "where the files go; required", flag_values=flag_values
-  )
+  known, text = list(WORKLOADS), "what a round is"
+  absl_flags.DEFINE_enum("workload", "mlp64", known, text, flag_values=table)
+  default, text = list(map(str, CLIENTS_PER_ROUND)), "comma list of clients a round"
+  absl_flags.DEFINE_list("clients_per_round", default, text, flag_values=table)
+  options.define_settings(DEFAULTS, table)
+  text = "where the files go; required"
+  absl_flags.DEFINE_string("output_dir", None, text, flag_values=table)
 
 
-def read(flag_values: absl_flags.FlagValues) -> tuple[str, list[str], list[int], Settings]:
+def read(table: absl_flags.FlagValues) -> tuple[str, list[str], list[int], Settings]:
   """Reads the flags.
 
   Returns:
@@ -78,15 +74,15 @@ def read(flag_values: absl_flags.FlagValues) -> tuple[str, list[str], list[int],
   Raises:
     ConfigError: a value is not known or out of range.
   """
-  listed: Any = flag_values["clients_per_round"].value
+  values = table.flag_values_dict()
+  listed = values["clients_per_round"]
   cohorts = sorted({int(text) if text.isdecimal() else 0 for text in listed})
   if not cohorts or cohorts[0] < 1:
     raise flags.ConfigError(
       f"--clients_per_round={','.join(listed)}: must be a comma list of numbers of at least 1"
     )
-  settings = bench.read_settings(flag_values)._replace(clients_per_round=cohorts[-1])
-  workload: Any = flag_values["workload"].value
-  return workload, bench.read_algorithms(flag_values), cohorts, settings
+  algorithms, settings = options.read_settings(values)
+  return values["workload"], algorithms, cohorts, settings._replace(clients_per_round=cohorts[-1])
 
 
 def measure(
@@ -120,7 +116,7 @@ def measure(
     if (algorithm, cohort) in done:
       print(f"{title} measured before", file=sys.stderr, flush=True)
       continue
-    (row,) = bench.measure_apart(
+    (row,) = apart.measure_apart(
       [workload], [algorithm], settings._replace(clients_per_round=cohort)
     )
     rows.append(row)
@@ -205,5 +201,6 @@ def _write_lines(path: pathlib.Path, rows: Sequence[Row]) -> None:
 
 if __name__ == "__main__":
   define()
+  absl_flags.adopt_module_key_flags(options)  # for --help
   logging.set_verbosity(logging.WARNING)
   app.run(main, flags_parser=flags.parse)

@@ -24,14 +24,10 @@ from experiments import flag_files, flags
 from experiments.run import begun
 from experiments.run.build import fixed_flags, program_key
 from experiments.run.environment import keep_compiled
-from experiments.run.loop import (
-  SUMMARY_NAME,
-  DivergedError,
-  Member,
-  StoppedError,
-  begin,
-  train_loop,
-)
+from experiments.run.failures import DivergedError
+from experiments.run.files import SUMMARY_NAME
+from experiments.run.loop import StoppedError, begin, train_loop
+from experiments.run.member import Member
 from experiments.run.programs import (
   Programs,
   compile_programs,
@@ -254,7 +250,7 @@ def _run_alone(
   if key not in compiled:
     compiled[key] = compile_programs(member.experiment)
   programs, inputs = compiled[key], inputs_of(member.experiment)
-  start = begin(member, programs, inputs, _restore(members, programs, member.directory))
+  start = begin(programs, inputs, _restore(members, programs, member.directory))
   try:
     train_loop(members, programs, inputs, start, member.directory, update)
   except DivergedError as error:
@@ -274,7 +270,7 @@ def _run_side_by_side(
     compiled[key] = compile_side_by_side(first.experiment, inputs, axes)
   programs = compiled[key]
   checkpoints = group_directory(members, directory / _GROUPS_NAME)
-  start = begin(first, programs, inputs, _restore(members, programs, checkpoints))
+  start = begin(programs, inputs, _restore(members, programs, checkpoints))
   try:
     _note_failures(members, train_loop(members, programs, inputs, start, checkpoints, update))
   except DivergedError as error:

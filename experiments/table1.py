@@ -9,13 +9,12 @@ SparsyFed's comparison as plotted when it was submitted, in percent; "dense" is 
 
 import csv
 import functools
-import math
 import pathlib
 import re
 from collections.abc import Sequence
 
 from experiments import flags
-from experiments.pictures.plots import Panel
+from experiments.pictures.panels import Panel
 from experiments.studies import pictures
 from experiments.studies.study import (
   ACCURACY,
@@ -28,6 +27,7 @@ from experiments.studies.study import (
   pivot,
   run,
 )
+from sparsyfed_jax.algorithms import DENSE
 
 _AUTHORS = pathlib.Path(__file__).parent / "authors_cifar10.csv"
 
@@ -37,7 +37,7 @@ def authors(config: flags.Config) -> float | None:
   name = pathlib.PurePath(config.dataset.partition(":")[2]).name
   if not re.match(r"cifar-?10(?!\d)", name, re.IGNORECASE):
     return None
-  is_dense = config.algorithm == "fedavg"
+  is_dense = config.algorithm == DENSE
   setting = config.dirichlet_alpha, 0.0 if is_dense else config.sparsity
   return _read_authors().get(("dense" if is_dense else config.algorithm, *setting))
 
@@ -71,7 +71,7 @@ def draw(settings: Sequence[Setting], path: pathlib.Path) -> None:
     settings,
     "sparsity",
     ACCURACY.value,
-    Panel("Test accuracy", "%", [], (0, 100), math.inf),
+    Panel("Test accuracy", "%", []),
     scale=100,
     panel_flag="dirichlet_alpha",
     known=lambda setting: None if (theirs := _known(setting)) is None else theirs / 100,
@@ -83,7 +83,7 @@ STUDY = Study(
   "table1",
   blocks=((METHODS, SPARSITIES, "--dirichlet_alpha=1000,1,0.1", SEEDS),),
   smoke=(
-    "--algorithm=fedavg,topk,zerofl,flash,sparsyfed",
+    "--preset=studies/table1-smoke",
     "--sparsity=0.9,0.99",
     "--dirichlet_alpha=1000,0.1",
     "--seed=0,1",

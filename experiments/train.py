@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import jax
 from absl import app, logging
 from absl import flags as absl_flags
 
@@ -22,7 +21,10 @@ from experiments.run.build import Experiment, build
 from experiments.run.chance import chance_note
 from experiments.run.directory import CONFIG_NAME, RunDirectory, remove_unused
 from experiments.run.environment import describe_environment, keep_compiled
-from experiments.run.loop import DivergedError, Member, StoppedError, begin, train_loop
+from experiments.run.failures import DivergedError
+from experiments.run.layout import saved_shapes
+from experiments.run.loop import StoppedError, begin, train_loop
+from experiments.run.member import Member
 from experiments.run.programs import compile_programs, inputs_of
 from experiments.run.resuming import restore, rounds_of
 from experiments.run.signals import leave_on_signal, leave_unread
@@ -92,7 +94,7 @@ def run(config: flags.Config, experiment: Experiment, directory: pathlib.Path) -
   member = Member(config, experiment, directory)
   restored = _restore(member) if config.resume else None
   programs, inputs = compile_programs(experiment), inputs_of(experiment)
-  start = begin(member, programs, inputs, restored)
+  start = begin(programs, inputs, restored)
   with contextlib.ExitStack() as stack:
     update: Update = lambda done, row: None  # noqa: E731
     if processes.is_first():
@@ -154,9 +156,7 @@ def _data_of(experiment: Experiment) -> dict[str, Any]:
 
 def _restore(member: Member) -> Any:
   config, experiment, directory = member
-  keys = experiment.keys
-  shapes = jax.eval_shape(experiment.simulation.init, experiment.hyper, keys.init)
-  state = restore([member], shapes, directory)
+  state = restore([member], saved_shapes(experiment), directory)
   if processes.is_first():
     before = begun.read(directory)
     done = rounds_of(state)

@@ -21,7 +21,6 @@ from sparsyfed_jax.algorithms import METHODS, find
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.method import Choice, Configured, Knob, Method, Pattern, factory
-from sparsyfed_jax.io.codec import decode, encode
 from sparsyfed_jax.ops import (
   activation_threshold,
   powerprop,
@@ -30,6 +29,7 @@ from sparsyfed_jax.ops import (
   topk_mask,
 )
 from sparsyfed_jax.run import Run, State, classification, simulate
+from sparsyfed_jax.wire.codec import decode, encode
 
 __version__ = "0.1.0"
 

@@ -1,6 +1,6 @@
 """A whole simulation in a few lines: a task, a method, clients, and the rounds of a run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Annotated, Any, NamedTuple
@@ -34,7 +34,7 @@ from sparsyfed_jax.fed.sampling import Availability, uniformly
 from sparsyfed_jax.fed.schedules import SPARSITY_SCHEDULES, RateSchedule, exponential_rate
 from sparsyfed_jax.fed.server import by_size
 from sparsyfed_jax.fed.task import Task
-from sparsyfed_jax.types import Key, Variables, make_keys, total
+from sparsyfed_jax.types import Key, Memory, Variables, make_keys, total
 
 _SGD = sgd()
 
@@ -43,6 +43,7 @@ class State(NamedTuple):
   """A run between two rounds: a pytree, which may be saved, or stacked for `jax.vmap`."""
 
   server: Any  # as the method makes it; `server.round` is the number of rounds done
+  memories: Memory  # what clients keep: (num_clients, ...) arrays, () of a method without memory
   key: Key  # of the chance in all rounds
 
 
@@ -66,7 +67,8 @@ class Run(NamedTuple):
     """
     keys = make_keys(jax.random.key(seed))
     init_key, rounds_key = put((keys.init, keys.rounds), self.federation.sizes.sharding)
-    return State(self.simulation.init(self.hyper, init_key), rounds_key)
+    start = self.simulation.init(self.hyper, init_key)
+    return State(start.server, start.memories, rounds_key)
 
   def rounds(self, state: State, num_rounds: int) -> tuple[State, dict[str, np.ndarray]]:
     """Runs rounds.
@@ -90,17 +92,18 @@ class Run(NamedTuple):
         f" the {self.num_rounds} rounds that the run is planned for are done; `simulate` takes"
         " more as rounds="
       )
-    server, parts = jax.tree.map(jnp.copy, state.server), []
+    now, parts = jax.tree.map(jnp.copy, engine.State(state.server, state.memories)), []
     for start in range(0, num_rounds, self.rounds_per_call):
       count = min(self.rounds_per_call, num_rounds - start)
-      server, rows = self.simulation.run(server, self.federation, state.key, np.int32(count))
+      now, rows = self.simulation.run(now, self.federation, state.key, np.int32(count))
       parts.append({name: np.asarray(column)[:count] for name, column in rows.items()})
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return State(server, state.key), {name: _whole(column) for name, column in columns.items()}
+    columns = {name: _whole([part[name] for part in parts]) for name in parts[0]}
+    return State(now.server, now.memories, state.key), columns
 
   def evaluate(self, state: State) -> dict[str, float]:
     """Computes `test_loss` and `test_accuracy` of the server's model on all test examples."""
-    scores = self.simulation.evaluate(state.server, self.x_test, self.y_test)
+    server = engine.State(state.server, ())
+    scores = self.simulation.evaluate(server, self.x_test, self.y_test)
     return {name: float(score) for name, score in scores.items()}
 
   def model(self, state: State) -> Variables:
@@ -223,6 +226,7 @@ def simulate(  # noqa: D417 (`checked` describes the others)
     **{name: jnp.float32(value) for name, value in numbers.items()},
     density=jnp.float32(1 - chosen.sparsity.sparsity),
     ramp_rounds=jnp.float32(chosen.sparsity.sparsity_ramp_rounds),
+    total_weight=jnp.sum(client_weight(jnp.asarray(sizes, jnp.int32))),
   )
   setup = Setup(
     task=task,
@@ -257,6 +261,7 @@ def simulate(  # noqa: D417 (`checked` describes the others)
       sum_over_clients if mesh.size == 1 else partial(sum_over_devices, mesh, "replicated")
     ),
     measures=setup.measures,
+    num_clients=len(sizes),
   )
   everywhere = NamedSharding(mesh, PartitionSpec())
   x_test, y_test, hyper = put((data.x_test, data.y_test, with_own(hyper, chosen.hyper)), everywhere)
@@ -288,6 +293,7 @@ def _chunk(setup: Setup, federation: Federation, clients_per_device: int) -> int
   return choose_chunk(setup, example, clients_per_device)
 
 
-def _whole(column: np.ndarray) -> np.ndarray:
-  """Puts sums together that came in parts."""
+def _whole(parts: Sequence[np.ndarray]) -> np.ndarray:
+  """Joins a column, and puts sums together that came in parts."""
+  column = np.concatenate(parts)
   return total(column) if column.dtype == np.uint32 and column.ndim == 2 else column

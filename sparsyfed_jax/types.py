@@ -12,6 +12,7 @@ _SPLIT, _PARTITION, _INIT, _ROUNDS = range(4)  # what uses of a run's one key ar
 
 Key: TypeAlias = jax.Array  # a typed PRNG key, jax.random.key(seed)
 Params: TypeAlias = Any  # pytree of float arrays that are trained
+Memory: TypeAlias = Any  # pytree of arrays that a client keeps between its rounds; () for none
 Variables: TypeAlias = Mapping[str, Any]  # flax collections: "params", and "batch_stats" if any
 
 

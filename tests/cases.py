@@ -5,7 +5,9 @@ Compilation is what takes time here. So functions are cached by what they are ma
 call them with the same shapes where they can.
 """
 
+import os
 from functools import cache, partial
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -15,47 +17,64 @@ import optax
 import pytest
 from flax import linen as nn
 
-from sparsyfed_jax.algorithms import METHODS as RECORDS
+from sparsyfed_jax.algorithms import METHODS, find
 from sparsyfed_jax.data.partition import stack_clients
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
 from sparsyfed_jax.fed.hyper import Hyper
-from sparsyfed_jax.fed.method import with_own
+from sparsyfed_jax.fed.method import Choice, Method, with_own
 from sparsyfed_jax.fed.optimizers import FEDOPT, ServerOptimizer, sgd
 from sparsyfed_jax.fed.sampling import Cohort
 from sparsyfed_jax.fed.schedules import SPARSITY_SCHEDULES
-from sparsyfed_jax.fed.simulation import simulate
+from sparsyfed_jax.fed.simulation import State, simulate
 from sparsyfed_jax.fed.task import Task, classification
 from sparsyfed_jax.models import MLP
 from sparsyfed_jax.ops import PLAIN, LayerOps
 from sparsyfed_jax.types import ClientData
 
-# Every method, and besides its default form the others that change what is sent or when.
+# A method of somebody else's, with which alone the laws are tested: pytest --method=...
+CHOSEN = os.environ.get("SPARSYFED_JAX_METHOD")
+RECORDS = METHODS | ({(record := find(CHOSEN)).name: record} if CHOSEN else {})
+
+
+def _forms(record: Method) -> dict[str, tuple[str, dict[str, str]]]:
+  """Lists a method's default form, and every other that one of its choices makes."""
+  others = [
+    (known, setting)
+    for setting in record.settings()
+    if isinstance(setting.rule, Choice)
+    for known in setting.rule.known
+    if known != setting.default
+  ]
+  made = {record.name: (record.name, {})}
+  for known, setting in others:
+    made[f"{record.name}-{known}".replace("_", "-")] = (record.name, {setting.field: known})
+  return made
+
+
 VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
-  **{name: (name, {}) for name in RECORDS},
+  **{name: form for record in RECORDS.values() for name, form in _forms(record).items()},
   "sparsyfed-release": (
     "sparsyfed",
     {"activation_threshold": "first_batch", "reparam_exclude": "Dense_0|Conv_2"},
   ),
-  "sparsyfed-spectral": ("sparsyfed", {"reparameterisation": "spectral"}),
-  "sparsyfed-changes": ("sparsyfed", {"upload": "changes"}),
-  "zerofl-masked-changes": ("zerofl", {"uplink": "masked_changes"}),
-  "zerofl-changes": ("zerofl", {"uplink": "changes"}),
-  "zerofl-comparison": ("zerofl", {"form": "comparison"}),
   "flash-jmwst": ("flash", {"form": "jmwst", "aggregation": "masked_mean"}),
-  "flash-nst": ("flash", {"form": "nst"}),
-  "flash-magnitude": ("flash", {"form": "magnitude"}),
-  "static-saliency": ("static", {"mask": "saliency"}),
 }
-METHODS = tuple(VARIANTS)
+# The default form of each method, and all forms; of the chosen method alone if there is one.
+DEFAULT_FORMS = (record.name,) if CHOSEN else tuple(RECORDS)
+FORMS = tuple(name for name, (base, _) in VARIANTS.items() if base in DEFAULT_FORMS)
 # Compiling is what takes time: forms whose laws are those of another form, run with -m slow.
 SLOW_FORMS = (
+  "sparsyfed-first-batch",
   "sparsyfed-spectral",
   "sparsyfed-changes",
   "zerofl-masked-changes",
   "zerofl-changes",
+  "flash-pdst",
   "flash-magnitude",
+  "flash-masked-mean",
+  "static-erk",
   "static-saliency",
 )
 # Whose server takes the mean of models, of changes to its model, or of what is inside masks.
@@ -67,9 +86,19 @@ SEND_WEIGHTS = (
   "sparsyfed-spectral",
   "zerofl",
   "zerofl-comparison",
+  "scaffold",
 )
-SEND_CHANGES = ("sparsyfed-changes", "zerofl-masked-changes", "zerofl-changes")
-SEND_MASKED = tuple(name for name in METHODS if name not in SEND_WEIGHTS + SEND_CHANGES)
+SEND_CHANGES = (
+  "sparsyfed-changes",
+  "sparsyfed-changes-with-feedback",
+  "zerofl-masked-changes",
+  "zerofl-changes",
+)
+SEND_MASKED = tuple(name for name in FORMS if name not in SEND_WEIGHTS + SEND_CHANGES)
+KEEP_MEMORY = (
+  "scaffold",
+  "sparsyfed-changes-with-feedback",
+)  # see tests/algorithms/test_memories.py
 NUM_CLASSES = 3
 BATCH_SIZE = 4
 EPOCHS = 2
@@ -97,6 +126,7 @@ HYPER = {
   "straggler_fraction": 0.0,
   "density": 0.4,
   "ramp_rounds": 0.0,
+  "total_weight": float(sum(SIZES)),
   "proximal_mu": 0.1,
   "beta": 1.25,
   "activation_floor": 0.0,
@@ -170,6 +200,9 @@ def hyper(method: str = "fedavg", **changes: float) -> Hyper:
   values = HYPER | changes
   record = RECORDS[VARIANTS[method][0]]
   own = {s.field: values.get(s.name, s.default) for s in record.settings() if s.is_number}
+  for setting in record.settings():  # of a stranger's method
+    if own.get(setting.field, 0) is None:
+      own[setting.field] = setting.rule.default(SimpleNamespace(**values))
   common = {name: jnp.float32(values[name]) for name in Hyper._fields if name != "own"}
   return with_own(Hyper(**common), record.hyper(**own))
 
@@ -272,13 +305,13 @@ def form(method: str, setup: Setup) -> Algorithm:
 
 @cache
 def client(method: str, name: str, **setup):
-  """Makes one client's round as a jitted function of (download, data, key)."""
+  """Makes one client's round as a jitted function of (download, memory, data, key)."""
   return jax.jit(algorithm(method, name, **setup).client)
 
 
 @cache
 def cohort(method: str, name: str, clients_per_chunk=2, **setup):
-  """Makes a cohort's round as a jitted function of (download, federation, cohort, key)."""
+  """Makes a cohort's round, jitted, of (download, memories, federation, cohort, key)."""
   run = algorithm(method, name, **setup).client
   return jax.jit(partial(sum_over_clients, run, clients_per_chunk=clients_per_chunk))
 
@@ -299,6 +332,20 @@ def simulation(method: str, name: str, clients_per_chunk=2, rounds_per_call=5, *
     clients_per_chunk,
     rounds_per_call,
     EVAL_BATCH_SIZE,
+    num_clients=len(SIZES),
+  )
+
+
+def memories(method: str, name: str, seed=None, **setup):
+  """Makes what all clients keep before round 1; with a seed, what they might keep later."""
+  rng = np.random.default_rng(seed)
+
+  def of_all(leaf):
+    rows = np.broadcast_to(leaf, (len(SIZES), *leaf.shape))
+    return jnp.asarray(rows if seed is None else rows + rng.normal(0, 0.1, rows.shape), leaf.dtype)
+
+  return jax.tree.map(
+    of_all, algorithm(method, name, **setup).memory(variables(name), hyper(method))
   )
 
 
@@ -306,6 +353,12 @@ def start(method: str, name: str, values: Hyper | None = None, **setup):
   """Makes a state before round 1; it may be donated."""
   initial = algorithm(method, name, **setup).init
   return copy(initial(variables(name), values or hyper(method), jax.random.key(11)))
+
+
+def whole(method: str, name: str, server=None, **setup) -> State:
+  """Makes a simulation's state of the server's; it may be donated."""
+  server = start(method, name, **setup) if server is None else copy(server)
+  return State(server, memories(method, name, **setup))
 
 
 @cache
@@ -318,23 +371,40 @@ def trained(method: str, name: str):
   return state
 
 
-def run_cohort(method, name, state, numbers, federation=None, key=None, **setup):
-  """Runs some clients of a problem; returns the summed upload and metrics."""
+def play_cohort(method, name, state, numbers, federation=None, key=None, kept=None, **setup):
+  """Runs some clients of a problem; returns the summed upload, all memories, and metrics.
+
+  Before the round clients keep what they might after others, if nothing else is given.
+  """
   return cohort(method, name, **setup)(
     algorithm(method, name).broadcast(state),
+    memories(method, name, seed=1) if kept is None else kept,
     federation or problem(name).federation,
     members(numbers),
     jax.random.key(2) if key is None else key,
   )
 
 
-def run_client(method, name, state, number, federation=None, **setup):
-  """Runs one client alone, with the randomness that it has by default in `run_cohort`."""
+def run_cohort(*arguments, **setup):
+  """Does as `play_cohort`; returns the summed upload and metrics."""
+  upload, _, metrics = play_cohort(*arguments, **setup)
+  return upload, metrics
+
+
+def play_client(method, name, state, number, federation=None, **setup):
+  """Runs one client alone, as it is by default in `play_cohort`; returns what `client` does."""
   data = client_data(federation or problem(name).federation, number)
+  kept = jax.tree.map(lambda leaf: leaf[number], memories(method, name, seed=1))
   download = algorithm(method, name).broadcast(state)
   return client(method, name, **setup)(
-    download, data, jax.random.fold_in(jax.random.key(2), number)
+    download, kept, data, jax.random.fold_in(jax.random.key(2), number)
   )
+
+
+def run_client(*arguments, **setup):
+  """Does as `play_client`; returns the upload and metrics."""
+  upload, _, metrics = play_client(*arguments, **setup)
+  return upload, metrics
 
 
 def members(numbers) -> Cohort:

@@ -22,9 +22,29 @@ jax.config.update(
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+  """Defines --method."""
+  text = "test this method alone: package.module:METHOD or ./file.py:METHOD"
+  parser.addoption("--method", help=f"{text}, with tests/algorithms/test_laws.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+  """Tells `tests.cases` of --method."""
+  if config.getoption("--method"):
+    os.environ["SPARSYFED_JAX_METHOD"] = config.getoption("--method")
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
   """Gives the tests of a method to one worker, which compiles it once for all of them."""
+  if config.getoption("--method"):
+    from tests import cases
+
+    items[:] = [
+      item
+      for item in items
+      if getattr(item, "callspec", None) and item.callspec.params.get("method") in cases.FORMS
+    ]
   for item in items:
     callspec = getattr(item, "callspec", None)
     if callspec and "method" in callspec.params:

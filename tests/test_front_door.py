@@ -54,14 +54,14 @@ def test_a_program_of_a_few_lines():
   assert zeros == pytest.approx(rows["prunable_sparsity"][-1], abs=1e-6)
 
 
-@pytest.mark.parametrize("name", sf.METHODS)
-def test_computes_as_the_program_does(name, clients, task):
-  run = make_run(clients, task, getattr(sf, name)(), rounds=20)
+@pytest.mark.parametrize("method", sf.METHODS)
+def test_computes_as_the_program_does(method, clients, task):
+  run = make_run(clients, task, getattr(sf, method)(), rounds=20)
   start = run.init(seed=3)
   state, rows = run.rounds(start, ROUNDS)
   scores = run.evaluate(state)
   config = DEFAULTS._replace(
-    algorithm=name,
+    algorithm=method,
     model="mlp",
     seed=3,
     dirichlet_alpha=0.1,
@@ -74,7 +74,7 @@ def test_computes_as_the_program_does(name, clients, task):
   before = other.simulation.init(other.hyper, other.keys.init)
   after, row = other.simulation.run(before, other.federation, other.keys.rounds, ROUNDS)
   if jax.local_device_count() == 1:
-    cases.assert_same_bits(state.server, after)
+    cases.assert_same_bits((state.server, state.memories), tuple(after))
   assert set(rows) == set(row)
   for column, found in rows.items():
     assert np.all(np.isfinite(found)), column

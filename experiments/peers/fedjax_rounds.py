@@ -10,29 +10,16 @@ that FedJAX runs on: `pip install jax==0.5.3 jaxlib==0.5.3 fedjax==0.0.17`.
 import argparse
 import sys
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any
 
 import clock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import workloads
+from workloads import Work, check_network
 
-
-class Work(NamedTuple):
-  """A workload, as in experiments/workloads.py."""
-
-  shape: tuple[int, ...]
-  num_clients: int
-  examples_per_client: int
-  clients_per_round: int
-  batch_size: int
-  num_params: int
-
-
-WORKLOADS = {
-  "mlp64": Work((64,), 1000, 20, 100, 10, 4_810),
-  "cnn32": Work((32, 32, 3), 100, 50, 10, 10, 1_626_442),
-}
+WORKLOADS = {name: workloads.WORKLOADS[name] for name in ("mlp64", "cnn32")}
 
 
 def main() -> None:
@@ -62,10 +49,9 @@ def main() -> None:
     server_optimizer=fedjax.optimizers.sgd(1.0),
     client_batch_hparams=fedjax.ShuffleRepeatBatchHParams(work.batch_size, num_epochs=1),
   )
-  params = network.init(jax.random.PRNGKey(0), jnp.zeros((1, *work.shape)))
+  params = network.init(jax.random.PRNGKey(0), jnp.zeros((1, *work.shape[::-1])))
   num_params = sum(leaf.size for leaf in jax.tree_util.tree_leaves(params))
-  if num_params != work.num_params:
-    sys.exit(f"error: the network has {num_params} parameters, not {work.num_params}")
+  check_network(num_params, work)
   state = algorithm.init(params)
   sampler = fedjax.client_samplers.UniformGetClientSampler(
     fd=fedjax.InMemoryFederatedData(make_clients(work)), num_clients=work.clients_per_round, seed=0
@@ -105,7 +91,7 @@ def make_clients(work: Work) -> dict[bytes, dict[str, np.ndarray]]:
   size = work.examples_per_client
   return {
     b"%05d" % number: {
-      "x": random.standard_normal((size, *work.shape), np.float32),
+      "x": random.standard_normal((size, *work.shape[::-1]), np.float32),
       "y": random.integers(0, 10, size, np.int32),
     }
     for number in range(work.num_clients)

@@ -10,28 +10,15 @@ of that name of `experiments.bench`. It wants an environment of its own:
 import argparse
 import sys
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any
 
 import clock
+import workloads
+from workloads import Work, check_network
 
 MAX_ROUNDS = 10**6  # which the timer ends
 
-
-class Work(NamedTuple):
-  """A workload, as in experiments/workloads.py."""
-
-  shape: tuple[int, int, int] | tuple[int]  # of one example, features first
-  num_clients: int
-  examples_per_client: int
-  clients_per_round: int
-  batch_size: int
-  num_params: int
-
-
-WORKLOADS = {
-  "mlp64": Work((64,), 1000, 20, 100, 10, 4_810),
-  "cnn32": Work((3, 32, 32), 100, 50, 10, 10, 1_626_442),
-}
+WORKLOADS = {name: workloads.WORKLOADS[name] for name in ("mlp64", "cnn32")}
 
 
 def main() -> None:
@@ -53,8 +40,7 @@ def main() -> None:
   work = WORKLOADS[options.workload]
   network = make_network(torch.nn, options.workload)
   num_params = sum(leaf.numel() for leaf in network.parameters())
-  if num_params != work.num_params:
-    sys.exit(f"error: the network has {num_params} parameters, not {work.num_params}")
+  check_network(num_params, work)
   timer = clock.Clock(options.rounds, options.turns)
   run(torch, network, work, timer)
   print(

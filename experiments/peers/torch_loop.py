@@ -9,31 +9,10 @@ nothing else. The data is random and on the device; a round is timed until the d
 
 import argparse
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import clock
-
-
-class Work(NamedTuple):
-  """A workload, as in experiments/workloads.py."""
-
-  shape: tuple[int, int, int] | tuple[int]  # of one example, features first
-  num_classes: int
-  num_clients: int
-  examples_per_client: int
-  clients_per_round: int
-  batch_size: int
-  num_params: int
-  cpu_divisor: int = 1  # by which clients, and clients a round, are fewer on a CPU
-  is_uint8: bool = False  # as the examples are stored; the network sees [-1, 1]
-
-
-WORKLOADS = {
-  "mlp64": Work((64,), 10, 1000, 20, 100, 10, 4_810),
-  "cnn32": Work((3, 32, 32), 10, 100, 50, 10, 10, 1_626_442),
-  "cnn28-1k": Work((1, 28, 28), 62, 10_000, 20, 1000, 20, 1_690_046, cpu_divisor=10),
-  "resnet18-c10": Work((3, 32, 32), 10, 100, 500, 10, 16, 11_173_962, is_uint8=True),
-}
+from workloads import WORKLOADS, Work, check_network
 
 
 def main() -> None:
@@ -63,8 +42,7 @@ def main() -> None:
 
   network = make_network(torch.nn, options.workload, work).to(device)
   num_params = sum(leaf.numel() for leaf in network.parameters())
-  if num_params != work.num_params:
-    sys.exit(f"error: the network has {num_params} parameters, not {work.num_params}")
+  check_network(num_params, work)
   shape = (num_clients, work.examples_per_client)
   if work.is_uint8:
     x = torch.randint(0, 256, (*shape, *work.shape), dtype=torch.uint8, device=device)

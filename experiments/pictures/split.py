@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
 
-from experiments.pictures.plots import BLUE, GREY, INK
+from experiments.pictures.panels import BLUE, GREY, INK, styled
 from experiments.run.split import Split
 
 _MOST_COLUMNS = 500  # of clients; more of them share a column
@@ -24,6 +23,7 @@ _NORM = PowerNorm(0.5, 0, 1)  # so that a hundredth can be told from nothing
 _BOX = {"left": 0.09, "right": 0.9, "bottom": 0.13, "top": 0.84, "wspace": 0.03, "hspace": 0.06}
 
 
+@styled
 def plot_split(
   phases: Sequence[Split], classes: Sequence[Any], path: str | os.PathLike[str]
 ) -> None:
@@ -37,7 +37,8 @@ def plot_split(
     classes: the labels of the classes, as they are to be written.
     path: the PNG to write.
   """
-  figure = Figure(figsize=(12, 5.4 * len(phases)), dpi=110, facecolor="white")
+  figure = Figure(figsize=(12, 5.4 * len(phases)), dpi=110)
+  figure.set_layout_engine("none")
   rows = figure.subfigures(len(phases), 1, squeeze=False)
   for row, split in zip(rows[:, 0], phases, strict=True):
     _draw_phase(row, split, [_shortened(label) for label in classes])
@@ -65,9 +66,8 @@ def _draw_phase(figure: SubFigure, split: Split, labels: Sequence[str]) -> None:
     interpolation="nearest",
     extent=(0, num_clients, num_classes, 0),
   )
-  _dress(middle)
-  middle.set_xlabel("clients, in the order of their most frequent class", fontsize=9.5, color=GREY)
-  middle.set_ylabel("class", fontsize=9.5, color=GREY)
+  middle.set_xlabel("clients, in the order of their most frequent class")
+  middle.set_ylabel("class")
   middle.yaxis.set_label_coords(-0.1, 0.5)
   shown = range(0, num_classes, -(-num_classes // _MOST_LABELS))
   middle.yaxis.set_major_locator(FixedLocator([i + 0.5 for i in shown]))
@@ -80,18 +80,16 @@ def _draw_phase(figure: SubFigure, split: Split, labels: Sequence[str]) -> None:
   top.stairs(of_column, edges, fill=True, color=BLUE, alpha=0.75, lw=0)
   top.set_xlim(0, num_clients)
   top.set_ylim(0, 1.05 * max(of_column.max(), 1))
-  _dress(top)
   top.tick_params(labelbottom=False, bottom=False)
-  top.set_ylabel("examples", fontsize=9.5, color=GREY)
+  top.set_ylabel("examples")
   _tick_largest(top.yaxis, of_column)
 
   of_class = counts.sum(0)
   ends = np.arange(num_classes + 1)
   side.stairs(of_class, ends, orientation="horizontal", fill=True, color=BLUE, alpha=0.75, lw=0)
   side.set_ylim(num_classes, 0)
-  _dress(side)
   side.tick_params(labelleft=False, left=False)
-  side.set_xlabel("examples", fontsize=9.5, color=GREY)
+  side.set_xlabel("examples")
   _tick_largest(side.xaxis, of_class)
   _draw_scale(figure)
 
@@ -103,13 +101,7 @@ def _draw_scale(figure: SubFigure) -> None:
   bar.outline.set_visible(False)  # type: ignore[operator]
   axes.yaxis.set_major_formatter(PercentFormatter(1))
   axes.tick_params(colors=GREY, labelsize=8.5, length=3)
-  axes.set_ylabel("share of the client's examples", fontsize=9.5, color=GREY)
-
-
-def _dress(axes: Axes) -> None:
-  axes.spines[["top", "right"]].set_visible(False)
-  axes.spines[["left", "bottom"]].set_color(GREY)
-  axes.tick_params(colors=GREY, labelsize=9, length=3)
+  axes.set_ylabel("share of the client's examples")
 
 
 def _tick_largest(axis: Axis, values: np.ndarray) -> None:

@@ -1,167 +1,112 @@
-"""The report's pictures: curves over the rounds, and how the clients differ."""
+"""The report's pictures: curves over the rounds, the clients and the layers."""
 
 import itertools
+import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
 
-from experiments.pictures import plots
-from experiments.report import layers
-from experiments.report.drawing import (
-  FONT_SIZE,
-  PERCENT,
-  ROUND,
-  Axis,
-  Chapter,
-  Key,
-  Look,
-  Picture,
-  as_they_are,
-  limits_of,
-  make_figure,
-  set_axis,
-  to_svg,
-)
-from experiments.report.runs import ENDED, Run, Setting, method_name
+from experiments.pictures import panels
+from experiments.pictures.panels import PALETTE, STYLES, Panel, Points, to_uri
+from experiments.report.runs import ENDED, Run, Setting
+from experiments.run.mask_files import iou_by_distance
+from experiments.terminal import format_bytes
 
-_STYLES = ("-", "--", ":", "-.")
 _MOST_POINTS = 100  # of a curve, about, or a curve of many rounds is a band of noise
-_MOST_LINES = 8  # in one picture, as many as there are colours
+_PARTS = ("forward", "input_gradient", "weight_gradient")  # of the FLOPs of a layer
 
 
-class _Line(NamedTuple):
-  """A setting's curve: means over the seeds, and the standard deviation as a band."""
+class Picture(NamedTuple):
+  """One figure of the page."""
 
-  x: np.ndarray  # f64[n], n > 0
-  y: np.ndarray  # f64[n]
-  spread: np.ndarray  # f64[n]
-  block: int = 1  # rounds of which a point is the mean
+  title: str
+  caption: str
+  alt: str
+  uri: str
+
+
+class Look(NamedTuple):
+  """How a setting is drawn, and in which of the panels that show the same quantity."""
+
+  setting: Setting
+  label: str
+  color: str
+  style: str
+  facets: tuple[str, ...]  # titles of those panels; ("",) where there is one
 
 
 class _Quantity(NamedTuple):
   """What one picture shows of all settings."""
 
   title: str
+  points_of: Callable[[Setting], Points]
   caption: str
-  line_of: Callable[[Setting], _Line | None]
-  last: str = "{:.1f} %"  # how the legend writes the last value
-  x: Axis = ROUND
-  y: Axis = PERCENT
-  rule: float | None = None  # where a vertical line is
+  panel: Panel = Panel("", "%", [])
+  last: str = "{:.1f} %"  # how the legend writes the last value, if at all
 
 
-def draw(settings: Sequence[Setting]) -> list[Chapter]:
-  """Draws what there is data for.
-
-  Args:
-    settings: the rows of the report's table, in its order.
-
-  Returns:
-    The chapters, none of them empty.
-  """
-  looks = _looks(settings)
-  accuracy = [_draw_curves(looks, quantity) for quantity in _ACCURACY]
-  clients = [_draw_spread(looks), _draw_curves(looks, _WEAK_CLIENTS)]
-  sparsity = [_draw_curves(looks, quantity) for quantity in _SPARSITY]
-  masks = [_draw_curves(looks, quantity) for quantity in _MASKS]
-  chapters = [
-    *_gather("Accuracy", accuracy),
-    *_gather("Clients", clients),
-    *_gather("Sparsity and regrowth", sparsity),
-    *_gather("Masks", masks),
-    layers.similarity(looks),
-    layers.densities(looks),
-    layers.flops(looks),
-  ]
-  return [chapter for chapter in chapters if chapter.pictures]
+def draw(settings: Sequence[Setting]) -> list[Picture]:
+  """Draws what there is data for; `settings` are the rows of the report's table, in its order."""
+  looks = looks_of(settings)
+  quantities = [*_QUANTITIES, *_of_layers(settings)]
+  pictures = [_draw_curves(looks, quantity) for quantity in quantities]
+  return [picture for picture in pictures if picture is not None]
 
 
-def _gather(title: str, chapters: Sequence[Chapter]) -> list[Chapter]:
-  """Puts quantities of one picture each under a common heading."""
-  if any(picture.title for chapter in chapters for picture in chapter.pictures):
-    return list(chapters)
-  pictures = [
-    picture._replace(title=chapter.title, caption=f"{chapter.caption} {picture.caption}".strip())
-    for chapter in chapters
-    for picture in chapter.pictures
-  ]
-  return [Chapter(title, pictures)]
-
-
-def _looks(settings: Sequence[Setting]) -> list[Look]:
-  """Gives a method the same colour everywhere; many settings share out among several pictures."""
-  rests = list(dict.fromkeys(setting.rest for setting in settings))
+def looks_of(settings: Sequence[Setting]) -> list[Look]:
+  """Gives a method the same colour everywhere; many settings of methods share out among panels."""
+  methods = [str(s.values.get("algorithm", s.runs[0].config.get("algorithm"))) for s in settings]
   has_methods = any(setting.method for setting in settings)
-  is_few = len(settings) <= _MOST_LINES and (len(rests) <= len(_STYLES) or not has_methods)
-  facets = _facets(settings) if has_methods else _chunks(len(settings))
+  most = max(Counter(methods).values(), default=0)
+  is_divided = has_methods and (len(settings) > len(PALETTE) or most > len(STYLES))
   looks = []
-  for i, setting in enumerate(settings):
-    algorithm = _algorithm(setting)
-    is_known = has_methods and algorithm in plots.NAMES
-    # As plots.plot_sweep colours them.
-    place = list(plots.NAMES).index(algorithm) if is_known else i
-    style = _STYLES[rests.index(setting.rest)] if is_few and has_methods else "-"
-    label = setting.method if has_methods and not is_few else setting.label
+  found = panels.looks_of(methods if has_methods else [""] * len(settings))
+  for setting, method, (color, style) in zip(settings, methods, found, strict=True):
+    label = (setting.method if is_divided else setting.label) or panels.method_title(method)
     if all(run.state != ENDED for run in setting.runs):
-      states = dict.fromkeys(run.state for run in setting.runs)
-      label = f"{label or method_name(algorithm)} ({' and '.join(states)})"
-    looks.append(
-      Look(
-        setting,
-        plots.PALETTE[place % len(plots.PALETTE)],
-        style,
-        ("",) if is_few else facets[i],
-        label or method_name(algorithm),
-      )
-    )
+      label += f" ({' and '.join(dict.fromkeys(run.state for run in setting.runs))})"
+    facets = _facets(setting, settings) if is_divided else ("",)
+    looks.append(Look(setting, label, color, "-" if is_divided else style, facets))
   return looks
 
 
-def _facets(settings: Sequence[Setting]) -> list[tuple[str, ...]]:
-  """Makes a picture for the methods at the same values of the other flags.
+def _facets(setting: Setting, settings: Sequence[Setting]) -> tuple[str, ...]:
+  """Names the panels of a setting, one for the methods at the same values of the other flags.
 
-  A method that does not read some of them, as dense training no sparsity, is in several pictures.
+  A method that does not read some of them, as dense training no sparsity, is in several panels.
   """
-
-  def fits(setting: Setting, other: Setting) -> bool:
-    return setting.others.items() <= other.others.items()
-
-  whole = [
-    setting
-    for setting in settings
-    if not any(fits(setting, other) and not fits(other, setting) for other in settings)
+  fitting = [other for other in settings if setting.others.items() <= other.others.items()]
+  most = [
+    one
+    for one in fitting
+    if not any(one.others.items() < other.others.items() for other in fitting)
   ]
-  return [
-    tuple(dict.fromkeys(other.rest for other in whole if fits(setting, other)))
-    for setting in settings
-  ]
+  return tuple(dict.fromkeys(one.rest for one in most))
 
 
-def _chunks(count: int) -> list[tuple[str, ...]]:
-  """Makes a picture for as many settings as there are colours."""
-  firsts = [i // _MOST_LINES * _MOST_LINES for i in range(count)]
-  return [(f"settings {i + 1} to {min(i + _MOST_LINES, count)}",) for i in firsts]
+def _known(row: Mapping[str, Any], *keys: str) -> bool:
+  return all(row.get(key) is not None for key in keys)
 
 
-def _algorithm(setting: Setting) -> str:
-  return str(setting.values.get("algorithm", setting.runs[0].config.get("algorithm", "run")))
+def _with(setting: Setting, *keys: str) -> list[Run]:
+  """The runs that have all columns in some row."""
+  return [run for run in setting.shown if any(_known(row, *keys) for row in run.rows)]
 
 
-def _over_rounds(key: str, factor: float = 1.0) -> Callable[[Setting], _Line | None]:
-  def line(setting: Setting) -> _Line | None:
+def _over_rounds(key: str) -> Callable[[Setting], Points]:
+  def points(setting: Setting) -> Points:
     runs = _with(setting, key)
     longest = max((sum(_known(row, key) for row in run.rows) for run in runs), default=0)
-    block = max(longest // _MOST_POINTS, 1)
-    x, mean, deviation = plots.mean_curve([_in_blocks(run.rows, key, block) for run in runs], key)
-    return _Line(x, factor * mean, factor * deviation, block) if x.size else None
+    size = max(longest // _MOST_POINTS, 1)
+    return panels.mean_curve([in_blocks(run.rows, key, size) for run in runs], key)
 
-  return line
+  return points
 
 
-def _in_blocks(rows: plots.Rows, key: str, size: int) -> plots.Rows:
+def in_blocks(rows: panels.Rows, key: str, size: int) -> panels.Rows:
   """Averages a column over as many rows as `size`; a block has the round of its last."""
   known = [row for row in rows if _known(row, key)]
   if size == 1:
@@ -173,210 +118,182 @@ def _in_blocks(rows: plots.Rows, key: str, size: int) -> plots.Rows:
   ]
 
 
-def _by_bytes(setting: Setting) -> _Line | None:
+def _by_bytes(setting: Setting) -> Points:
   keys = ("test_accuracy", "cumulative_bytes")
-  # Of the rounds that have both.
-  pairs = [[row for row in run.rows if _known(row, *keys)] for run in _with(setting, *keys)]
-  _, y, spread = plots.mean_curve(pairs, "test_accuracy")
-  _, x, _ = plots.mean_curve(pairs, "cumulative_bytes")
-  kept = x > 0
-  return _Line(x[kept], 100 * y[kept], 100 * spread[kept]) if kept.any() else None
+  points = panels.mean_curve([run.rows for run in _with(setting, *keys)], *keys)
+  return points.where(points.x > 0)
 
 
-def _since_shift(setting: Setting) -> _Line | None:
-  shifts = [run.summary.get("shift_round") for run in setting.shown]
-  line = _over_rounds("test_accuracy", 100)(setting)
-  if line is None or shifts[0] is None:
-    return None
-  x = line.x - shifts[0]
-  kept = x >= -max(x[-1], 1) / 3  # enough to see where it came from
-  return line._replace(x=x[kept], y=line.y[kept], spread=line.spread[kept])
+def _since_shift(setting: Setting) -> Points:
+  points = _over_rounds("test_accuracy")(setting)
+  shift = setting.shown[0].summary.get("shift_round")
+  if shift is None or not points.x.size:
+    return points.where(points.x < 0)
+  points = points._replace(x=points.x - shift)
+  return points.where(points.x >= -max(points.x[-1], 1) / 3)  # enough to see where it came from
 
 
-def _with(setting: Setting, *keys: str) -> list[Run]:
-  """The runs that have all columns in some row."""
-  return [run for run in setting.shown if any(_known(row, *keys) for row in run.rows)]
+def _by_client(setting: Setting) -> Points:
+  listed = [run.summary.get("client_accuracies") or [] for run in setting.shown]
+  known = [value for value in itertools.chain(*listed) if value is not None]
+  if not known:
+    return panels.NO_POINTS
+  x = np.linspace(0, 100, min(len(known), _MOST_POINTS + 1))
+  return Points(x, *[np.percentile(known, x)] * 3)
 
 
-def _known(row: Mapping[str, Any], *keys: str) -> bool:
-  return all(row.get(key) is not None for key in keys)
+def _by_distance(setting: Setting) -> Points:
+  runs = [iou_by_distance(run.similarity) for run in setting.shown if run.similarity.get("iou")]
+  return panels.mean_points(runs)
 
 
-_ACCURACY = (
-  _Quantity(
-    "Test accuracy",
-    "Accuracy on the test set, in %, after each evaluated round.",
-    _over_rounds("test_accuracy", 100),
-  ),
+_BYTES = Panel("", "%", [], x_title="bytes, all clients, both ways", x_log=format_bytes)
+_SHIFT = Panel("", "%", [], x_title="rounds since the shift", mark=0)
+_CLIENTS = Panel("", "%", [], x_title="clients, from the weakest, %")
+_RARE = Panel("", "%", [], log_ratio=0), "{:.2g} %"
+_IOU = Panel("", "IoU", [], (0, 1)), "{:.3f}"
+_APART = _IOU[0]._replace(x_title="rounds apart"), "{:.3f}"
+_QUANTITIES = (
+  _Quantity("Test accuracy", _over_rounds("test_accuracy"), "After each evaluated round."),
   _Quantity(
     "Accuracy for its traffic",
-    "Accuracy on the test set, in %, against what all clients have sent and received so far, on a"
-    " logarithmic axis. Further left is cheaper.",
     _by_bytes,
-    x=Axis("bytes, all clients, both ways", is_log=True, is_bytes=True),
+    "Test accuracy against what all clients have sent and received: further left is cheaper.",
+    _BYTES,
   ),
   _Quantity(
     "Recovery from the shift",
-    "Accuracy on the test set, in %, around the round after which the clients’ data is another (the"
-    " vertical line).",
     _since_shift,
-    x=Axis("rounds since the shift", is_whole=True),
-    rule=0.0,
+    "Test accuracy around the round after which the clients’ data is another.",
+    _SHIFT,
   ),
-)
-_WEAK_CLIENTS = _Quantity(
-  "Accuracy of the weakest clients",
-  "Accuracy of the global model, in %, that a tenth of the clients do not reach on test examples of"
-  " their own.",
-  _over_rounds("client_accuracy_p10", 100),
-)
-_SPARSITY = (
+  _Quantity(
+    "Accuracy of the weakest clients",
+    _over_rounds("client_accuracy_p10"),
+    "Accuracy that a tenth of the clients do not reach on test examples of their own.",
+  ),
+  _Quantity(
+    "Spread over the clients",
+    _by_client,
+    "Accuracy of the final model on each client’s test examples, clients of all seeds together.",
+    _CLIENTS,
+    "",
+  ),
   _Quantity(
     "Sparsity of the global model",
-    "Zeros among the prunable weights of the global model, in %, after each round.",
-    _over_rounds("prunable_sparsity", 100),
+    _over_rounds("prunable_sparsity"),
+    "Zeros among the prunable weights after each round.",
   ),
   _Quantity(
     "Client regrowth",
-    "Weights that were 0 in what a client received and are not in what it sends, in % of the"
-    " prunable ones, mean over the clients of a round. Logarithmic axis; rounds at 0 are"
-    " left out.",
-    _over_rounds("client_regrowth", 100),
-    "{:.2g} %",
-    y=Axis("%", 0, 100, is_log=True),
+    _over_rounds("client_regrowth"),
+    "Prunable weights that are 0 in a download and not in the upload; rounds at 0 are left out.",
+    *_RARE,
   ),
   _Quantity(
     "Server regrowth",
-    "Weights of the global model that were 0 before a round and are not after it, in % of the"
-    " prunable ones. Logarithmic axis; rounds at 0 are left out.",
-    _over_rounds("server_regrowth", 100),
-    "{:.2g} %",
-    y=Axis("%", 0, 100, is_log=True),
+    _over_rounds("server_regrowth"),
+    "Prunable weights that are 0 before a round and not after it; rounds at 0 are left out.",
+    *_RARE,
   ),
-)
-_MASKS = (
   _Quantity(
     "Global mask, round to round",
-    "Overlap (intersection over union) of the global model’s mask with that of the round before: 1"
-    " is a mask that stays.",
     _over_rounds("mask_iou"),
-    "{:.3f}",
-    y=Axis("IoU", 0, 1),
+    "Overlap (intersection over union) with the mask of the round before: 1 is a mask that stays.",
+    *_IOU,
   ),
   _Quantity(
     "Clients’ masks among each other",
-    "Mean overlap (intersection over union) of the masks of two clients’ uploads in the same round:"
-    " 1 is the same mask for all.",
     _over_rounds("client_mask_iou"),
-    "{:.3f}",
-    y=Axis("IoU", 0, 1),
+    "Mean overlap of the masks of two uploads of a round: 1 is the same mask for all.",
+    *_IOU,
+  ),
+  _Quantity(
+    "Masks of different rounds",
+    _by_distance,
+    "Mean overlap of the global masks of two rounds, by how far they are apart.",
+    *_APART,
   ),
 )
 
 
-def _draw_curves(looks: Sequence[Look], quantity: _Quantity) -> Chapter:
-  """Draws a quantity in as many pictures as there are facets."""
-  title, caption, line_of, last, x, y, rule = quantity
-  found = [(look, line) for look in looks if (line := line_of(look.setting)) is not None]
-  drawn = [(look, line) for look, line in found if not y.is_log or (line.y > 0).any()]
-  if not drawn:
-    return Chapter(title, [])
-  lines = [line for _, line in drawn]
-  if any(line.spread.any() for line in lines):
-    caption += " Lines are means over the seeds, bands one standard deviation."
-  block = max(line.block for line in lines)
-  if block > 1:
-    caption += f" A point is the mean of {block} rounds."
-  # Pictures beside each other are to be compared.
-  x_limits = limits_of([line.x for line in lines], x)
-  if y.is_log:
-    y_limits = limits_of([line.y[line.y > 0] for line in lines], y)
-  else:
-    y_limits = limits_of([line.y + sign * line.spread for line in lines for sign in (-1, 1)], y)
-  pictures = []
-  for facet in dict.fromkeys(facet for look, _ in drawn for facet in look.facets):
-    own = [(look, line) for look, line in drawn if facet in look.facets]
-    figure, axes = make_figure(2.55)
-    for look, line in own:
-      _draw_line(axes, look, _positive(line) if y.is_log else line, y_limits)
-    if rule is not None:
-      axes.axvline(rule, color=plots.INK, linewidth=0.9, linestyle="--")
-    set_axis(axes, "x", x, x_limits)
-    set_axis(axes, "y", y, y_limits)
-    keys = [
-      Key(f"{look.label} {last.format(line.y[-1])}", look.color, look.style) for look, line in own
-    ]
-    ends = "; ".join(key.label for key in keys)
-    alt = f"{', '.join(filter(None, (title, facet)))}: curves by {x.title}. Last values: {ends}."
-    hidden = [look for look, line in found if y.is_log and not (line.y > 0).any()]
-    zero = [look.label for look in hidden if facet in look.facets]
-    note = f"0 in every round: {', '.join(zero)}." if zero else ""
-    pictures.append(Picture(facet, to_svg(figure), alt, note, keys))
-  return Chapter(title, pictures, caption)
+def _of_layers(settings: Sequence[Setting]) -> tuple[_Quantity, _Quantity]:
+  """Makes what is shown of each layer; layers of all settings share an axis."""
+  runs = [run for setting in settings for run in setting.shown]
+  names = list(dict.fromkeys(name for run in runs for name in (*_density_of(run), *_flops_of(run))))
+  panel = Panel("", "%", [], x_title="", x_names=names)
 
+  def points_of(values_of: Callable[[Run], dict[str, float]]) -> Callable[[Setting], Points]:
+    def points(setting: Setting) -> Points:
+      found = [values for run in setting.shown if (values := values_of(run))]
+      return panels.mean_points([{names.index(x): y for x, y in one.items()} for one in found])
 
-def _positive(line: _Line) -> _Line:
-  kept = line.y > 0
-  return line._replace(x=line.x[kept], y=line.y[kept], spread=line.spread[kept])
+    return points
 
-
-def _draw_line(axes: Axes, look: Look, line: _Line, limits: tuple[float, float]) -> None:
-  axes.plot(
-    line.x,
-    line.y,
-    color=look.color,
-    linestyle=look.style,
-    linewidth=1.5,
-    marker="o" if line.x.size <= 25 else None,
-    markersize=2.6,
-    solid_capstyle="round",
-    clip_on=False,
+  shares = panel._replace(bounds=(0, math.inf))
+  density = "Share of a layer’s weights that are not 0 in the global model after the last round."
+  flops = "Operations of a client’s training in a round, in % of those of dense training."
+  return (
+    _Quantity(
+      "Density by layer", points_of(_density_of), density, panel._replace(log_ratio=10), ""
+    ),
+    _Quantity("FLOPs by layer", points_of(_flops_of), flops, shares, ""),
   )
-  if line.spread.any():
-    low, high = (np.clip(line.y + sign * line.spread, *limits) for sign in (-1, 1))
-    axes.fill_between(line.x, low, high, color=look.color, alpha=0.15, linewidth=0)
 
 
-def _draw_spread(looks: Sequence[Look]) -> Chapter:
-  title = "Spread over the clients"
+def _density_of(run: Run) -> dict[str, float]:
+  found = [row["layer_density"] for row in run.rows if row.get("layer_density")]
+  names = run.summary.get("layers") or []
+  if not found:
+    return {}
+  if len(names) != len(found[-1]):
+    names = [f"layer {i}" for i in range(1, len(found[-1]) + 1)]
+  pairs = zip(names, found[-1], strict=True)
+  return {_short(name): value for name, value in pairs if value is not None}
 
-  def values_of(look: Look) -> list[float]:
-    listed = [run.summary.get("client_accuracies") or [] for run in look.setting.shown]
-    return [100 * value for value in itertools.chain(*listed) if value is not None]
 
-  known = [(look, values) for look in looks if (values := values_of(look))]
-  pictures = []
-  limits = limits_of([np.array(values) for _, values in known], PERCENT) if known else (0.0, 0.0)
-  for facet in dict.fromkeys(facet for look, _ in known for facet in look.facets):
-    own = [(look, values) for look, values in known if facet in look.facets]
-    figure, axes = make_figure(0.7 + 0.5 * len(own))
-    for place, (look, values) in enumerate(own):
-      ink = {"color": look.color, "linewidth": 1.2}
-      axes.boxplot(
-        [values],
-        orientation="horizontal",
-        positions=[place],
-        widths=0.34,
-        whis=(5, 95),
-        manage_ticks=False,
-        patch_artist=True,
-        boxprops={"facecolor": look.color + "33", "edgecolor": look.color, "linewidth": 1.2},
-        medianprops=ink | {"linewidth": 2.4},
-        whiskerprops=ink,
-        capprops=ink,
-        flierprops={"marker": ".", "markersize": 3, "markeredgecolor": look.color},
-      )
-      axes.text(limits[0], place - 0.3, look.label, va="bottom", fontsize=FONT_SIZE)
-    axes.set_ylim(len(own) - 0.6, -0.85)
-    as_they_are(axes.texts)
-    axes.set_yticks([])
-    axes.spines["left"].set_visible(False)
-    set_axis(axes, "x", PERCENT._replace(title="accuracy of a client, %"), limits)
-    medians = "; ".join(f"{look.label} {np.median(values):.1f} %" for look, values in own)
-    alt = f"{title}: a box by setting. Medians: {medians}."
-    pictures.append(Picture(facet, to_svg(figure), alt, "", []))
-  caption = (
-    "Accuracy of the final global model, in %, on the test examples of each client, clients of all"
-    " seeds together: median, quartiles, whiskers from the 5th to the 95th percentile, dots beyond."
+def _flops_of(run: Run) -> dict[str, float]:
+  return {
+    _short(layer["layer"]): sum(layer.get(part) or 0.0 for part in _PARTS) / layer["dense_total"]
+    for layer in run.summary.get("flops_by_layer") or []
+    if layer.get("dense_total")
+  }
+
+
+def _short(name: Any) -> str:
+  return str(name).removesuffix("/kernel")
+
+
+def _draw_curves(looks: Sequence[Look], quantity: _Quantity) -> Picture | None:
+  """Draws a quantity in as many panels as there are facets."""
+  title, points_of, caption, panel, last = quantity
+  scale = 100 if panel.unit == "%" else 1
+  lines: dict[str, list[panels.Line]] = {}
+  zeros: dict[str, list[str]] = {}
+  for look in looks:
+    points = points_of(look.setting)
+    kept = points if panel.log_ratio else points.where(points.y > 0)
+    for facet in look.facets if points.x.size else ():
+      if not kept.x.size:
+        zeros.setdefault(facet, []).append(look.label)
+        continue
+      label = f"{look.label} {last.format(scale * kept.y[-1])}".rstrip()
+      line = panels.make_line(kept, label, (look.color, look.style), scale)
+      lines.setdefault(facet, []).append(line)
+  if not lines:
+    return None
+  first = min(line.x[0] for own in lines.values() for line in own)
+  shown = [
+    panel._replace(
+      title=facet,
+      lines=own,
+      first=min(first, 0),
+      note=f"0 in every round: {', '.join(zeros[facet])}" if facet in zeros else "",
+    )
+    for facet, own in lines.items()
+  ]
+  ends = "; ".join(
+    f"{facet}: {line.label}".removeprefix(": ") for facet, own in lines.items() for line in own
   )
-  return Chapter(title, pictures, caption)
+  alt = f"{title}: curves by {panel.x_title or 'layer'}. {'Last values: ' * bool(last)}{ends}."
+  return Picture(title, caption, alt, to_uri(panels.make_column, shown))

@@ -1,7 +1,6 @@
 """The runs in a folder, their settings, and statistics over the seeds of a setting."""
 
 import json
-import math
 import os
 import pathlib
 import statistics
@@ -9,13 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments import flags
-from experiments.pictures import plots
+from experiments.pictures.panels import method_title
 from experiments.report.files import check_files, read_sweep, reason_to_skip
 from experiments.run import files as run_files
 from experiments.run.directory import CONFIG_NAME
 from experiments.run.mask_files import SIMILARITY_NAME
 from experiments.run.measures import mean_from
 from experiments.sweeps.members import GRID_NAME
+from sparsyfed_jax.algorithms import METHODS
 from sparsyfed_jax.io.writers import JSONL_NAME, SUMS_NAME
 
 ENDED, DIVERGED, UNFINISHED, DAMAGED = STATES = ("ended", "diverged", "unfinished", "damaged")
@@ -62,22 +62,22 @@ class Setting(NamedTuple):
   @property
   def label(self) -> str:
     """Names the setting in pictures."""
-    return ", ".join(part for part in (self.method, self.rest) if part)
+    return ", ".join(filter(None, (self.method, self.rest)))
 
   @property
   def method(self) -> str:
     """Names the method, or nothing where it does not differ."""
-    return method_name(self.values["algorithm"]) if "algorithm" in self.values else ""
-
-  @property
-  def rest(self) -> str:
-    """Names the other flags that differ."""
-    return ", ".join(f"{name}={text(value)}" for name, value in self.others.items())
+    return method_title(self.values["algorithm"]) if "algorithm" in self.values else ""
 
   @property
   def others(self) -> dict[str, Any]:
     """The flags that differ, without the method."""
     return {name: value for name, value in self.values.items() if name != "algorithm"}
+
+  @property
+  def rest(self) -> str:
+    """Names the other flags that differ."""
+    return ", ".join(f"{name}={text(value)}" for name, value in self.others.items())
 
   @property
   def shown(self) -> list[Run]:
@@ -98,17 +98,6 @@ class Report(NamedTuple):
   skipped: dict[str, str]  # path of what is not shown -> why
   tables: list[str]  # paths of Markdown
   pictures: list[str]  # paths of PNGs
-
-
-class Measure(NamedTuple):
-  """A column of the table."""
-
-  title: str
-  unit: str
-  value: Callable[[Run], float | None]
-  factor: float
-  decimals: int
-  asked_by: str = ""  # entry of summary.json; where it is set, to have no value is a result
 
 
 def read(root: pathlib.Path) -> Report:
@@ -220,11 +209,6 @@ def _path(path: pathlib.Path, root: pathlib.Path) -> str:
   return path.relative_to(root).as_posix()
 
 
-def method_name(algorithm: str) -> str:
-  """Writes a method as its authors do."""
-  return plots.NAMES.get(algorithm, str(algorithm))
-
-
 def text(value: Any) -> str:
   """Writes the value of a flag as on a command line."""
   if isinstance(value, list):
@@ -239,16 +223,17 @@ def given_flags(run: Run) -> dict[str, Any]:
     Values by name; those that follow from other flags, as they do by default, are None.
   """
   values = {**_DEFAULTS, **run.flags}
-  algorithm = values["algorithm"]
-  try:
-    ignored = set(flags.ignored(flags.DEFAULTS._replace(algorithm=algorithm)))
-  except KeyError:  # a method of another version
+  is_known = values["algorithm"] in METHODS
+  if is_known:
+    ignored = set(flags.ignored(flags.DEFAULTS._replace(algorithm=values["algorithm"])))
+  else:  # of another version, or somebody's own, whose code is not to run
     ignored = {name for name, value in run.flags.items() if value is None}
   read_by_method = {name: value for name, value in values.items() if name not in ignored}
   sources = {
     name: value
     for name, value in read_by_method.items()
     if name in _DEFAULTS and name not in flags.DERIVED and value is not None
+    if name != "algorithm" or is_known
   }
   for name in flags.DERIVED:  # some of which follow from others of them
     derived = getattr(flags.resolve(flags.DEFAULTS._replace(**sources)), name)
@@ -305,73 +290,66 @@ def _order(value: Any) -> tuple[bool, float, str]:
   return not is_number, float(value) if is_number else 0.0, text(value)
 
 
-def _finite(value: Any) -> float | None:
-  is_known = isinstance(value, int | float) and math.isfinite(value)
-  return float(value) if is_known else None
+class Measure(NamedTuple):
+  """A column of the table."""
+
+  title: str
+  unit: str
+  value: Callable[[Run], Any]  # None where it is not known
+  factor: float
+  decimals: int
+  asked_by: str = ""  # entry of summary.json; where it is set, to have no value is a result
 
 
-def _of_summary(name: str) -> Callable[[Run], float | None]:
-  return lambda run: _finite(run.summary.get(name))
+def _end(name: str) -> Callable[[Run], Any]:
+  return lambda run: run.summary.get(name)
 
 
-def _mean_of_rows(name: str, first_round: int = 1) -> Callable[[Run], float | None]:
+def _mean(name: str, first_round: int = 1) -> Callable[[Run], Any]:
   return lambda run: mean_from(run.rows, name, first_round)
 
 
 def _relative_flops(run: Run) -> float | None:
-  own, dense = (
-    _finite(run.summary.get(name))
-    for name in ("client_flops_per_round", "dense_client_flops_per_round")
-  )
+  own, dense = map(run.summary.get, ("client_flops_per_round", "dense_client_flops_per_round"))
   return own / dense if own is not None and dense else None
 
 
 _TARGET, _SHIFT = "target_accuracy", "shift_round"
+_UP, _DOWN = "uplink_bytes_per_client_round", "downlink_bytes_per_client_round"
 MEASURES = (
-  Measure("Test accuracy", "%", _of_summary("test_accuracy"), 100, 2),
-  Measure("Zeros among prunable weights", "%", _of_summary("prunable_sparsity"), 100, 2),
-  Measure("Uplink a client and round", "kB", _of_summary("uplink_bytes_per_client_round"), 1e-3, 1),
-  Measure(
-    "Downlink a client and round", "kB", _of_summary("downlink_bytes_per_client_round"), 1e-3, 1
-  ),
-  Measure("Traffic to the target accuracy", "MB", _of_summary("bytes_to_target"), 1e-6, 1, _TARGET),
-  Measure("Rounds to the target accuracy", "", _of_summary("rounds_to_target"), 1, 1, _TARGET),
-  Measure("Client regrowth", "%", _mean_of_rows("client_regrowth", 2), 100, 3),
-  Measure("Server regrowth", "%", _mean_of_rows("server_regrowth", 2), 100, 3),
-  Measure("IoU of clients’ masks", "", _mean_of_rows("client_mask_iou"), 1, 3),
+  Measure("Test accuracy", "%", _end("test_accuracy"), 100, 2),
+  Measure("Zeros among prunable weights", "%", _end("prunable_sparsity"), 100, 2),
+  Measure("Uplink a client and round", "kB", _end(_UP), 1e-3, 1),
+  Measure("Downlink a client and round", "kB", _end(_DOWN), 1e-3, 1),
+  Measure("Traffic to the target accuracy", "MB", _end("bytes_to_target"), 1e-6, 1, _TARGET),
+  Measure("Rounds to the target accuracy", "", _end("rounds_to_target"), 1, 1, _TARGET),
+  Measure("Client regrowth", "%", _mean("client_regrowth", 2), 100, 3),
+  Measure("Server regrowth", "%", _mean("server_regrowth", 2), 100, 3),
+  Measure("IoU of clients’ masks", "", _mean("client_mask_iou"), 1, 3),
   Measure("Training FLOPs of dense", "%", _relative_flops, 100, 1),
-  Measure("Accuracy before the shift", "%", _of_summary("accuracy_before_shift"), 100, 2),
-  Measure("Lowest after it", "%", _of_summary("lowest_accuracy_after_shift"), 100, 2),
-  Measure("Rounds to regain it", "", _of_summary("rounds_to_regain"), 1, 1, _SHIFT),
+  Measure("Accuracy before the shift", "%", _end("accuracy_before_shift"), 100, 2),
+  Measure("Lowest after it", "%", _end("lowest_accuracy_after_shift"), 100, 2),
+  Measure("Rounds to regain it", "", _end("rounds_to_regain"), 1, 1, _SHIFT),
 )
 
 
 def known_measures(runs: Sequence[Run]) -> list[Measure]:
   """Selects the columns of which any run that ended has something to say."""
-  ended = [run for run in runs if run.state == ENDED]
-  return [
-    measure
-    for measure in MEASURES
-    if any(measure.value(run) is not None or _is_asked(run, measure) for run in ended)
-  ]
+  return [measure for measure in MEASURES if mean_and_deviation(runs, measure) != "–"]
 
 
-def _is_asked(run: Run, measure: Measure) -> bool:
-  return run.summary.get(measure.asked_by) is not None
-
-
-def mean_and_deviation(setting: Setting, measure: Measure) -> str:
-  """Writes the mean and standard deviation (n - 1) over the seeds that ended.
+def mean_and_deviation(runs: Sequence[Run], measure: Measure) -> str:
+  """Writes the mean and standard deviation (n - 1) over the runs that ended.
 
   Returns:
     `85.65 ± 2.95`, without deviation of one value, and with `(1 of 2)` where not all have one.
   """
-  ended = [run for run in setting.runs if run.state == ENDED]
-  found = [measure.value(run) for run in ended]
-  known = [measure.factor * value for value in found if value is not None]
+  ended = [run for run in runs if run.state == ENDED]
+  known = [measure.factor * value for run in ended if (value := measure.value(run)) is not None]
   if not known:
-    return "never" if any(_is_asked(run, measure) for run in ended) else "–"
+    is_asked = any(run.summary.get(measure.asked_by) is not None for run in ended)
+    return "never" if is_asked else "–"
   cell = f"{statistics.fmean(known):.{measure.decimals}f}"
   if len(known) > 1:
     cell += f" ± {statistics.stdev(known):.{measure.decimals}f}"
-  return cell if len(known) == len(found) else f"{cell} ({len(known)} of {len(found)})"
+  return cell if len(known) == len(ended) else f"{cell} ({len(known)} of {len(ended)})"

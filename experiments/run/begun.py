@@ -9,6 +9,7 @@ from experiments import flags
 from experiments.run import identity
 from experiments.run.directory import CONFIG_NAME
 from experiments.run.environment import describe_environment
+from experiments.run.settings import source_digest
 from sparsyfed_jax.io.writers import write_json
 
 # Of the data, in the order in which they are compared; the last two are digests of all of them.
@@ -33,7 +34,9 @@ def describe(config: flags.Config, facts: Mapping[str, Any]) -> dict[str, Any]:
     config: resolved flags.
     facts: what the data made of them, as `Experiment` has them.
   """
-  return {**_flags_of(config), "data": facts, **describe_environment()}
+  digest = source_digest(config)
+  method = {} if digest is None else {"method_sha256": digest}
+  return {**_flags_of(config), **method, "data": facts, **describe_environment()}
 
 
 def read(directory: pathlib.Path) -> dict[str, Any]:
@@ -89,6 +92,11 @@ def check_flags(before: Mapping[str, Any], config: flags.Config, directory: path
       raise flags.ConfigError(f"--resume: {place}: {name} is {json.dumps(before[name])[:60]}")
     raise flags.ConfigError(
       f"--{name}={value}: must be {before[name]} to go on with the run in {directory}"
+    )
+  if before.get("method_sha256") != source_digest(config):
+    raise flags.ConfigError(
+      f"--algorithm={config.algorithm}: its file is not that which the run in {directory} was begun"
+      f" with (method_sha256 in {CONFIG_NAME}); --resume goes on with the same code alone"
     )
 
 

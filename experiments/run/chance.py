@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from experiments.flags import ignored
-from experiments.run.config import Config, default_client_lr, default_server_lr
+from experiments.run.config import Config
+from experiments.run.defaults import default_client_lr, default_server_lr
 
 STANDARD_ERRORS = 2.0
 _FAR = 3.0  # times the default: a rate to suspect first

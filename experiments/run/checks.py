@@ -51,6 +51,10 @@ def check(config: Config) -> None:
     "client_momentum",
     "above 0 with --client_optimizer=nesterov",
   )
+  if method.needs_plain_sgd:
+    right = f"left out with --algorithm={config.algorithm}, whose clients need plain SGD"
+    require(config.client_optimizer == "sgd", "client_optimizer", right)
+    require(config.client_momentum == 0, "client_momentum", right)
   if config.num_clients is not None:
     require(
       config.clients_per_round <= config.num_clients,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.run.build import TestOwners
+from experiments.run.data import TestOwners
 
 
 def owners_at(owners: TestOwners, shift_round: int | None, done: int) -> np.ndarray:

@@ -1,8 +1,15 @@
 """The settings of a run: each flag is one field, with its type, default, help and range."""
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from sparsyfed_jax.algorithms import METHODS
+from experiments.run.defaults import (
+  default_client_lr,
+  default_ramp,
+  default_server_lr,
+  default_shift_alpha,
+  default_shift_seed,
+)
+from sparsyfed_jax.algorithms import METHODS, OURS
 from sparsyfed_jax.data.shift import SHIFTS
 from sparsyfed_jax.fed.devices import PLACEMENTS
 from sparsyfed_jax.fed.method import Choice, Knob
@@ -31,30 +38,6 @@ class ConfigError(ValueError):
   """A flag that cannot be obeyed; the one-line message names it, its value and what is right."""
 
 
-def default_client_lr(config: Any) -> float:
-  """Chooses the clients' first rate for their optimizer; of SGD one that suits its momentum."""
-  if config.client_optimizer == "adamw":
-    return 0.01
-  return round(0.5 * (1 - config.client_momentum), 9)
-
-
-def default_server_lr(config: Any) -> float:
-  """Chooses the server's rate: adaptive optimizers move every weight by about so much a round."""
-  return 1.0 if config.server_optimizer in ("sgd", "momentum") else 0.01
-
-
-def _half_unless_constant(config: Any) -> int:
-  return 0 if config.sparsity_schedule == "constant" else config.rounds // 2
-
-
-def _alpha_if_shifted(config: Any) -> float | None:
-  return None if config.shift_round is None else config.dirichlet_alpha
-
-
-def _seed_if_shifted(config: Any) -> int | None:
-  return None if config.shift_round is None else (config.seed + 1) % 2**32
-
-
 class Config(NamedTuple):
   """The flags of a run, by name, besides those of its method."""
 
@@ -79,12 +62,10 @@ class Config(NamedTuple):
   algorithm: Annotated[
     str,
     Knob(f"one of {', '.join(METHODS)}, or package.module:METHOD or ./file.py:METHOD of your own"),
-  ] = "sparsyfed"
+  ] = OURS
   sparsity: Annotated[
     float,
-    Knob(
-      "share of the prunable weights that a client's upload leaves at 0, in [0, 1)", low=0, below=1
-    ),
+    Knob("share of the prunable weights that an upload leaves at 0, in [0, 1)", low=0, below=1),
     VALUE,
   ] = 0.95
   sparsity_schedule: Annotated[
@@ -97,7 +78,7 @@ class Config(NamedTuple):
   ] = "cubic"
   sparsity_ramp_rounds: Annotated[
     int | None,
-    Knob("rounds of the ramp; default: half of --rounds", default=_half_unless_constant),
+    Knob("rounds of the ramp; default: half of --rounds", default=default_ramp),
     VALUE,
   ] = None
   num_clients: Annotated[
@@ -110,10 +91,7 @@ class Config(NamedTuple):
   ] = 10
   client_sparsities: Annotated[
     tuple[float, ...],
-    Knob(
-      "comma list: sparsities of weaker clients, each at least --sparsity; with"
-      " --client_sparsity_shares"
-    ),
+    Knob("comma list: sparsities of weaker clients, in --client_sparsity_shares"),
     VALUE,
   ] = ()
   client_sparsity_shares: Annotated[
@@ -124,15 +102,13 @@ class Config(NamedTuple):
   client_weighting: Annotated[
     str,
     Choice(
-      "of clients in the server's mean: size (examples, as FedAvg) or uniform",
+      "of clients in the server's mean: size (examples) or uniform",
       tuple(CLIENT_WEIGHTS),
     ),
   ] = "size"
   client_sampling: Annotated[
     str,
-    Choice(
-      "who is sampled: uniform, or size (in proportion to the examples)", tuple(AVAILABILITIES)
-    ),
+    Choice("who is sampled: uniform, or size (as they have examples)", tuple(AVAILABILITIES)),
   ] = "uniform"
   client_dropout: Annotated[
     float,
@@ -141,9 +117,7 @@ class Config(NamedTuple):
   ] = 0.0
   straggler_fraction: Annotated[
     float,
-    Knob(
-      "probability that a client gets only a random part of its local steps done", low=0, high=1
-    ),
+    Knob("probability that a client does only a random part of its local steps", low=0, high=1),
     VALUE,
   ] = 0.0
   rounds: Annotated[
@@ -156,8 +130,7 @@ class Config(NamedTuple):
   client_lr: Annotated[
     float | None,
     Knob(
-      "rate of the clients at the start; default: 0.5 * (1 - --client_momentum), or 0.01 with"
-      " adamw",
+      "first rate of the clients; default: 0.5 * (1 - --client_momentum); adamw: 0.01",
       above=0,
       default=default_client_lr,
     ),
@@ -186,7 +159,7 @@ class Config(NamedTuple):
   ] = 0.0
   proximal_mu: Annotated[
     float,
-    Knob("coefficient of FedProx's term, which pulls clients towards what they received", low=0),
+    Knob("coefficient of FedProx's term, which pulls clients to what they received", low=0),
     VALUE,
   ] = 0.0
   weight_decay: Annotated[
@@ -259,7 +232,7 @@ class Config(NamedTuple):
     Knob(
       "--dirichlet_alpha of the data after --shift_round; default: unchanged",
       above=0,
-      default=_alpha_if_shifted,
+      default=default_shift_alpha,
     ),
     VALUE,
   ] = None
@@ -269,7 +242,7 @@ class Config(NamedTuple):
       "of the data after --shift_round; default: --seed + 1",
       low=0,
       high=2**32 - 1,
-      default=_seed_if_shifted,
+      default=default_shift_seed,
     ),
     VALUE,
   ] = None

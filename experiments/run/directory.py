@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from experiments import flags
+from experiments.run.settings import method_of
 from sparsyfed_jax.io.writers import CSV_NAME, JSONL_NAME, SUMS_NAME, check_new_dir
 
 try:
@@ -111,7 +112,7 @@ def _named(config: flags.Config) -> tuple[pathlib.Path, bool]:
   now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
   kind, _, name = config.dataset.partition(":")
   data = pathlib.Path(name).stem if kind == "npz" else re.sub("[^A-Za-z0-9]+", "-", name or kind)
-  first = pathlib.Path("runs") / f"{now}-{config.algorithm}-{data}"
+  first = pathlib.Path("runs") / f"{now}-{method_of(config).name}-{data}"
   first.parent.mkdir(exist_ok=True)
   path, number = first, 1
   while True:  # runs that start in one second

@@ -1,82 +1,40 @@
 """The rounds of a run, or of several runs side by side, and what they leave in files."""
 
 import contextlib
-import math
 import pathlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments import flags
 from experiments.pictures.plots import plot_curves
 from experiments.pictures.split import plot_split
 from experiments.run import processes
-from experiments.run.build import Experiment, everywhere
-from experiments.run.chance import describe_chance
 from experiments.run.clients import client_accuracies, client_spread, owners_at
+from experiments.run.config import Config
 from experiments.run.environment import describe_environment
-from experiments.run.layer_shares import dense_flops, shares_of
+from experiments.run.failures import DivergedError, count_lost, failure, never_updated
+from experiments.run.files import SUMMARY_NAME
 from experiments.run.mask_files import save_mask, write_similarity
-from experiments.run.measures import bytes_to_accuracy, recovery, rounds_to_accuracy
+from experiments.run.member import Member
 from experiments.run.programs import Inputs, Programs
+from experiments.run.rows import complete, new_rows
+from experiments.run.settings import method_of
 from experiments.run.signals import catch_signals
+from experiments.run.summary import summarise
 from experiments.terminal import Update
-from sparsyfed_jax.fed.devices import put
 from sparsyfed_jax.io import checkpoint
 from sparsyfed_jax.io.trackers import Write, open_trackers
 from sparsyfed_jax.io.writers import JSONL_NAME, MetricsWriter, read_metrics, write_json
-from sparsyfed_jax.metrics.cost import dense_bytes
-from sparsyfed_jax.metrics.flops import client_flops, flops_table
-from sparsyfed_jax.types import total
-
-SUMMARY_NAME = "summary.json"
-# Columns that are null without --metrics.
-_MEASURED = (
-  "global_sparsity",
-  "prunable_sparsity",
-  "client_regrowth",
-  "server_regrowth",
-  "uplink_bytes",
-  "downlink_bytes",
-)
-_MOST_LOST = 10  # rounds in a row of which no upload is finite, until training has diverged
-# Columns that are null in rounds in which they are not measured.
-_NOW_AND_THEN = (
-  "test_accuracy",
-  "test_loss",
-  "client_mask_iou",
-  "client_accuracy_mean",
-  "client_accuracy_std",
-  "client_accuracy_min",
-  "client_accuracy_p10",
-)
-# Columns that --metrics adds.
-_ADDED = (
-  "layer_density",
-  "round_uplink_bytes",
-  "round_downlink_bytes",
-  "cumulative_bytes",
-  "client_flops",
-)
-_COUNTS = ("clients", "dropped_clients", "examples", "excluded_clients", "target_sparsity")
-
-
-class Member(NamedTuple):
-  """A run among those side by side."""
-
-  config: flags.Config  # resolved
-  experiment: Experiment
-  directory: pathlib.Path
 
 
 class Start(NamedTuple):
   """Where runs are when they start or go on."""
 
-  state: Any  # of the server; of several runs with a leading axis
+  state: Any  # as `Programs.place` lays it out; of several runs with a leading axis
   done: int  # rounds; where they are not 0, there is a checkpoint of them
 
 
@@ -91,36 +49,32 @@ class StoppedError(RuntimeError):
     self.code = 128 + number
 
 
-class DivergedError(RuntimeError):
-  """Training left the finite numbers; the message names the round and what would help."""
-
-
-def columns_of(has_metrics: bool) -> tuple[str, ...]:
-  """Lists columns that all rows of a run have, with --metrics or without."""
-  always = ("round", "train_loss", "train_accuracy", *_COUNTS, *_MEASURED, *_NOW_AND_THEN)
-  return always + (_ADDED if has_metrics else ())
-
-
-def has_failed(rows: Sequence[Mapping[str, Any]]) -> bool:
-  """Tells whether a run ended with its last row, before its time."""
-  return _failure(rows, 0) is not None
-
-
-def begin(member: Member, programs: Programs, inputs: Inputs, restored: Any) -> Start:
+def begin(programs: Programs, inputs: Inputs, restored: Any) -> Start:
   """Makes the state before round 1, or takes that of a checkpoint.
 
   Args:
-    member: the run, or one of those side by side.
-    programs: compiled for it or for them.
+    programs: compiled for the run, or for those side by side.
     inputs: of the programs.
     restored: as `resuming.restore` returns it; None to start anew.
   """
   if restored is None:
     state, done = programs.init(inputs), 0
   else:
-    state, done = restored, int(np.ravel(restored.round)[0])
+    state, done = restored, int(np.ravel(restored.server.round)[0])
     print(f"going on after round {done}", flush=True)
-  return Start(put(state, everywhere(member.experiment.mesh)), done)
+  return Start(programs.place(state), done)
+
+
+class _Results(NamedTuple):
+  """What the rounds of one call left, of all runs; None where it was not due."""
+
+  rounds: int
+  seconds: float
+  columns: Any
+  scores: Any  # of the evaluation after the last of them
+  hits: Any  # which test examples are right
+  agreement: Any  # of the masks of the first of them
+  mask: Any  # the global one after the last
 
 
 def train_loop(
@@ -136,8 +90,7 @@ def train_loop(
   In a job of several processes all of them call it, and the first one writes.
 
   Args:
-    members: one run, or several side by side: all of as many rounds, between as many of which they
-      are evaluated and saved.
+    members: runs of as many rounds, between as many of which they are evaluated and saved.
     programs: compiled for one run, or for as many side by side.
     inputs: what the programs are run on.
     start: where the runs are, as `begin` makes it; its state is donated.
@@ -159,110 +112,105 @@ def train_loop(
   intact: Sequence[int] = (done,) if done else ()  # checkpoints
   run_seconds = 0.0
   hits = None  # of the last evaluation
-  rows = [_earlier_rows(member, done) for member in writers]
-  # Beside others a run may have ended before the checkpoint that all go on from.
-  failures = {i: failure for i, kept in enumerate(rows) if (failure := _failure(kept, 0))}
-  # Rounds in a row of which no upload was finite; the first process alone knows earlier ones.
-  lost = [processes.largest(_count_lost(rows[i], 0) if writers else 0) for i in range(len(members))]
+  books = _open_books(members, done)
+  rows, failures = books.rows, books.failures
 
   def of_run(number: int, values: Any) -> Any:
     return values if is_alone else jax.tree.map(lambda leaf: leaf[number], values)
 
   with contextlib.ExitStack() as stack:
-    files = [
-      stack.enter_context(MetricsWriter(member.directory, done, _warn)) for member in writers
-    ]
-    trackers = [stack.enter_context(_open_trackers(member, done)) for member in writers]
+    files = [stack.enter_context(_open_files(member, done)) for member in writers]
     caught = stack.enter_context(catch_signals())
     while done < config.rounds:
-      is_shifted = config.shift_round is not None and done >= config.shift_round
-      current = inputs._replace(federation=inputs.shifted) if is_shifted else inputs
-      is_compared = _is_due(done + 1, config.mask_metrics_every)
-      agreement = programs.agree(state, current) if is_compared else None
-      count = _next_stop(config, done) - done
-      started = time.perf_counter()
-      state, columns = programs.run(state, current, count)
-      run_seconds += time.perf_counter() - started
-      done += count
-      is_last = done == config.rounds
-      is_evaluated = _is_due(done, config.eval_every) or is_last
-      scores = programs.evaluate(state, inputs) if is_evaluated else {}
-      is_by_client = is_evaluated and config.client_eval
-      if is_by_client:
-        hits = programs.classify(state, inputs)
-      packed = programs.pack(state) if _is_due(done, config.mask_metrics_every) else None
+      state, results = _advance(config, programs, inputs, state, done)
+      done += results.rounds
+      run_seconds += results.seconds
+      hits = hits if results.hits is None else results.hits
       for number, member in enumerate(members):
-        if number in failures:
-          continue
-        new = _new_rows(of_run(number, columns), of_run(number, scores), count)
-        if is_by_client:
-          owners = owners_at(member.experiment.test_owners, config.shift_round, done)
-          num_clients = member.experiment.facts["num_clients"]
-          accuracies = client_accuracies(of_run(number, hits), owners, num_clients)
-          new[-1] |= client_spread(accuracies)
-        if agreement is not None:
-          new[0]["client_mask_iou"] = of_run(number, agreement).item()
-        if writers:
-          _complete(member, rows[number], new)
-          rows[number] += new
-          for row in new:
-            files[number].write(row)
-            trackers[number](row)
-          if packed is not None:
-            save_mask(member.directory, done, of_run(number, packed))
-        if number == 0:
-          update(done, new[-1])
-        failure = _failure(new, lost[number])
-        lost[number] = _count_lost(new, lost[number])
-        if failure:
-          failures[number] = failure
+        if number not in failures:
+          own = _Results(results.rounds, results.seconds, *of_run(number, results[2:]))
+          new = _record(member, number, own, done, books, files)
+          if number == 0:
+            update(done, new[-1])
       if len(failures) == len(members):
         raise failures[0]
       signal = processes.largest(caught.signal)
-      is_due = _is_due(done, config.checkpoint_every)
-      if writers and config.checkpoint_every and (is_due or is_last or signal):
+      is_last = done == config.rounds
+      is_due = _is_due(done, config.checkpoint_every) or is_last or signal
+      if writers and config.checkpoint_every and is_due:
         for file in files:
           file.sync()  # or a power cut could leave a checkpoint without its rows
-        intact = checkpoint.save(checkpoints, done, state, intact)
+        intact = checkpoint.save(checkpoints, done, programs.collect(state), intact)
       if signal and not is_last:
         raise StoppedError(signal, done, config.checkpoint_every > 0)
-  # Of the rounds of this process; a run that went on may have none left.
+  if config.client_eval and hits is None:  # a run that had ended before
+    hits = programs.classify(state, inputs)
+  # Of this process; a run that went on may have none left.
   rounds_here = (config.rounds - start.done) * len(members)
   cost = {
     "seconds_per_round": run_seconds / rounds_here if rounds_here else None,
     "compile_seconds": programs.seconds,
   }
-  if config.client_eval and hits is None:  # a run that had ended before
-    hits = programs.classify(state, inputs)
-  for number, member in enumerate(writers):
-    if number not in failures and (failure := _never_updated(member.config, rows[number])):
-      failures[number] = failure
-  if writers and len(failures) == len(members):
-    raise failures[0]
-  results: list[dict[str, Any] | DivergedError] = []
-  for number, member in enumerate(writers):
-    if number in failures:
-      results.append(failures[number])
-      continue
-    own_hits = None if hits is None else of_run(number, hits)
-    summary = _summarise(member, rows[number], of_run(number, state), own_hits)
-    summary |= cost | describe_environment()
-    plot_curves(rows[number], summary, member.directory / "curves.png")
-    split, classes = member.experiment.split, member.experiment.facts["classes"]
-    plot_split(split, classes, member.directory / "partition.png")
-    write_similarity(member.directory)
-    write_json(member.directory / SUMMARY_NAME, summary)  # last: it says that all is there
-    results.append(summary)
-  return results
+  _note_never_updated(writers, books)
+  return [
+    failures.get(number)
+    or _finish(member, rows[number], of_run(number, state), of_run(number, hits), cost)
+    for number, member in enumerate(writers)
+  ]
+
+
+class _Books(NamedTuple):
+  """What is known of runs up to the last round, by their numbers; filled as they go on."""
+
+  rows: list[list[dict[str, Any]]]  # in the first process alone
+  failures: dict[int, DivergedError]
+  # Rounds in a row of which no upload was finite; the first process alone knows earlier ones.
+  lost: list[int]
+
+
+def _open_books(members: Sequence[Member], done: int) -> _Books:
+  rows = [_earlier_rows(member, done) for member in members] if processes.is_first() else []
+  # Beside others a run may have ended before the checkpoint that all go on from.
+  failures = {i: found for i, kept in enumerate(rows) if (found := failure(kept, 0))}
+  lost = [processes.largest(count_lost(rows[i], 0) if rows else 0) for i in range(len(members))]
+  return _Books(rows, failures, lost)
+
+
+def _note_never_updated(members: Sequence[Member], books: _Books) -> None:
+  """Finds runs in which nobody was ever left; raises DivergedError where all have failed."""
+  for number, member in enumerate(members):
+    if number not in books.failures:
+      found = never_updated(member.config, books.rows[number])
+      books.failures.update({number: found} if found else {})
+  if members and len(books.failures) == len(members):
+    raise books.failures[0]
+
+
+class _Files(NamedTuple):
+  """Where the rows of a run go."""
+
+  metrics: MetricsWriter
+  track: Write
+
+  def write(self, rows: Sequence[dict[str, Any]]) -> None:
+    for row in rows:
+      self.metrics.write(row)
+      self.track(row)
+
+  def sync(self) -> None:
+    self.metrics.sync()
+
+
+@contextlib.contextmanager
+def _open_files(member: Member, done: int) -> Iterator[_Files]:
+  config, directory = member.config, member.directory
+  trackers = open_trackers(config.trackers, directory, config._asdict(), done, _warn)
+  with MetricsWriter(directory, done, _warn) as metrics, trackers as track:
+    yield _Files(metrics, track)
 
 
 def _earlier_rows(member: Member, done: int) -> list[dict[str, Any]]:
   return read_metrics(member.directory / JSONL_NAME)[:done] if done else []
-
-
-def _open_trackers(member: Member, done: int) -> contextlib.AbstractContextManager[Write]:
-  config = member.config
-  return open_trackers(config.trackers, member.directory, config._asdict(), done, _warn)
 
 
 def _warn(text: str) -> None:
@@ -273,7 +221,7 @@ def _is_due(done: int, every: int) -> bool:
   return every > 0 and done % every == 0
 
 
-def _next_stop(config: flags.Config, done: int) -> int:
+def _next_stop(config: Config, done: int) -> int:
   """Finds the round after which something is due that is not done between two rounds."""
   stops = [config.rounds]
   for every in (config.eval_every, config.checkpoint_every, config.mask_metrics_every):
@@ -287,174 +235,72 @@ def _next_stop(config: flags.Config, done: int) -> int:
   return min(stops)
 
 
-def _new_rows(
-  columns: Mapping[str, np.ndarray], scores: Mapping[str, np.ndarray], count: int
-) -> list[dict[str, Any]]:
-  columns = _on_host(columns)
-  first = ("round", "train_loss", "train_accuracy")
-  names = [*first, *(name for name in columns if name not in first)]
-  empty = [*(name for name in _MEASURED if name not in columns), *_NOW_AND_THEN]
-  rows: list[dict[str, Any]] = [
-    {name: columns[name][i].tolist() for name in names} | dict.fromkeys(empty) for i in range(count)
-  ]
-  rows[-1] |= {name: score.item() for name, score in scores.items()}
+def _advance(
+  config: Config, programs: Programs, inputs: Inputs, state: Any, done: int
+) -> tuple[Any, _Results]:
+  """Runs the rounds up to the next at which something is due, and does that."""
+  is_shifted = config.shift_round is not None and done >= config.shift_round
+  current = inputs._replace(federation=inputs.shifted) if is_shifted else inputs
+  is_compared = _is_due(done + 1, config.mask_metrics_every)
+  agreement = programs.agree(state, current) if is_compared else None
+  count = _next_stop(config, done) - done
+  started = time.perf_counter()
+  state, columns = programs.run(state, current, count)
+  seconds = time.perf_counter() - started
+  done += count
+  is_evaluated = _is_due(done, config.eval_every) or done == config.rounds
+  scores = programs.evaluate(state, inputs) if is_evaluated else {}
+  hits = programs.classify(state, inputs) if is_evaluated and config.client_eval else None
+  mask = programs.pack(state) if _is_due(done, config.mask_metrics_every) else None
+  return state, _Results(count, seconds, columns, scores, hits, agreement, mask)
+
+
+def _rows_of(member: Member, results: _Results, done: int) -> list[dict[str, Any]]:
+  rows = new_rows(results.columns, results.scores, results.rounds)
+  if results.hits is not None:
+    owners = owners_at(member.experiment.test_owners, member.config.shift_round, done)
+    num_clients = member.experiment.facts["num_clients"]
+    rows[-1] |= client_spread(client_accuracies(results.hits, owners, num_clients))
+  if results.agreement is not None:
+    rows[0]["client_mask_iou"] = results.agreement.item()
   return rows
 
 
-def _on_host(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Makes numbers of the sums that came in parts, and the mean of bytes over clients."""
-  values = {
-    name: column.astype(np.float64) if column.dtype == np.uint32 else column
-    for name, column in columns.items()
-  }
-  values["examples"] = total(columns["examples"]).astype(np.float64)
-  if "round_uplink_bytes" in columns:
-    values["round_uplink_bytes"] = total(columns["round_uplink_bytes"])
-    clients = columns["clients"].astype(np.float64)
-    mean = np.full(len(clients), np.nan)
-    np.divide(values["round_uplink_bytes"], clients, out=mean, where=clients > 0)
-    values["uplink_bytes"] = mean
-  return values
+def _record(
+  member: Member,
+  number: int,
+  results: _Results,
+  done: int,
+  books: _Books,
+  files: Sequence[_Files],
+) -> list[dict[str, Any]]:
+  """Writes the rows of one run's latest rounds, and finds out whether it failed in them."""
+  new = _rows_of(member, results, done)
+  if files:
+    complete(member, books.rows[number], new)
+    books.rows[number].extend(new)
+    files[number].write(new)
+    if results.mask is not None:
+      save_mask(member.directory, done, results.mask)
+  if found := failure(new, books.lost[number]):
+    books.failures[number] = found
+  books.lost[number] = count_lost(new, books.lost[number])
+  return new
 
 
-def _failure(rows: Sequence[Mapping[str, Any]], lost: int) -> DivergedError | None:
-  """Finds out whether training diverged.
-
-  Args:
-    rows: of some rounds.
-    lost: how many rounds just before them had uploads, none of them finite.
-  """
-  for row in rows:
-    lost = _count_lost([row], lost)
-    if lost == _MOST_LOST:
-      return DivergedError(
-        f"round {row['round']}: all that clients sent in the last {lost} rounds is not finite;"
-        " training diverged, a smaller --client_lr may help (the rounds so far are in"
-        " metrics.jsonl)"
-      )
-    loss = row["train_loss"]
-    if row["examples"] > 0 and (loss is None or not math.isfinite(loss)):  # None where read back
-      return DivergedError(
-        f"round {row['round']}: train_loss is {loss}; training diverged, a smaller"
-        " --client_lr may help (the rounds so far are in metrics.jsonl)"
-      )
-  return None
-
-
-def _count_lost(rows: Sequence[Mapping[str, Any]], before: int) -> int:
-  """Counts rounds in a row of which no upload was finite; rounds without uploads do not count."""
-  for row in rows:
-    before = 0 if row["clients"] else before + bool(row["excluded_clients"])
-  return before
-
-
-def _never_updated(config: flags.Config, rows: Sequence[Mapping[str, Any]]) -> DivergedError | None:
-  """Finds out whether nobody was left in any round of a run."""
-  if any(row["clients"] for row in rows):
-    return None
-  sampled = config.clients_per_round * len(rows)
-  lost = sum(int(row["dropped_clients"]) for row in rows)
-  excluded = sum(int(row["excluded_clients"]) for row in rows)
-  return DivergedError(
-    f"no round had an update: of {sampled} clients sampled {lost} vanished"
-    f" (--client_dropout={config.client_dropout}), {excluded} sent what is not finite (a smaller"
-    f" --client_lr than {config.client_lr} may help) and {sampled - lost - excluded} have no"
-    " examples (a smaller --num_clients may help); the rounds are in metrics.jsonl"
-  )
-
-
-def _complete(
-  member: Member, earlier: Sequence[Mapping[str, Any]], new: Sequence[dict[str, Any]]
-) -> None:
-  """Adds to new rows what follows from them and from earlier ones."""
-  if not member.config.metrics:
-    return
-  total = earlier[-1]["cumulative_bytes"] if earlier else 0
-  for row in new:
-    received = row.pop("received_density")
-    # Whoever vanished, or sent what is not finite, has received the model too.
-    num_receivers = row["clients"] + row["dropped_clients"] + row["excluded_clients"]
-    up = row.pop("round_uplink_bytes")
-    down = round(num_receivers * row["downlink_bytes"])
-    total += up + down
-    row |= {
-      "round_uplink_bytes": up,
-      "round_downlink_bytes": down,
-      "cumulative_bytes": total,
-      "client_flops": _client_work(member, row, received),
-    }
-
-
-def _client_work(member: Member, row: Mapping[str, Any], received: Sequence[float]) -> float:
-  config, experiment = member.config, member.experiment
-  per_client = row["examples"] / row["clients"] if row["clients"] else 0.0
-  shares = shares_of(config, experiment.costs, experiment.layers, received, row["target_sparsity"])
-  return client_flops(experiment.costs, shares, per_client)
-
-
-def _summarise(
-  member: Member, rows: Sequence[Mapping[str, Any]], state: Any, hits: np.ndarray | None
+def _finish(
+  member: Member,
+  rows: Sequence[dict[str, Any]],
+  state: Any,
+  hits: np.ndarray | None,
+  cost: dict[str, Any],
 ) -> dict[str, Any]:
-  config, experiment, last = member.config, member.experiment, rows[-1]
-  summary = {
-    "algorithm": config.algorithm,
-    "dataset": config.dataset,
-    "model": config.model,
-    "rounds": config.rounds,
-    "seed": config.seed,
-    **{name: last[name] for name in ("test_accuracy", "test_loss")},
-    **describe_chance(last["test_accuracy"], experiment.y_test),
-    "output_dir": str(member.directory),
-    "empty_clients": experiment.facts["empty_clients"],
-    **dict.fromkeys(("global_sparsity", "prunable_sparsity")),
-    **dict.fromkeys(("uplink_bytes_per_client_round", "downlink_bytes_per_client_round")),
-  }
-  if config.metrics:
-    summary |= _summarise_measures(member, rows, state)
-  if hits is not None:
-    owners = owners_at(experiment.test_owners, config.shift_round, config.rounds)
-    num_clients = experiment.facts["num_clients"]
-    summary["client_accuracies"] = client_accuracies(hits, owners, num_clients)
-  if config.shift_round is not None:
-    found = recovery(rows, config.shift_round)
-    summary |= {
-      "shift_round": config.shift_round,
-      "accuracy_before_shift": found.accuracy_before,
-      "lowest_accuracy_after_shift": found.lowest_after,
-      "rounds_to_regain": found.rounds_to_regain,
-    }
+  """Writes what is made of a whole run; returns the contents of summary.json."""
+  summary = summarise(member, rows, state, hits) | cost | describe_environment()
+  titled = summary | {"algorithm": method_of(member.config).title}
+  plot_curves(rows, titled, member.directory / "curves.png")
+  split, classes = member.experiment.split, member.experiment.facts["classes"]
+  plot_split(split, classes, member.directory / "partition.png")
+  write_similarity(member.directory)
+  write_json(member.directory / SUMMARY_NAME, summary)  # last: it says that all is there
   return summary
-
-
-def _summarise_measures(
-  member: Member, rows: Sequence[Mapping[str, Any]], state: Any
-) -> dict[str, Any]:
-  config, experiment, last = member.config, member.experiment, rows[-1]
-  model = experiment.algorithm.broadcast(state).variables
-  # Over all rounds: what is sent on the way to the target sparsity counts too. A round whose
-  # clients are all empty sends nothing.
-  sent = [row for row in rows if row["clients"] > 0]
-
-  def mean_over_clients(column: str) -> float | None:
-    clients = [row["clients"] for row in sent]
-    return float(np.average([row[column] for row in sent], weights=clients)) if sent else None
-
-  examples = sum(row["examples"] for row in sent) / max(sum(row["clients"] for row in sent), 1)
-  densities, sparsity = last["layer_density"], last["target_sparsity"]
-  shares = shares_of(config, experiment.costs, experiment.layers, densities, sparsity)
-  return {
-    **{name: last[name] for name in ("global_sparsity", "prunable_sparsity")},
-    "uplink_bytes_per_client_round": mean_over_clients("uplink_bytes"),
-    "downlink_bytes_per_client_round": mean_over_clients("downlink_bytes"),
-    "total_bytes": last["cumulative_bytes"],
-    "dense_bytes": dense_bytes(model),
-    "target_accuracy": config.target_accuracy,
-    "bytes_to_target": bytes_to_accuracy(rows, config.target_accuracy),
-    "rounds_to_target": rounds_to_accuracy(rows, config.target_accuracy),
-    "client_flops_per_round": mean_over_clients("client_flops"),
-    "dense_client_flops_per_round": dense_flops(experiment.costs, examples),
-    # Of a client that receives the final model.
-    "flops_by_layer": flops_table(experiment.costs, shares, examples),
-    "layers": experiment.layers,
-    "layer_densities": dict(zip(experiment.layers, densities, strict=True)),
-  }

@@ -6,6 +6,8 @@
 
 import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +48,16 @@ def write_similarity(directory: pathlib.Path) -> None:
       iou[i, j] = iou[j, i] = both / either if either else 1.0
   rounds = [int(path.stem.removeprefix("round-")) for path in paths]
   write_json(directory / SIMILARITY_NAME, {"rounds": rounds, "iou": iou})
+
+
+def iou_by_distance(table: Mapping[str, Any]) -> dict[int, float]:
+  """Averages what `write_similarity` wrote over the pairs that are as many rounds apart."""
+  rounds = table.get("rounds", [])
+  found: dict[int, list[float]] = {}
+  for i, later in enumerate(rounds):
+    for j, earlier in enumerate(rounds[:i]):
+      found.setdefault(later - earlier, []).append(table["iou"][i][j])
+  return {distance: float(np.mean(values)) for distance, values in sorted(found.items())}
 
 
 def _read_mask(path: pathlib.Path) -> np.ndarray:

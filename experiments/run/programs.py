@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import NamedSharding
 
-from experiments.run.build import Experiment, everywhere
+from experiments.run.build import Experiment
 from experiments.run.compiling import compile_in_turn
+from experiments.run.layout import Layout, layout_of, without_memories
 from sparsyfed_jax.fed.cohort import Federation
-from sparsyfed_jax.fed.streaming import run_staged, stage
-from sparsyfed_jax.types import Key
+from sparsyfed_jax.fed.simulation import State
+from sparsyfed_jax.fed.streaming import Staged, run_staged, stage
+from sparsyfed_jax.types import Key, Memory
 
 
 class Inputs(NamedTuple):
@@ -31,9 +32,12 @@ class Inputs(NamedTuple):
 
 
 class Programs(NamedTuple):
-  """The compiled functions of a run; those of several runs have a leading axis on all results."""
+  """The compiled functions of a run; those of several runs have a leading axis on all results.
 
-  init: Callable[[Inputs], Any]  # inputs -> state before round 1
+  A state lies where `place` puts it, and is saved as `collect` makes it.
+  """
+
+  init: Callable[[Inputs], Any]  # inputs -> state before round 1, to be placed
   # (state, inputs, num_rounds) -> state and rows, arrays by name of which the first num_rounds
   # entries (along the last axis) count; the state given is donated
   run: Callable[[Any, Inputs, int], tuple[Any, dict[str, np.ndarray]]]
@@ -42,7 +46,9 @@ class Programs(NamedTuple):
   classify: Callable[[Any, Inputs], np.ndarray]  # which test examples are right, as `Simulation`
   agree: Callable[[Any, Inputs], np.ndarray]  # agreement of the coming round's masks
   pack: Callable[[Any], np.ndarray]  # the global mask
-  shapes: Any  # of the state
+  place: Callable[[State], State]  # of what `init` makes or a checkpoint has
+  collect: Callable[[State], State]  # the other way round; the same on any number of devices
+  shapes: State  # of a collected state
   seconds: float  # that compiling took
 
 
@@ -110,26 +116,32 @@ def compile_programs(experiment: Experiment) -> Programs:
   started = time.perf_counter()
   simulation, inputs = experiment.simulation, inputs_of(experiment)
   shapes = jax.eval_shape(simulation.init, inputs.hyper, inputs.init_key)
-  state = _on(shapes, everywhere(experiment.mesh))
-  is_streamed = isinstance(inputs.federation.x, np.ndarray)
-  rounds = (_streamed if is_streamed else _resident)(experiment, inputs, state)
+  layout = layout_of(experiment)
+  server = without_memories(layout.placed(shapes, 0))
+  rounds = (_streamed if layout.placement == "streamed" else _resident)(
+    experiment, layout, inputs, shapes
+  )
   init, evaluate, *compiled = compile_in_turn(
     lambda: simulation.init.lower(inputs.hyper, inputs.init_key),
-    lambda: simulation.evaluate.lower(state, inputs.x_test, inputs.y_test),
+    lambda: simulation.evaluate.lower(server, inputs.x_test, inputs.y_test),
     *rounds.lower,
   )
   return Programs(
     init=lambda inputs: init(inputs.hyper, inputs.init_key),
     run=partial(rounds.run, *compiled),
-    evaluate=lambda state, inputs: jax.device_get(evaluate(state, inputs.x_test, inputs.y_test)),
+    evaluate=lambda state, inputs: jax.device_get(
+      evaluate(without_memories(state), inputs.x_test, inputs.y_test)
+    ),
     classify=lambda state, inputs: jax.device_get(
-      simulation.classify(state, inputs.x_test, inputs.y_test)
+      simulation.classify(without_memories(state), inputs.x_test, inputs.y_test)
     ),
     agree=lambda state, inputs: jax.device_get(
       simulation.agree(state, inputs.federation, inputs.rounds_key)
     ),
-    pack=lambda state: jax.device_get(simulation.pack(state)),
-    shapes=shapes,
+    pack=lambda state: jax.device_get(simulation.pack(without_memories(state))),
+    place=layout.place,
+    collect=layout.collect,
+    shapes=layout.saved(shapes),
     seconds=time.perf_counter() - started,
   )
 
@@ -169,10 +181,11 @@ def compile_side_by_side(experiment: Experiment, inputs: Inputs, axes: Inputs) -
   pack = jax.jit(_for_each_run(simulation.pack, 0))
 
   shapes = jax.eval_shape(init, inputs)
-  state = _on(shapes, everywhere(experiment.mesh))
+  layout = layout_of(experiment, axis=1)
+  state = layout.placed(shapes, layout.num_clients)
   compiled_init, compiled_evaluate, compiled_run = compile_in_turn(
     lambda: jax.jit(init).lower(inputs),
-    lambda: jax.jit(evaluate).lower(state, inputs),
+    lambda: jax.jit(evaluate).lower(without_memories(state), inputs),
     lambda: jax.jit(run, donate_argnums=0).lower(state, inputs, np.int32(0)),
   )
 
@@ -183,11 +196,15 @@ def compile_side_by_side(experiment: Experiment, inputs: Inputs, axes: Inputs) -
   return Programs(
     init=compiled_init,
     run=run_and_fetch,
-    evaluate=lambda state, inputs: jax.device_get(compiled_evaluate(state, inputs)),
-    classify=lambda state, inputs: jax.device_get(classify(state, inputs)),
+    evaluate=lambda state, inputs: jax.device_get(
+      compiled_evaluate(without_memories(state), inputs)
+    ),
+    classify=lambda state, inputs: jax.device_get(classify(without_memories(state), inputs)),
     agree=lambda state, inputs: jax.device_get(agree(state, inputs)),
-    pack=lambda state: jax.device_get(pack(state)),
-    shapes=shapes,
+    pack=lambda state: jax.device_get(pack(without_memories(state))),
+    place=layout.place,
+    collect=layout.collect,
+    shapes=layout.saved(shapes),
     seconds=time.perf_counter() - started,
   )
 
@@ -229,7 +246,9 @@ class _Rounds(NamedTuple):
   run: Callable[..., Any]  # (*compiled, state, inputs, num_rounds), as in `Programs`
 
 
-def _resident(experiment: Experiment, inputs: Inputs, state: Any) -> _Rounds:
+def _resident(experiment: Experiment, layout: Layout, inputs: Inputs, shapes: State) -> _Rounds:
+  state = layout.placed(shapes, layout.num_clients)
+
   def lower() -> jax.stages.Lowered:
     return experiment.simulation.run.lower(state, inputs.federation, inputs.rounds_key, np.int32(0))
 
@@ -240,37 +259,37 @@ def _resident(experiment: Experiment, inputs: Inputs, state: Any) -> _Rounds:
   return _Rounds([lower], run)
 
 
-def _streamed(experiment: Experiment, inputs: Inputs, state: Any) -> _Rounds:
-  simulation, mesh, host = experiment.simulation, experiment.mesh, inputs.federation
+def _streamed(experiment: Experiment, layout: Layout, inputs: Inputs, shapes: State) -> _Rounds:
+  simulation, mesh, host = experiment.simulation, layout.mesh, inputs.federation
+  server = without_memories(layout.placed(shapes, 0))
 
   def lower_draw() -> jax.stages.Lowered:
-    return simulation.draw.lower(state, host.sizes, inputs.rounds_key)
+    return simulation.draw.lower(server, host.sizes, inputs.rounds_key)
 
   def lower_round() -> jax.stages.Lowered:
-    shapes = jax.eval_shape(simulation.draw, state, host.sizes, inputs.rounds_key)
-    nobody = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    cohorts = jax.eval_shape(simulation.draw, server, host.sizes, inputs.rounds_key)
+    nobody = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), cohorts)
+    state = layout.placed(shapes, nobody.numbers.shape[1])
     example = next(stage(host, mesh, nobody))
     return simulation.run_staged.lower(state, example, inputs.rounds_key)
 
   def run(
     draw: jax.stages.Compiled,
     compiled: jax.stages.Compiled,
-    state: Any,
+    state: State,
     inputs: Inputs,
     count: int,
   ) -> Any:
+    def run_round(server: Any, memories: Memory, staged: Staged) -> tuple[Any, Memory, Any]:
+      state, row = compiled(State(server, memories), staged, key)
+      return *state, row
+
     host, key = inputs.federation, inputs.rounds_key
-    cohorts = jax.device_get(draw(state, host.sizes, key))
+    cohorts = jax.device_get(draw(without_memories(state), host.sizes, key))
     rounds = stage(host, mesh, jax.tree.map(lambda leaf: leaf[:count], cohorts))
-    state, rows = run_staged(lambda state, staged: compiled(state, staged, key), state, rounds)
+    server, rows = run_staged(run_round, *state, rounds, mesh)
     fetched = jax.device_get(rows)
-    return state, {name: np.concatenate([row[name] for row in fetched]) for name in fetched[0]}
+    columns = {name: np.concatenate([row[name] for row in fetched]) for name in fetched[0]}
+    return State(server, state.memories), columns
 
   return _Rounds([lower_draw, lower_round], run)
-
-
-def _on(shapes: Any, sharding: NamedSharding) -> Any:
-  def with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-  return jax.tree.map(with_sharding, shapes)

@@ -17,7 +17,9 @@ import numpy as np
 
 from experiments import flags
 from experiments.run import processes
-from experiments.run.loop import Member, columns_of, has_failed
+from experiments.run.failures import has_failed
+from experiments.run.member import Member
+from experiments.run.rows import columns_of
 from sparsyfed_jax.io import checkpoint
 from sparsyfed_jax.io.writers import (
   JSONL_NAME,
@@ -98,7 +100,7 @@ def restore(members: Sequence[Member], shapes: Any, checkpoints: pathlib.Path) -
 
 def rounds_of(state: Any) -> int:
   """Reads how many rounds a state has behind it; 0 of None."""
-  return 0 if state is None else int(np.ravel(state.round)[0])
+  return 0 if state is None else int(np.ravel(state.server.round)[0])
 
 
 def _find(members: Sequence[Member], shapes: Any, checkpoints: pathlib.Path) -> Any:

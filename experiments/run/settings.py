@@ -1,6 +1,9 @@
 """All flags there are: those of every run, and the knobs of methods."""
 
 import functools
+import hashlib
+import inspect
+import pathlib
 import typing
 from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
@@ -59,11 +62,6 @@ def defaults_with(*strangers: Method) -> Config:
 DEFAULTS = defaults_with()
 
 
-def is_marked(config: Config, name: str, mark: str) -> bool:
-  """Tells whether a flag is a VALUE or FREE."""
-  return mark in all_flags(config)[name].marks
-
-
 def all_flags(config: Config) -> dict[str, Flag]:
   """Lists the flags of a config, whose method may be a stranger's."""
   return flags_of(*strangers_of([config.algorithm]))
@@ -84,6 +82,14 @@ def strangers_of(names: Iterable[str]) -> tuple[Method, ...]:
 def method_of(config: Config) -> Method:
   """Finds the method of a run, whose name was checked."""
   return algorithms.find(config.algorithm)
+
+
+def source_digest(config: Config) -> str | None:
+  """Makes a SHA-256 of the file of a method that is not in `METHODS`, whose code may change."""
+  method = method_of(config)
+  if method.name in METHODS:
+    return None
+  return hashlib.sha256(pathlib.Path(inspect.getfile(method.make)).read_bytes()).hexdigest()
 
 
 def own_hyper(config: Config) -> Any:

@@ -25,7 +25,7 @@ from experiments.sweeps import grid, members, results
 from experiments.sweeps.results import LACKING, decimals
 
 PRESET = "cifar10-lda1000"
-METHODS = "--algorithm=fedavg,topk,zerofl,flash,feddst,sparsyfed,static"
+METHODS = "--preset=studies/methods"
 SPARSITIES = "--sparsity=0.9,0.95,0.99,0.995,0.999"
 SEEDS = "--seed=0,1,2"
 _SMOKE = (
@@ -149,10 +149,9 @@ def read(study: Study, arguments: Sequence[str]) -> tuple[list[Grid], list[grid.
     for run in grid.expand(values):
       point = {name: run.point[name] for name in values if name in named or len(values[name]) > 1}
       runs.append(run._replace(point=point))
-  once = grid.distinct(runs, flags.Config._fields)
-  return grids, grid.distinct(
-    once, [name for name in flags.Config._fields if _is_varied(name, once)]
-  )
+  names = list(dict.fromkeys(name for run in runs for name in run.config._fields))
+  once = grid.distinct(runs, names)
+  return grids, grid.distinct(once, [name for name in names if _is_varied(name, once)])
 
 
 def _is_varied(name: str, runs: Sequence[grid.Run]) -> bool:

@@ -11,10 +11,12 @@ from typing import Any
 from experiments import flags
 from experiments.run import begun
 from experiments.run import files as run_files
-from experiments.run.build import build, check, load
+from experiments.run.build import build, check
+from experiments.run.data import load
 from experiments.run.directory import CONFIG_NAME, LOCK_NAME, locked
+from experiments.run.files import SUMMARY_NAME
 from experiments.run.identity import examples_digest
-from experiments.run.loop import SUMMARY_NAME, Member
+from experiments.run.member import Member
 from experiments.sweeps.grid import Run, name_of, place_of
 from sparsyfed_jax.data.sources import DataError
 from sparsyfed_jax.io.writers import check_new_dir, write_json

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from experiments.pictures.panels import label_of
 from experiments.pictures.plots import Curve, plot_sweep
 from experiments.run import files as run_files
 from experiments.sweeps.grid import Run, place_of
@@ -84,7 +85,8 @@ def write_results(runs: Sequence[Run], directory: pathlib.Path) -> str:
   for label, members in groups.items():
     rows = [outcomes[i].rows for i in members if outcomes[i].rows]
     if rows:
-      curves.append(Curve(", ".join(filter(None, label)) or "run", rows))
+      point = dict(zip(heads, label, strict=True))
+      curves.append(Curve(label_of(point) or "run", rows, point.get("algorithm", "")))
   plot_sweep(curves, directory / "sweep.png")
   return table
 

@@ -9,13 +9,24 @@ import importlib.util
 import pathlib
 import sys
 
-from sparsyfed_jax.algorithms import fedavg, feddst, flash, sparsyfed, static, topk, zerofl
+from sparsyfed_jax.algorithms import (
+  fedavg,
+  feddst,
+  flash,
+  scaffold,
+  sparsyfed,
+  static,
+  topk,
+  zerofl,
+)
 from sparsyfed_jax.fed.method import Method
 
 METHODS: dict[str, Method] = {
   module.METHOD.name: module.METHOD
-  for module in (fedavg, feddst, flash, sparsyfed, static, topk, zerofl)
+  for module in (fedavg, feddst, flash, scaffold, sparsyfed, static, topk, zerofl)
 }
+# Those that others are held against: the paper's, and training without pruning.
+OURS, DENSE = sparsyfed.METHOD.name, fedavg.METHOD.name
 
 
 def find(name: str) -> Method:

@@ -20,7 +20,7 @@ from sparsyfed_jax.fed.pruning import Masks, apply_masks, largest_kept, largest_
 from sparsyfed_jax.fed.rule import train_client
 from sparsyfed_jax.metrics.flops import shares_inside_masks
 from sparsyfed_jax.ops import PLAIN, count_one, erk_densities, largest_mask, num_kept
-from sparsyfed_jax.types import Batch, ClientData, Key, Metrics, Params, Variables
+from sparsyfed_jax.types import Batch, ClientData, Key, Memory, Metrics, Params, Variables
 
 # Gradients that are matrix products, which are computed once and written down. Sums of products are
 # computed again wherever they are read, rounded another way, and then the entry that sets the
@@ -53,8 +53,8 @@ def feddst(setup: Setup) -> Algorithm:
     return masked.init(setup, variables, masks, hyper, key)
 
   def client(
-    download: masked.Download, data: ClientData, key: Key
-  ) -> tuple[masked.Upload, Metrics]:
+    download: masked.Download, memory: Memory, data: ClientData, key: Key
+  ) -> tuple[masked.Upload, Memory, Metrics]:
     hyper, masks = download.hyper, download.masks
     arguments = setup.task, setup.local, download.rates, download.variables
     trained, _, metrics = train_client(masked.training(masks), *arguments, {}, data, key)
@@ -71,7 +71,7 @@ def feddst(setup: Setup) -> Algorithm:
     is_due = (number % hyper.own.update_every == 0) & (number < hyper.own.update_until)
     params, masks = lax.cond(is_due, readjust, keep)
     upload, exchange = masked.send(setup, download, {**trained, "params": params}, masks, data)
-    return upload, metrics | exchange
+    return upload, memory, metrics | exchange
 
   def server(
     state: masked.State, upload: masked.Upload
@@ -88,6 +88,7 @@ def feddst(setup: Setup) -> Algorithm:
     client=client,
     server=server,
     model=lambda state: state.variables,
+    masks=masked.masks_beside,
   )
 
 

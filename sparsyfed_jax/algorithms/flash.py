@@ -31,10 +31,10 @@ from sparsyfed_jax.fed.pruning import (
   random_masks,
 )
 from sparsyfed_jax.fed.rule import Carry, LocalRule, train_client
-from sparsyfed_jax.io.wire import payload_bytes
 from sparsyfed_jax.metrics.flops import shares_inside_masks
 from sparsyfed_jax.ops import ceil_of_share, count_one, floor_of_share, largest_mask
-from sparsyfed_jax.types import ClientData, Key, Metrics, Params, Tally, Variables, tally
+from sparsyfed_jax.types import ClientData, Key, Memory, Metrics, Params, Tally, Variables, tally
+from sparsyfed_jax.wire.size import payload_bytes
 
 _START = 2**31 - 1  # no epoch has this number, whose keys also come from the client's
 FORMS = ("spdst", "jmwst", "pdst", "nst", "magnitude")
@@ -100,8 +100,8 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     return state._replace(extra=nothing if form.warms_up else ())
 
   def client(
-    download: masked.Download, data: ClientData, key: Key
-  ) -> tuple[masked.Upload, Metrics]:
+    download: masked.Download, memory: Memory, data: ClientData, key: Key
+  ) -> tuple[masked.Upload, Memory, Metrics]:
     local, rule = form.local(setup.local, download)
     masks = form.start(setup, download, data, jax.random.fold_in(key, _START))
     received = {
@@ -118,7 +118,7 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
       is_alone = _is_warmup(download.hyper, download.update)
       pairs = zip(masks_alone, sent["round_uplink_bytes"], strict=True)
       sent["round_uplink_bytes"] = Tally(*(jnp.where(is_alone, a, b) for a, b in pairs))
-    return upload, metrics | sent
+    return upload, memory, metrics | sent
 
   def server(
     state: masked.State, upload: masked.Upload
@@ -134,6 +134,7 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     client=client,
     server=server,
     model=lambda state: state.variables,
+    masks=masked.masks_beside,
   )
 
 

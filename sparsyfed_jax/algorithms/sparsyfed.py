@@ -18,6 +18,7 @@ from sparsyfed_jax.fed import averaging
 from sparsyfed_jax.fed.algorithm import (
   Algorithm,
   Setup,
+  no_memory,
   require_injected,
   require_prunable,
 )
@@ -38,7 +39,7 @@ from sparsyfed_jax.ops import (
   residual_layers,
   spectral_exponent,
 )
-from sparsyfed_jax.types import Batch, ClientData, Key, Metrics, Params, Variables
+from sparsyfed_jax.types import Batch, ClientData, Key, Memory, Metrics, Params, Variables
 
 
 class Hyper(NamedTuple):
@@ -83,9 +84,10 @@ class Options(NamedTuple):
   upload: Annotated[
     str,
     Choice(
-      "weights (the largest parameters) or changes (the largest changes; they keep no mask, and the"
-      " server's model becomes dense)",
-      ("weights", "changes"),
+      "weights (the largest parameters), changes (the largest changes; they keep no mask, and the"
+      " server's model becomes dense) or changes_with_feedback (each client adds what it has not"
+      " sent to its next changes)",
+      ("weights", "changes", "changes_with_feedback"),
     ),
   ] = "weights"
 
@@ -118,7 +120,9 @@ def sparsyfed(setup: Setup, options: Options = DEFAULT) -> Algorithm:
       theta = powers(theta, exponents_of(theta, hyper.own.beta), inverse=True)
     return averaging.init(setup, {**variables, "params": theta}, hyper)
 
-  def client(download: averaging.Download, data: ClientData, key: Key) -> tuple[Upload, Metrics]:
+  def client(
+    download: averaging.Download, memory: Memory, data: ClientData, key: Key
+  ) -> tuple[Upload, Memory, Metrics]:
     hyper = download.hyper
     received = averaging.receive(setup, download, data)
     exponents = exponents_of(received["params"], hyper.own.beta)
@@ -146,14 +150,14 @@ def sparsyfed(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     if options.activation_threshold == "first_batch":
       carry = {name: jnp.float32(-1) for name in setup.task.layer_names}
     rule = LocalRule(weights=weights, layers=layers)
-    return averaging.client(setup, rule, carry, select, download, data, key)
+    return averaging.client(setup, rule, carry, select, download, memory, data, key)
 
   def model(state: averaging.State) -> Variables:
     theta = state.variables["params"]
     weights = powers(theta, exponents_of(theta, state.hyper.own.beta))
     return {**state.variables, "params": weights}
 
-  sends_changes = options.upload == "changes"
+  sends_changes = options.upload != "weights"
   select = averaging.largest_changes if sends_changes else averaging.largest_trained
   return Algorithm(
     init=init,
@@ -161,6 +165,7 @@ def sparsyfed(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     client=client,
     server=partial(averaging.server, setup, is_change=sends_changes),
     model=model,
+    memory=averaging.no_rest if options.upload == "changes_with_feedback" else no_memory,
   )
 
 

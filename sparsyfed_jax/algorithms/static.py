@@ -24,7 +24,7 @@ from sparsyfed_jax.fed.rule import train_client
 from sparsyfed_jax.fed.task import plain_layers
 from sparsyfed_jax.metrics.flops import shares_inside_masks
 from sparsyfed_jax.ops import erk_densities, topk_mask
-from sparsyfed_jax.types import ClientData, Key, Metrics, Params, Variables
+from sparsyfed_jax.types import ClientData, Key, Memory, Metrics, Params, Variables
 
 MASKS = ("random", "erk", "saliency")
 
@@ -62,8 +62,8 @@ def static(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     return masked.init(setup, variables, masks, hyper, server_key)
 
   def client(
-    download: masked.Download, data: ClientData, key: Key
-  ) -> tuple[masked.Upload, Metrics]:
+    download: masked.Download, memory: Memory, data: ClientData, key: Key
+  ) -> tuple[masked.Upload, Memory, Metrics]:
     def learn() -> tuple[Variables, Metrics]:
       rule = masked.training(download.masks)
       arguments = setup.task, setup.local, download.rates, download.variables
@@ -76,7 +76,7 @@ def static(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     is_scoring = is_by_saliency & (download.update == 1)
     sent, metrics = lax.cond(is_scoring, score, learn) if is_by_saliency else learn()
     upload, exchange = masked.send(setup, download, sent, download.masks, data)
-    return upload, metrics | exchange
+    return upload, memory, metrics | exchange
 
   def server(
     state: masked.State, upload: masked.Upload
@@ -100,6 +100,7 @@ def static(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     client=client,
     server=server,
     model=lambda state: state.variables,
+    masks=masked.masks_beside,
   )
 
 

@@ -41,7 +41,7 @@ from sparsyfed_jax.ops import (
   residual_layers,
   share_threshold,
 )
-from sparsyfed_jax.types import Batch, ClientData, Key, Metrics, Params, Variables
+from sparsyfed_jax.types import Batch, ClientData, Key, Memory, Metrics, Params, Variables
 
 
 class Hyper(NamedTuple):
@@ -119,7 +119,9 @@ def zerofl(setup: Setup, options: Options = DEFAULT) -> Algorithm:
   def init(variables: Variables, hyper: CommonHyper, key: Key) -> averaging.State:
     return averaging.init(setup, variables, hyper)
 
-  def client(download: averaging.Download, data: ClientData, key: Key) -> tuple[Upload, Metrics]:
+  def client(
+    download: averaging.Download, memory: Memory, data: ClientData, key: Key
+  ) -> tuple[Upload, Memory, Metrics]:
     share = averaging.scaled(setup, download.density, data)
     received = averaging.receive(setup, download, data)["params"]
     carry: Carry = {}
@@ -166,7 +168,7 @@ def zerofl(setup: Setup, options: Options = DEFAULT) -> Algorithm:
       return select(received, trained, more)
 
     rule = LocalRule(weights, layers, before_step)
-    return averaging.client(setup, rule, carry, send, download, data, key)
+    return averaging.client(setup, rule, carry, send, download, memory, data, key)
 
   def model(state: averaging.State) -> Variables:
     if not is_paper:

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from sparsyfed_jax.data.draws import generator
 from sparsyfed_jax.data.labels import Label
-from sparsyfed_jax.data.partition import generator
 
 
 class DataError(ValueError):

@@ -21,13 +21,19 @@ from collections.abc import Iterable, Sequence
 import jax
 import numpy as np
 
-# Between them a gamma draw and its logarithm are finite.
-_LEAST_ALPHA, _LARGEST_ALPHA = 5e-324, 1e307
-
-
-def generator(key: jax.Array) -> np.random.Generator:
-  """Makes a NumPy generator from a JAX PRNG key: equal keys give equal streams."""
-  return np.random.default_rng(jax.device_get(jax.random.key_data(key)).ravel())
+from sparsyfed_jax.data.checks import (
+  check_alpha,
+  check_at_least,
+  check_enough,
+  checked_distributions,
+  checked_ids,
+)
+from sparsyfed_jax.data.draws import (
+  class_distributions,
+  concentrations,
+  dirichlet_rows,
+  generator,
+)
 
 
 def dirichlet(
@@ -38,8 +44,8 @@ def dirichlet(
   The prior is the frequencies of the C classes in `labels`, so that with a large alpha every client
   has them too. Where all classes are equally frequent this is `dirichlet_symmetric`, to the bit.
 
-  `concentrations`, `class_distributions` and `by_distribution`, the latter two with one half of the
-  split key each; call them yourself to split a test set by the same class frequencies.
+  `draws.concentrations`, `draws.class_distributions` and `by_distribution`, the latter two with one
+  half of the split key each; call them yourself to split a test set by the same class frequencies.
 
   Args:
     key: a JAX PRNG key.
@@ -51,8 +57,8 @@ def dirichlet(
   Returns:
     `num_clients` sorted int32 index arrays; the first n % num_clients hold one example more.
   """
-  labels = _checked_ids("labels", labels)
-  _check_alpha(alpha)
+  labels = checked_ids("labels", labels)
+  check_alpha(alpha)
   return _by_dirichlet(key, labels, num_clients, concentrations(labels, alpha))
 
 
@@ -66,8 +72,8 @@ def dirichlet_symmetric(
 
   Arguments and result are those of `dirichlet`.
   """
-  labels = _checked_ids("labels", labels)
-  _check_alpha(alpha)
+  labels = checked_ids("labels", labels)
+  check_alpha(alpha)
   return _by_dirichlet(key, labels, num_clients, np.full(labels.max() + 1, alpha))
 
 
@@ -77,48 +83,6 @@ def _by_dirichlet(
   key_distributions, key_draws = jax.random.split(key)
   distributions = class_distributions(key_distributions, num_clients, len(alphas), alphas)
   return by_distribution(key_draws, labels, distributions)
-
-
-def concentrations(labels: np.ndarray, alpha: float) -> np.ndarray:
-  """Computes alpha * C * prior, of the C classes that occur and their frequencies in `labels`.
-
-  Args:
-    labels: (n,) integer classes, from 0.
-    alpha: mean of the result over the classes that occur, finite and > 0.
-
-  Returns:
-    (labels.max() + 1,) float64; exactly alpha for all classes of the mean frequency, 0 for a class
-    without examples.
-  """
-  counts = np.bincount(_checked_ids("labels", labels))
-  _check_alpha(alpha)
-  # C * count / n first: it is exactly 1 where the classes are balanced.
-  ratios = np.count_nonzero(counts) * counts / counts.sum()
-  with np.errstate(over="ignore", under="ignore"):
-    return np.where(counts > 0, np.clip(alpha * ratios, _LEAST_ALPHA, _LARGEST_ALPHA), 0.0)
-
-
-def class_distributions(
-  key: jax.Array, num_clients: int, num_classes: int, alpha: float | np.ndarray
-) -> np.ndarray:
-  """Draws one distribution over the classes per client from a Dirichlet distribution.
-
-  Args:
-    key: a JAX PRNG key.
-    num_clients: number of rows, at least 1.
-    num_classes: number of columns, at least 1.
-    alpha: concentration, finite and > 0; or (num_classes,) float64, one for each class, of which
-      those that are 0 never come up.
-
-  Returns:
-    (num_clients, num_classes) float64; rows sum to 1 and are never NaN, however small alpha is.
-  """
-  _check_at_least("num_clients", num_clients, 1)
-  _check_at_least("num_classes", num_classes, 1)
-  alphas = np.broadcast_to(np.asarray(alpha, np.float64), (num_classes,))
-  if not (np.isfinite(alphas).all() and (alphas >= 0).all() and alphas.any()):
-    raise ValueError(f"alpha={alpha}: must be finite and greater than 0")
-  return _dirichlet_rows(generator(key), num_clients, alphas)
 
 
 def by_distribution(
@@ -138,10 +102,10 @@ def by_distribution(
   Returns:
     `num_clients` sorted int32 index arrays; the first n % num_clients hold one example more.
   """
-  labels = _checked_ids("labels", labels)
-  distributions = _checked_distributions(distributions, labels)
+  labels = checked_ids("labels", labels)
+  distributions = checked_distributions(distributions, labels)
   num_clients, num_classes = distributions.shape
-  _check_enough("num_clients", num_clients, len(labels))
+  check_enough("num_clients", num_clients, len(labels))
   rng = generator(key)
   pools = _shuffled_by_class(rng, labels, num_classes)
   share, remainder = divmod(len(labels), num_clients)
@@ -178,12 +142,12 @@ def dirichlet_per_class(
   Returns:
     `num_clients` sorted int32 index arrays, some possibly empty.
   """
-  labels = _checked_ids("labels", labels)
-  _check_at_least("num_clients", num_clients, 1)
-  _check_alpha(alpha)
+  labels = checked_ids("labels", labels)
+  check_at_least("num_clients", num_clients, 1)
+  check_alpha(alpha)
   rng = generator(key)
   pools = _shuffled_by_class(rng, labels, labels.max() + 1)
-  proportions = _dirichlet_rows(rng, len(pools), np.full(num_clients, alpha))
+  proportions = dirichlet_rows(rng, len(pools), np.full(num_clients, alpha))
   pieces = []
   for pool, row in zip(pools, proportions, strict=True):
     cuts = np.rint(np.cumsum(row[:-1]) * len(pool)).astype(np.int64)
@@ -202,7 +166,7 @@ def iid(key: jax.Array, num_examples: int, num_clients: int) -> list[np.ndarray]
   Returns:
     `num_clients` sorted int32 index arrays, sizes differing by at most one.
   """
-  _check_enough("num_clients", num_clients, num_examples)
+  check_enough("num_clients", num_clients, num_examples)
   return _sorted(np.array_split(generator(key).permutation(num_examples), num_clients))
 
 
@@ -220,11 +184,11 @@ def shards(
   Returns:
     `num_clients` sorted int32 index arrays, sizes within `shards_per_client` of each other.
   """
-  labels = _checked_ids("labels", labels)
-  _check_enough("num_clients", num_clients, len(labels))
-  _check_at_least("shards_per_client", shards_per_client, 1)
+  labels = checked_ids("labels", labels)
+  check_enough("num_clients", num_clients, len(labels))
+  check_at_least("shards_per_client", shards_per_client, 1)
   num_shards = num_clients * shards_per_client
-  _check_enough("num_clients * shards_per_client", num_shards, len(labels))
+  check_enough("num_clients * shards_per_client", num_shards, len(labels))
   pieces = np.array_split(np.argsort(labels, kind="stable"), num_shards)
   hands = generator(key).permutation(num_shards).reshape(num_clients, shards_per_client)
   return _sorted(np.concatenate([pieces[i] for i in hand]) for hand in hands)
@@ -246,8 +210,8 @@ def power_law(
   Returns:
     `num_clients` sorted int32 index arrays.
   """
-  _check_at_least("num_examples", num_examples, 1)
-  _check_at_least("num_clients", num_clients, 1)
+  check_at_least("num_examples", num_examples, 1)
+  check_at_least("num_clients", num_clients, 1)
   if not (math.isfinite(exponent) and exponent >= 0):
     raise ValueError(f"exponent={exponent}: must be finite and at least 0")
   rng = generator(key)
@@ -269,8 +233,8 @@ def natural(clients: np.ndarray, num_clients: int) -> list[np.ndarray]:
   Returns:
     `num_clients` sorted int32 index arrays, some possibly empty.
   """
-  clients = _checked_ids("clients", clients)
-  _check_at_least("num_clients", num_clients, 1)
+  clients = checked_ids("clients", clients)
+  check_at_least("num_clients", num_clients, 1)
   if clients.max() >= num_clients:
     raise ValueError(f"clients: holds id {clients.max()}, must be below num_clients={num_clients}")
   order = np.argsort(clients, kind="stable")
@@ -307,30 +271,15 @@ def stack_clients(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     parts: one index array per client, at least one client.
 
   Returns:
-    indices: (num_clients, n_max) int32, rows padded with 0 (a valid index: mask by size);
-      n_max is the largest size, at least 1.
-    sizes: (num_clients,) int32.
+    Indices, (num_clients, n_max) int32, rows padded with 0 (a valid index: mask by size), where
+    n_max is the largest size, at least 1; and sizes, (num_clients,) int32.
   """
-  _check_at_least("len(parts)", len(parts), 1)
+  check_at_least("len(parts)", len(parts), 1)
   sizes = np.array([len(part) for part in parts], np.int32)
   indices = np.zeros((len(parts), max(1, sizes.max())), np.int32)
   for row, part in zip(indices, parts, strict=True):
     row[: len(part)] = part
   return indices, sizes
-
-
-def _dirichlet_rows(rng: np.random.Generator, rows: int, alphas: np.ndarray) -> np.ndarray:
-  """Draws Dirichlet rows in log space: with a small alpha plain gamma draws underflow to 0 / 0.
-
-  Gamma(alpha) = Gamma(alpha + 1) * U^(1 / alpha), here both sides to the power min(alphas, 1).
-  """
-  shape = (rows, len(alphas))
-  power = min(float(alphas[alphas > 0].min()), 1.0)
-  logs = power * np.log(rng.standard_gamma(alphas + 1, shape))
-  with np.errstate(divide="ignore", over="ignore"):  # -inf where alpha is 0
-    logs -= power / alphas * rng.standard_exponential(shape)
-    weights = np.exp((logs - logs.max(1, keepdims=True)) / power)
-  return weights / weights.sum(1, keepdims=True)
 
 
 def _shuffled_by_class(
@@ -360,47 +309,3 @@ def _draws_until_empty(classes: np.ndarray, left: np.ndarray) -> int:
 
 def _sorted(parts: Iterable[np.ndarray]) -> list[np.ndarray]:
   return [np.sort(part).astype(np.int32) for part in parts]
-
-
-def _check_alpha(alpha: float) -> None:
-  if not (math.isfinite(alpha) and alpha > 0):
-    raise ValueError(f"alpha={alpha}: must be finite and greater than 0")
-
-
-def _check_at_least(name: str, value: int, least: int) -> None:
-  if value < least:
-    raise ValueError(f"{name}={value}: must be at least {least}")
-
-
-def _check_enough(name: str, value: int, num_examples: int) -> None:
-  _check_at_least(name, value, 1)
-  if value > num_examples:
-    raise ValueError(f"{name}={value}: must be at most the number of examples, {num_examples}")
-
-
-def _checked_ids(name: str, ids: np.ndarray) -> np.ndarray:
-  ids = np.asarray(ids)
-  if ids.ndim != 1 or not len(ids) or ids.dtype.kind not in "iu":
-    raise ValueError(
-      f"{name}: is {ids.dtype} of shape {ids.shape}, must be a vector of at least one integer"
-    )
-  if ids.min() < 0:
-    raise ValueError(f"{name}: holds {ids.min()}, must be at least 0")
-  return ids.astype(np.int64)
-
-
-def _checked_distributions(distributions: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  distributions = np.asarray(distributions, np.float64)
-  if distributions.ndim != 2 or not len(distributions):
-    raise ValueError(
-      f"distributions: has shape {distributions.shape}, must be (num_clients, num_classes)"
-    )
-  if distributions.shape[1] <= labels.max():
-    raise ValueError(
-      f"distributions: has {distributions.shape[1]} columns, must have one for every class;"
-      f" labels go up to {labels.max()}"
-    )
-  sums = distributions.sum(1, keepdims=True)
-  if not (np.isfinite(sums).all() and (sums > 0).all() and (distributions >= 0).all()):
-    raise ValueError("distributions: must be finite, non-negative and with a positive sum per row")
-  return distributions / sums

@@ -18,17 +18,19 @@ _BLOCK = 2**20  # values of a partial sum
 def find_range(x: np.ndarray) -> Range | None:
   """Chooses the range of examples from the values that the training set has, not from its dtype.
 
-  | values                                      | range                            |
-  |---------------------------------------------|----------------------------------|
-  | floats with a root mean square of at most 2 | none, they are left as they are  |
-  | 0 to 1                                      | 0 to 1                           |
-  | 0 to between 9 and 16                       | 0 to 16                          |
-  | 0 to between 128 and 255                    | 0 to 255                         |
-  | 0 to between 32,768 and 65,535              | 0 to 65,535                      |
-  | of both signs, largest between 33 and 128   | -128 to 128                      |
-  | of both signs, between 8,193 and 32,768     | -32,768 to 32,768                |
-  | of both signs otherwise                     | -max to max, so that 0 stays 0   |
-  | others                                      | min to max                       |
+  The range follows from the values::
+
+    | values                                      | range                            |
+    |---------------------------------------------|----------------------------------|
+    | floats with a root mean square of at most 2 | none, they are left as they are  |
+    | 0 to 1                                      | 0 to 1                           |
+    | 0 to between 9 and 16                       | 0 to 16                          |
+    | 0 to between 128 and 255                    | 0 to 255                         |
+    | 0 to between 32,768 and 65,535              | 0 to 65,535                      |
+    | of both signs, largest between 33 and 128   | -128 to 128                      |
+    | of both signs, between 8,193 and 32,768     | -32,768 to 32,768                |
+    | of both signs otherwise                     | -max to max, so that 0 stays 0   |
+    | others                                      | min to max                       |
 
   A set need not use the whole of a common encoding: images whose brightest pixel is 250 are scaled
   like all others of 8 bits, and so are waveforms that peak at a quarter of 16 bits.
@@ -37,7 +39,7 @@ def find_range(x: np.ndarray) -> Range | None:
   whatever their distribution, so that neither is ever scaled.
 
   Args:
-    x: training examples, (n, *shape) bool, integer or float32 of any size, finite.
+    x: training examples, `(n, *shape)` bool, integer or float32 of any size, finite.
 
   Returns:
     The values that become -1 and 1, the first below the second; None to leave them as they are.

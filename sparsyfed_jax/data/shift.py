@@ -7,7 +7,7 @@ its masks adapt to unseen distributions; a run whose data changes half-way can t
 import jax
 import numpy as np
 
-from sparsyfed_jax.data.partition import generator
+from sparsyfed_jax.data.draws import generator
 
 LEAST_SHARE = 0.1  # of the rarest class's examples that are there
 

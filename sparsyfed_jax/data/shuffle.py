@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 
+from sparsyfed_jax.ops.backend.choice import by_platform
 from sparsyfed_jax.types import ClientData, Key
 
 _POSITION_BITS = 11
@@ -34,10 +35,14 @@ def shuffle(key: Key, data: ClientData, is_ragged: bool = False) -> ClientData:
     is_ragged: whether clients differ much in size. Then little time goes to the padding of small
       ones that are vmapped, or run alone; the order is the same.
   """
+  operands = key, data.size, data.indices
   # An accelerator would have to ask the host for the length.
-  is_switched = is_ragged and jax.default_backend() == "cpu"
-  put_in_order = _by_size if is_switched else partial(_first, data.indices.shape[0])
-  return data._replace(indices=put_in_order(key, data.size, data.indices))
+  indices = by_platform(*operands, cpu=_by_size, default=_whole) if is_ragged else _whole(*operands)
+  return data._replace(indices=indices)
+
+
+def _whole(key: Key, size: jax.Array, indices: jax.Array) -> jax.Array:
+  return _first(indices.shape[0], key, size, indices)
 
 
 def _first(length: int, key: Key, size: jax.Array, indices: jax.Array) -> jax.Array:

@@ -11,19 +11,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sparsyfed_jax import trees
-from sparsyfed_jax.fed import masked
 from sparsyfed_jax.fed.algorithm import Algorithm
-from sparsyfed_jax.fed.cohort import Federation, data_of
+from sparsyfed_jax.fed.cohort import Federation, data_of, memory_of
 from sparsyfed_jax.fed.pruning import Masks
 from sparsyfed_jax.fed.sampling import Cohort
-from sparsyfed_jax.types import Key
+from sparsyfed_jax.types import Key, Memory
 
 
 def mask_agreement(
   algorithm: Algorithm,
   most_clients: int,
   state: Any,
+  memories: Memory,
   federation: Federation,
   cohort: Cohort,
   key: Key,
@@ -36,6 +35,7 @@ def mask_agreement(
     algorithm: the method.
     most_clients: how many of the cohort are compared at most, taken evenly from its order.
     state: of the server before the round.
+    memories: of all clients before the round.
     federation: all clients' data, on one device or on every one.
     cohort: of the round.
     key: of the round's training.
@@ -51,8 +51,9 @@ def mask_agreement(
 
   def train(member: Cohort) -> tuple[jax.Array, jax.Array]:
     data = data_of(federation, member)
-    upload, _ = algorithm.client(download, data, jax.random.fold_in(key, member.numbers))
-    return pack_masks(upload), data.size > 0
+    memory, own_key = memory_of(memories, member), jax.random.fold_in(key, member.numbers)
+    upload, *_ = algorithm.client(download, memory, data, own_key)
+    return pack_masks(algorithm.masks(upload)), data.size > 0
 
   masks, counts = lax.map(train, compared)
   return mean_pairwise_iou(masks, counts)
@@ -86,23 +87,7 @@ def _count_bits(packed: jax.Array) -> jax.Array:
   return jnp.sum(lax.population_count(packed), axis=-1, dtype=jnp.int32).astype(jnp.float32)
 
 
-def pack_masks(sent: Any) -> jax.Array:
-  """Packs the mask of what is sent, either way, into bits.
-
-  Args:
-    sent: a download or an upload of a method, not summed.
-
-  Returns:
-    (ceil(num_prunable / 8),) uint8: the masks where they are sent, otherwise where the prunable
-    parameters are not 0.
-  """
-  flat = [mask.reshape(-1) for mask in _masks_of(sent)]
+def pack_masks(masks: Masks) -> jax.Array:
+  """Packs masks into bits, (ceil(num_prunable / 8),) uint8."""
+  flat = [mask.reshape(-1) for mask in masks]
   return jnp.packbits(jnp.concatenate([jnp.zeros(0, bool), *flat]))
-
-
-def _masks_of(sent: Any) -> Masks:
-  if isinstance(sent, masked.Download):
-    return sent.masks
-  if isinstance(sent, masked.Upload):
-    return [kept > 0 for kept in sent.kept]
-  return [leaf != 0 for leaf in trees.split_prunable(sent.variables["params"])[0]]

@@ -1,7 +1,7 @@
 """What methods share that send a model, train it locally, and average what returns."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,12 @@ from sparsyfed_jax.fed import optimizers
 from sparsyfed_jax.fed import server as server_step
 from sparsyfed_jax.fed.algorithm import Setup
 from sparsyfed_jax.fed.hyper import Hyper
-from sparsyfed_jax.fed.precision import round_to_wire
 from sparsyfed_jax.fed.pruning import prune_globally
 from sparsyfed_jax.fed.rule import Carry, LocalRule, Rates, train_client
 from sparsyfed_jax.fed.schedules import client_lr_at, density_at
 from sparsyfed_jax.fed.server import Upload, weigh
-from sparsyfed_jax.types import ClientData, Key, Metrics, Params, Variables
+from sparsyfed_jax.types import ClientData, Key, Memory, Metrics, Params, Variables
+from sparsyfed_jax.wire.rounding import round_to_wire
 
 # What is sent of the parameters: (received, trained, density) -> pytree like them.
 Selection = Callable[[Params, Params, jax.Array], Params]
@@ -31,6 +31,7 @@ class State(NamedTuple):
   opt_state: optax.OptState
   hyper: Hyper
   updated: jax.Array  # () int32, the last round that had an update, 0 before
+  extra: Any = ()  # what a method keeps besides
 
 
 class Download(NamedTuple):
@@ -41,6 +42,7 @@ class Download(NamedTuple):
   density: jax.Array  # () float32, to prune to before the upload
   received_density: jax.Array  # () float32, that of the last round that had an update
   hyper: Hyper
+  extra: Any = ()  # what a method sends besides
 
 
 def init(setup: Setup, variables: Variables, hyper: Hyper) -> State:
@@ -103,9 +105,10 @@ def client(
   carry: Carry,
   select: Selection,
   download: Download,
+  memory: Memory,
   data: ClientData,
   key: Key,
-) -> tuple[Upload, Metrics]:
+) -> tuple[Upload, Memory, Metrics]:
   """Trains what was received and weighs what is selected of it.
 
   Args:
@@ -114,6 +117,8 @@ def client(
     carry: what the rule starts from.
     select: what is sent.
     download: what the client received.
+    memory: () or, of a method that sends changes, what the client has not sent of earlier ones, for
+      each prunable leaf: it is added to what it could send.
     data: its examples.
     key: of the client's round.
   """
@@ -121,10 +126,38 @@ def client(
   trained, _, metrics = train_client(
     rule, setup.task, setup.local, download.rates, received, carry, data, key
   )
-  sent = select(received["params"], trained["params"], scaled(setup, download.density, data))
+  params = _with_rest(trained["params"], memory) if memory else trained["params"]
+  sent = select(received["params"], params, scaled(setup, download.density, data))
   upload = round_to_wire({**trained, "params": sent}, setup.wire_dtype)
+  if memory:
+    memory = _rest(received["params"], params, upload["params"])
   metrics |= setup.measures.exchange(download.variables, upload, data.size)
-  return weigh(upload, setup.client_weight(data.size)), metrics
+  return weigh(upload, setup.client_weight(data.size)), memory, metrics
+
+
+def no_rest(variables: Variables, hyper: Hyper) -> list[jax.Array]:
+  """Makes the memory of error feedback before a client's first round.
+
+  Seide et al., 1-bit stochastic gradient descent, Interspeech 2014; Stich et al., Sparsified SGD
+  with memory, NeurIPS 2018, arXiv 1809.07599: what was not sent is added to the next changes, so
+  that nothing is lost for good.
+  """
+  return [jnp.zeros_like(leaf) for leaf in _kernels(variables["params"])]
+
+
+def _with_rest(params: Params, rest: list[jax.Array]) -> Params:
+  _, rebuild = trees.split_prunable(params)
+  pairs = zip(_kernels(params), rest, strict=True)
+  return trees.cast_like(rebuild([leaf + more for leaf, more in pairs]), params)
+
+
+def _rest(received: Params, params: Params, sent: Params) -> list[jax.Array]:
+  triples = zip(*map(_kernels, (received, params, sent)), strict=True)
+  return [there - here - change for here, there, change in triples]
+
+
+def _kernels(params: Params) -> list[jax.Array]:
+  return trees.split_prunable(trees.widened(params))[0]
 
 
 def receive(setup: Setup, download: Download, data: ClientData) -> Variables:
@@ -172,7 +205,7 @@ def server(
   )
   variables = trees.cast_like({**target, "params": params}, dict(state.variables))
   number = state.round + 1
-  new = State(number, variables, opt_state, state.hyper, updated=number)
+  new = state._replace(round=number, variables=variables, opt_state=opt_state, updated=number)
   new = server_step.unless_nobody(upload.weight, new, state)
   sent = broadcast(setup, state)
   return new, {"client_lr": sent.rates.client_lr, "target_sparsity": 1 - sent.density}

@@ -81,11 +81,11 @@ def train(
       metrics = jax.tree.map(jnp.add, metrics, train_metrics(scores))
       return {**state, "params": params}, opt_state, metrics
 
-    num_steps = _num_steps(local, data)
+    count = _steps_of_epoch(local, data)
     if local.is_ragged:
-      carry = ragged_loop(run_step, num_steps, carry)
+      carry = ragged_loop(run_step, count, carry)
     else:
-      carry = lax.fori_loop(0, num_steps, run_step, carry)
+      carry = lax.fori_loop(0, count, run_step, carry)
     variables, *rest = carry
     return hooks.after_epoch(variables, epoch, jax.random.fold_in(epoch_key, _AFTER_EPOCH)), *rest
 
@@ -103,7 +103,7 @@ def train(
 def last_batch(local: LocalTraining, data: ClientData, key: Key) -> Batch:
   """Takes the last batch of the last epoch of `train` with the same data and key."""
   shuffled = shuffle(jax.random.fold_in(key, local.epochs - 1), data, local.is_ragged)
-  last = jnp.maximum(_num_steps(local, data) - 1, 0)
+  last = jnp.maximum(_steps_of_epoch(local, data) - 1, 0)
   return take_batch(shuffled, last, local.batch_size)
 
 
@@ -112,7 +112,12 @@ def train_metrics(scores: Metrics) -> Metrics:
   return {"train_loss": scores["loss"], "train_accuracy": scores["accuracy"]}
 
 
-def _num_steps(local: LocalTraining, data: ClientData) -> jax.Array:
+def num_steps(local: LocalTraining, data: ClientData) -> jax.Array:
+  """Counts the steps that `train` takes in all epochs; () float32."""
+  return jnp.float32(local.epochs) * _steps_of_epoch(local, data).astype(jnp.float32)
+
+
+def _steps_of_epoch(local: LocalTraining, data: ClientData) -> jax.Array:
   """Steps of an epoch; a straggler gets a part of them done, at least one."""
   whole = num_batches(data, local.batch_size)
   return jnp.minimum(whole, jnp.ceil(data.work * whole.astype(jnp.float32)).astype(jnp.int32))

@@ -1,15 +1,18 @@
 """The sum of a cohort's uploads in bounded memory: a loop over chunks of a vmap."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from sparsyfed_jax.fed.sampling import Cohort
-from sparsyfed_jax.ops.count import count_each
-from sparsyfed_jax.types import ClientData, Key, Mean, Metrics
+from sparsyfed_jax.ops import count_each
+from sparsyfed_jax.types import ClientData, Key, Mean, Memory, Metrics
+
+# (download, memory, data, key) -> (upload, memory, metrics), as in `Algorithm`
+Client: TypeAlias = Callable[[Any, Memory, ClientData, Key], tuple[Any, Memory, Metrics]]
 
 # Counts, as totals of metrics: of clients whose upload is not finite, and of those summed up.
 EXCLUDED = "excluded_clients"
@@ -30,51 +33,57 @@ class Federation(NamedTuple):
 
 
 def sum_over_clients(
-  client: Callable[[Any, ClientData, Key], tuple[Any, Metrics]],
+  client: Client,
   download: Any,
+  memories: Memory,
   federation: Federation,
   cohort: Cohort,
   key: Key,
   clients_per_chunk: int,
-) -> tuple[Any, Metrics]:
+) -> tuple[Any, Memory, Metrics]:
   """Runs the clients of a round and adds up what they send.
 
   A client's randomness comes from its number and the round's key, so neither the order of the
   cohort nor the size of a chunk changes what a client does. Memory holds one chunk of clients and
-  one sum. An upload that is not finite counts as none, and is counted.
+  one sum. An upload that is not finite counts as none, and is counted; so does one whose client
+  would keep what is not finite.
 
   Args:
     client: one client's round.
     download: what every client receives.
+    memories: of the clients, (num_rows, ...) arrays, a row where `indices` have that of the client.
     federation: all clients' data.
     cohort: the clients that take part.
     key: of the round.
     clients_per_chunk: how many clients are vmapped; 1 runs them one after the other.
 
   Returns:
-    The summed upload, and the summed metrics with `excluded_clients` and `clients`, whose totals
-    are counts.
+    The summed upload, the memories after the round, and the summed metrics with `excluded_clients`
+    and `clients`, whose totals are counts. Who vanished, has no examples or is excluded keeps the
+    memory it has.
   """
   everybody = cohort.numbers.shape[0]
   return sum_over_first(
-    client, download, federation, cohort, key, clients_per_chunk, num_clients=everybody
+    client, download, memories, federation, cohort, key, clients_per_chunk, num_clients=everybody
   )
 
 
 def sum_over_first(
-  client: Callable[[Any, ClientData, Key], tuple[Any, Metrics]],
+  client: Client,
   download: Any,
+  memories: Memory,
   federation: Federation,
   cohort: Cohort,
   key: Key,
   clients_per_chunk: int,
   num_clients: int | jax.Array,
-) -> tuple[Any, Metrics]:
+) -> tuple[Any, Memory, Metrics]:
   """Does as `sum_over_clients` for the first clients of a cohort.
 
   Args:
     client: one client's round.
     download: what every client receives.
+    memories: of the clients, (num_rows, ...) arrays, a row where `indices` have that of the client.
     federation: all clients' data.
     cohort: the clients of which some take part; the others are not present.
     key: of the round.
@@ -83,19 +92,30 @@ def sum_over_first(
   """
 
   @jax.jit  # traced once, for the shapes and for the loop
-  def run(download: Any, federation: Federation, key: Key, member: Cohort) -> tuple[Any, Metrics]:
+  def run(
+    download: Any, federation: Federation, key: Key, member: Cohort, memory: Memory
+  ) -> tuple[Any, Memory, jax.Array]:
     data = data_of(federation, member)
-    results = client(download, data, jax.random.fold_in(key, member.numbers))
+    results = client(download, memory, data, jax.random.fold_in(key, member.numbers))
     return _unless_broken(*results, data.size)
 
-  def run_chunk(i: jax.Array, sums: Any) -> Any:
-    chunk = jax.tree.map(lambda leaf: leaf[i], chunks)
+  def run_chunk(i: jax.Array, carry: Any) -> Any:
+    memories, sums = carry
+    members = jax.tree.map(lambda leaf: leaf[i], chunks)
     if clients_per_chunk == 1:
-      results = run(*common, first_of(chunk))
+      members = first_of(members)
+      results, kept, is_counted = run(*common, members, memory_of(memories, members))
     else:
-      each = jax.vmap(run, (None, None, None, 0))(*common, chunk)
-      results = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), each)
-    return jax.tree.map(jnp.add, sums, results)
+      each = jax.vmap(run, (None, None, None, 0, 0))
+      results, kept, is_counted = each(*common, members, memory_of(memories, members))
+      results = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), results)
+
+    def put(leaf: jax.Array, new: jax.Array) -> jax.Array:
+      rows = jnp.where(is_counted, members.rows, leaf.shape[0])  # beyond the last: not written
+      return leaf.at[rows].set(new, mode="drop")
+
+    memories = jax.tree.map(put, memories, kept)
+    return memories, jax.tree.map(jnp.add, sums, results)
 
   def first_of(members: Cohort) -> Cohort:
     return jax.tree.map(lambda leaf: leaf[0], members)
@@ -103,9 +123,21 @@ def sum_over_first(
   common = download, federation, key
   chunks = _cut(cohort, clients_per_chunk)
   num_chunks = -(-num_clients // clients_per_chunk)
-  shapes = jax.eval_shape(run, *common, first_of(cohort))
+  first = first_of(cohort)
+  shapes, *_ = jax.eval_shape(run, *common, first, memory_of(memories, first))
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-  return lax.fori_loop(0, num_chunks, run_chunk, zeros)
+  memories, (upload, metrics) = lax.fori_loop(0, num_chunks, run_chunk, (memories, zeros))
+  return upload, memories, metrics
+
+
+def memory_of(memories: Memory, members: Cohort) -> Memory:
+  """Picks the memories of members of a cohort.
+
+  Args:
+    memories: (num_rows, ...) arrays.
+    members: entries of a `Cohort`, one or several.
+  """
+  return jax.tree.map(lambda leaf: leaf[members.rows], memories)
 
 
 def data_of(federation: Federation, member: Cohort) -> ClientData:
@@ -137,9 +169,11 @@ def _cut(cohort: Cohort, clients_per_chunk: int) -> Cohort:
   return jax.tree.map(reshape, cohort)
 
 
-def _unless_broken(upload: Any, metrics: Metrics, size: jax.Array) -> tuple[Any, Metrics]:
+def _unless_broken(
+  upload: Any, memory: Memory, metrics: Metrics, size: jax.Array
+) -> tuple[tuple[Any, Metrics], Memory, jax.Array]:
   """Takes a client out whose upload is not finite; it would take the whole model with it."""
-  (num_broken,) = count_each(lambda leaf: [~jnp.isfinite(leaf)], jax.tree.leaves(upload))
+  (num_broken,) = count_each(lambda leaf: [~jnp.isfinite(leaf)], jax.tree.leaves((upload, memory)))
   # One reduction, which is not computed anew for everything that depends on it.
   is_fine = jnp.all(num_broken == 0)
   kept = jax.tree.map(lambda leaf: jnp.where(is_fine, leaf, 0), (upload, metrics))
@@ -147,4 +181,6 @@ def _unless_broken(upload: Any, metrics: Metrics, size: jax.Array) -> tuple[Any,
   def count(is_counted: jax.Array) -> Mean:
     return Mean(is_counted.astype(jnp.float32), jnp.float32(0))
 
-  return kept[0], {**kept[1], EXCLUDED: count(~is_fine), CLIENTS: count(is_fine & (size > 0))}
+  is_counted = is_fine & (size > 0)
+  counts = {EXCLUDED: count(~is_fine), CLIENTS: count(is_counted)}
+  return (kept[0], {**kept[1], **counts}), memory, is_counted

@@ -8,8 +8,8 @@ With D devices, also of several processes:
 - streamed: the host keeps the examples and sends each round's ahead; the p-th client of the cohort
   goes to device p % D.
 
-Each way every client is trained once with the randomness of its number, so that all give the same
-sums, up to the order of adding.
+What clients keep between rounds lies where their examples do. Each way every client is trained once
+with the randomness of its number, so that all give the same sums, up to the order of adding.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,9 +23,9 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from sparsyfed_jax.fed.cohort import Federation, sum_over_first
+from sparsyfed_jax.fed.cohort import Client, Federation, sum_over_first
 from sparsyfed_jax.fed.sampling import Cohort
-from sparsyfed_jax.types import ClientData, Key, Metrics
+from sparsyfed_jax.types import Key, Memory, Metrics
 
 AXIS = "clients"
 PLACEMENTS = ("replicated", "sharded", "streamed")
@@ -38,13 +38,14 @@ _EVERYWHERE, _DEALT = PartitionSpec(), PartitionSpec(AXIS)
 def sum_over_devices(
   mesh: Mesh,
   placement: str,
-  client: Callable[[Any, ClientData, Key], tuple[Any, Metrics]],
+  client: Client,
   download: Any,
+  memories: Memory,
   federation: Federation,
   cohort: Cohort,
   key: Key,
   clients_per_chunk: int,
-) -> tuple[Any, Metrics]:
+) -> tuple[Any, Memory, Metrics]:
   """Shares a cohort out to the devices of a mesh, and adds their sums up.
 
   Result and further arguments are those of `sum_over_clients`.
@@ -54,6 +55,7 @@ def sum_over_devices(
     placement: one of PLACEMENTS.
     client: one client's round.
     download: what every client receives.
+    memories: of the clients, as `place_memories` or `send_memories` lays them out.
     federation: all clients' data, as `place` or `stage` lays it out.
     cohort: the clients that take part.
     key: of the round.
@@ -63,24 +65,32 @@ def sum_over_devices(
   specs: dict[str, Any] = dict.fromkeys(Federation._fields, _EVERYWHERE)
   specs |= dict.fromkeys(("x", "y", "indices"), data)
 
-  def on_one_device(download: Any, federation: Federation, cohort: Cohort, key: Key) -> Any:
+  def on_one_device(
+    download: Any, memories: Memory, federation: Federation, cohort: Cohort, key: Key
+  ) -> Any:
     mine, count = _SHARES[placement](cohort, lax.axis_index(AXIS), mesh.size)
-    sums = sum_over_first(client, download, federation, mine, key, clients_per_chunk, count)
-    return _add_up(sums)
+    upload, memories, metrics = sum_over_first(
+      client, download, memories, federation, mine, key, clients_per_chunk, count
+    )
+    if placement == "replicated":
+      memories = _exchange_memories(memories, mine)
+    upload, metrics = _add_up((upload, metrics))
+    return upload, memories, metrics
 
   run = jax.shard_map(
     on_one_device,
     mesh=mesh,
     in_specs=(
       _EVERYWHERE,
+      data,
       Federation(**specs),
       _EVERYWHERE,
       _EVERYWHERE,
     ),
-    out_specs=_EVERYWHERE,
+    out_specs=(_EVERYWHERE, data, _EVERYWHERE),
     check_vma=False,  # the loop's carry starts out the same on all devices
   )
-  return run(download, federation, cohort, key)
+  return run(download, memories, federation, cohort, key)
 
 
 def put(tree: Any, sharding: Sharding) -> Any:
@@ -118,6 +128,57 @@ def place(host: Federation, mesh: Mesh, placement: str) -> Federation:
   return shard_examples(put_sizes(host, mesh), host, mesh, shares, num_rows)
 
 
+def place_memories(host: Memory, mesh: Mesh, placement: str, axis: int = 0) -> Memory:
+  """Lays the memories of all clients out as `place` does their data.
+
+  Args:
+    host: arrays of all clients, in their order.
+    mesh: of one axis, called `AXIS`.
+    placement: one of PLACEMENTS; "streamed" makes NumPy arrays, which may be written to.
+    axis: of the arrays, along which clients are.
+  """
+  if placement == "replicated":
+    return put(host, NamedSharding(mesh, _EVERYWHERE))
+  if placement == "streamed":
+    return jax.tree.map(np.array, host)
+
+  def deal(leaf: Any) -> Any:
+    return send_memories(leaf, deal_numbers(np.arange(leaf.shape[axis]), mesh.size), mesh, axis)
+
+  return jax.tree.map(deal, host)
+
+
+def collect_memories(placed: Memory, mesh: Mesh, num_clients: int, axis: int = 0) -> Memory:
+  """Takes memories that `place_memories` has dealt to devices back in the order of the clients."""
+  clients = deal_numbers(np.arange(num_clients), mesh.size)
+  places = np.argsort(clients)[len(clients) - num_clients :]  # after those of fillers
+  return jax.tree.map(lambda leaf: np.asarray(leaf).take(places, axis), placed)
+
+
+def send_memories(host: Memory, clients: np.ndarray, mesh: Mesh, axis: int = 0) -> Memory:
+  """Sends the memories of clients to the devices of a mesh, each an equal share of the rows.
+
+  Args:
+    host: as in `place_memories`.
+    clients: their numbers, as `deal_numbers` makes them.
+    mesh: of one axis, called `AXIS`.
+    axis: as in `place_memories`.
+  """
+  rows = jax.tree.map(lambda leaf: np.asarray(leaf).take(clients, axis), host)
+  return put(rows, deal_sharding(mesh, axis))
+
+
+def deal_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+  """Makes the sharding of arrays of which each device of a mesh has its share along an axis."""
+  return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
+
+
+def deal_numbers(numbers: np.ndarray, num_devices: int) -> np.ndarray:
+  """Orders numbers device by device, dealt in turn, and fills the shares up with -1."""
+  padded = np.pad(numbers, (0, -len(numbers) % num_devices), constant_values=-1)
+  return padded.reshape(-1, num_devices).T.reshape(-1)
+
+
 def put_sizes(host: Federation, mesh: Mesh) -> Federation:
   """Puts what is known of all clients besides their examples on every device of a mesh."""
   sizes, scales = put((host.sizes, host.density_scales), NamedSharding(mesh, _EVERYWHERE))
@@ -143,7 +204,7 @@ def shard_examples(
   """
   num_lists = max(map(len, shares))
   max_size = host.indices.shape[1]
-  dealt = NamedSharding(mesh, _DEALT)
+  dealt = deal_sharding(mesh)
 
   @cache
   def rows_of(rank: int) -> np.ndarray:
@@ -183,6 +244,20 @@ def _add_up(sums: Any) -> Any:
     for i, leaf in zip(group, unravel(lax.psum(flat, AXIS)), strict=True):
       leaves[i] = leaf
   return jax.tree.unflatten(treedef, leaves)
+
+
+def _exchange_memories(memories: Memory, mine: Cohort) -> Memory:
+  """Tells every device what the others' clients keep."""
+  if not jax.tree.leaves(memories):
+    return memories
+  everyone = jax.tree.map(lambda leaf: lax.all_gather(leaf, AXIS, tiled=True), mine)
+
+  def exchange(leaf: jax.Array) -> jax.Array:
+    rows = jnp.where(everyone.is_present, everyone.rows, leaf.shape[0])
+    changed = lax.all_gather(leaf[mine.rows], AXIS, tiled=True)
+    return leaf.at[rows].set(changed, mode="drop")
+
+  return jax.tree.map(exchange, memories)
 
 
 def _share_in_turn(

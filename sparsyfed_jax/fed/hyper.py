@@ -19,4 +19,5 @@ class Hyper(NamedTuple):
   straggler_fraction: jax.Array  # probability that a client does only a part of its work
   density: jax.Array  # share of prunable weights that a client may upload at the end of the ramp
   ramp_rounds: jax.Array  # rounds over which the density falls from 1, 0 for none
+  total_weight: jax.Array  # of all clients together, those that are not sampled included
   own: Any = ()  # the numbers of the method, the `Hyper` of its file

@@ -15,10 +15,10 @@ from sparsyfed_jax.fed import server as server_step
 from sparsyfed_jax.fed.algorithm import Setup
 from sparsyfed_jax.fed.averaging import rates_at, server_optimizer
 from sparsyfed_jax.fed.hyper import Hyper
-from sparsyfed_jax.fed.precision import round_to_wire
 from sparsyfed_jax.fed.pruning import Masks, apply_masks
 from sparsyfed_jax.fed.rule import Carry, LocalRule, Rates
 from sparsyfed_jax.types import ClientData, Key, Metrics, Params, Variables
+from sparsyfed_jax.wire.rounding import round_to_wire
 
 
 class State(NamedTuple):
@@ -51,6 +51,16 @@ class Upload(NamedTuple):
   variables: Variables  # 0 outside the client's masks
   kept: Masks  # the weight where a mask is True, 0 elsewhere; float32
   weight: jax.Array  # () float32
+
+  @property
+  def masks(self) -> Masks:
+    """The masks of one client."""
+    return [kept > 0 for kept in self.kept]
+
+
+def masks_beside(sent: Download | Upload) -> Masks:
+  """Reads the masks that are sent beside the parameters."""
+  return sent.masks
 
 
 def init(setup: Setup, variables: Variables, masks: Masks, hyper: Hyper, key: Key) -> State:

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsyfed_jax import trees
-from sparsyfed_jax.io.wire import count_changes, update_bytes, whole_bytes
 from sparsyfed_jax.metrics.sparsity import global_sparsity, prunable_sparsity
 from sparsyfed_jax.types import Metrics, Variables, tally, weighted
+from sparsyfed_jax.wire.size import count_changes, update_bytes, whole_bytes
 
 
 class Measures(NamedTuple):
@@ -35,9 +35,9 @@ NO_MEASURES = Measures(
 def measures(wire_dtype: Any = jnp.float32) -> Measures:
   """Makes the measures that cost a few readings of the parameters.
 
-  Bytes are those of `sparsyfed_jax.io.codec`, to the byte: a client's upload with the model that it
-  received as the reference, the download with none, because a client that is sampled rarely holds
-  no model of earlier rounds.
+  Bytes are those of `sparsyfed_jax.wire.codec`, to the byte: a client's upload with the model that
+  it received as the reference, the download with none, because a client that is sampled rarely
+  holds a model of earlier rounds.
 
   Args:
     wire_dtype: of values on the wire.

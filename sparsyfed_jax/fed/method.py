@@ -99,6 +99,7 @@ class Method(NamedTuple):
   options: type = Nothing  # NamedTuple of forms, `Annotated[str, Choice(...)]`, with defaults
   reads: tuple[str, ...] = ()  # fields of the common `Hyper` that not every method reads
   takes_densities: bool = False  # whether clients may differ in density
+  needs_plain_sgd: bool = False  # whether clients must train without momentum and the like
   # (options, hyper, name of a layer, whether it is the first, its density as the client starts,
   # density of the round) -> what the client computes of the layer
   layer_shares: Callable[[Any, Any, str, bool, float, float], LayerShares] = dense_shares
@@ -236,7 +237,6 @@ def _settings(method: Method) -> tuple[Setting, ...]:
   )
 
 
-@functools.cache
 def _fields(holder: Any) -> tuple[Argument, ...]:
   found = {one.name: one for one in arguments(holder)}
   for field in holder._fields:
@@ -254,7 +254,7 @@ def check_options(options: Any) -> None:
   Raises:
     ValueError: naming the field, its value and what is known.
   """
-  refuse({one: getattr(options, one.name) for one in _fields(cast(Any, type(options)))})
+  refuse({one: getattr(options, one.name) for one in _fields(type(options))})
 
 
 def with_own(hyper: Hyper, own: Any) -> Hyper:

@@ -146,7 +146,7 @@ def _inverse_power_of_two(x: jax.Array) -> jax.Array:
 
 
 def proximal(coefficient: jax.Array, anchor: Params) -> optax.GradientTransformation:
-  """Adds the gradient of coefficient / 2 * |params - anchor|^2 to that of the loss.
+  """Adds the gradient of `coefficient / 2 * |params - anchor|^2` to that of the loss.
 
   FedProx: Li et al., Federated optimization in heterogeneous networks, MLSys 2020, arXiv
   1812.06127, equation 2.

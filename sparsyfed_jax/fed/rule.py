@@ -29,6 +29,9 @@ class LocalRule(NamedTuple):
   after_epoch: Callable[[Params, Carry, jax.Array, Key], tuple[Params, Carry]] = (
     lambda params, carry, epoch, key: (params, carry)
   )
+  # Added to the gradient of every step, like the parameters; of SGD without momentum, after
+  # clipping.
+  correction: Params | None = None
 
 
 class Rates(NamedTuple):
@@ -88,6 +91,8 @@ def train_client(
   optimizer = local.optimizer(rates.client_lr, rates.weight_decay)
   if local.is_proximal:
     optimizer = optax.chain(proximal(rates.proximal_mu, variables["params"]), optimizer)
+  if rule.correction is not None:
+    optimizer = optax.chain(optimizer, _correct(rates.client_lr, rule.correction))
   trained, metrics = train(
     local,
     grad_fn,
@@ -99,3 +104,10 @@ def train_client(
   )
   model = {name: leaf for name, leaf in trained.items() if name != _CARRY}
   return model, trained[_CARRY], metrics
+
+
+def _correct(lr: jax.Array, correction: Params) -> optax.GradientTransformation:
+  def add(updates: Params, params: Params | None) -> Params:
+    return jax.tree.map(lambda update, c: update - lr * c, updates, correction)
+
+  return optax.stateless(add)

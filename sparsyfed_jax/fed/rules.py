@@ -160,6 +160,7 @@ def checked(fn: _Fn) -> _Fn:
   hints = typing.get_type_hints(fn)  # without the rules, which the docstring has
   plain = [p.replace(annotation=hints[p.name]) for p in signature.parameters.values()]
   documented = cast(Any, call)
+  del documented.__wrapped__  # whose docstring and signature are not those of the result
   documented.__signature__ = signature.replace(parameters=plain)
   documented.__doc__ = with_arguments(inspect.getdoc(fn) or "", listed)
   return documented

@@ -18,10 +18,10 @@ from sparsyfed_jax.fed.measures import MEASURES, Measures
 from sparsyfed_jax.fed.sampling import Availability, Cohort, sample, uniformly
 from sparsyfed_jax.fed.streaming import Staged
 from sparsyfed_jax.fed.task import Task
-from sparsyfed_jax.types import ClientData, Key, Metrics, tally
+from sparsyfed_jax.types import ClientData, Key, Memory, Metrics, tally
 
 # As `sum_over_clients`.
-SumCohort: TypeAlias = Callable[..., tuple[Any, Metrics]]
+SumCohort: TypeAlias = Callable[..., tuple[Any, Memory, Metrics]]
 
 
 class RoundKeys(NamedTuple):
@@ -32,15 +32,22 @@ class RoundKeys(NamedTuple):
   fates: Key
 
 
+class State(NamedTuple):
+  """A run between two rounds."""
+
+  server: Any  # as the method makes it
+  memories: Memory  # what clients keep: (num_clients, ...) arrays, () of a method without memory
+
+
 class Simulation(NamedTuple):
-  """A federated run as jitted functions, compiled when first called."""
+  """A federated run as jitted functions, compiled when first called; a state is a `State`."""
 
   init: Wrapped  # (hyper, key) -> state before round 1
   # (state, federation, key, num_rounds) -> (state, rows): the state given is donated. Rows are
   # arrays of rounds_per_call entries by name, of which the first num_rounds count.
   run: Wrapped
-  # (state, staged, key) -> (state, row): one round on examples that the host sent; the state given
-  # is donated. Rows are as of `run`, of one entry.
+  # (state, staged, key) -> (state, row): one round on examples that the host sent, and with the
+  # memories of its clients alone; the state given is donated. Rows are as of `run`, of one entry.
   run_staged: Wrapped
   # (state, sizes, key) -> the cohorts of the coming rounds_per_call rounds
   draw: Wrapped
@@ -67,6 +74,7 @@ def simulate(
   matmul_precision: str = "float32",
   measures: Measures = MEASURES,
   compared_clients: int = 10,
+  num_clients: int = 1,
 ) -> Simulation:
   """Makes a simulation.
 
@@ -83,23 +91,30 @@ def simulate(
       "float32" or "tensorfloat32". The CPU knows only one.
     measures: what every round reports of the global model; a method may know better.
     compared_clients: of a round at most, by `agree`.
+    num_clients: for how many `init` makes memories; for one, where they are placed otherwise.
   """
   sampled = partial(sample_cohort, clients_per_round, availability)
   one_round = partial(run_round, algorithm, clients_per_chunk, sum_cohort, measures)
 
-  def init(hyper: Hyper, key: Key) -> Any:
+  def init(hyper: Hyper, key: Key) -> State:
     model_key, state_key = jax.random.split(key)
-    return algorithm.init(task.init(model_key), hyper, state_key)
+    variables = task.init(model_key)
+
+    def for_all(leaf: jax.Array) -> jax.Array:
+      return jnp.broadcast_to(leaf, (num_clients, *jnp.shape(leaf)))
+
+    memories = jax.tree.map(for_all, algorithm.memory(variables, hyper))
+    return State(algorithm.init(variables, hyper, state_key), memories)
 
   def run(
-    state: Any, federation: Federation, key: Key, num_rounds: int
-  ) -> tuple[Any, dict[str, jax.Array]]:
+    state: State, federation: Federation, key: Key, num_rounds: int
+  ) -> tuple[State, dict[str, jax.Array]]:
     @jax.jit  # traced once, for the shapes and for the loop
     def next_round(
-      state: Any, federation: Federation, key: Key
-    ) -> tuple[Any, dict[str, jax.Array]]:
-      keys = keys_of_round(key, state.round + 1)
-      cohort = sampled(federation.sizes, state.hyper, keys)
+      state: State, federation: Federation, key: Key
+    ) -> tuple[State, dict[str, jax.Array]]:
+      keys = keys_of_round(key, state.server.round + 1)
+      cohort = sampled(federation.sizes, state.server.hyper, keys)
       return one_round(state, federation, cohort, keys)
 
     shapes = jax.eval_shape(next_round, state, federation, key)[1]
@@ -115,17 +130,17 @@ def simulate(
 
     return lax.fori_loop(0, num_rounds, body, (state, rows))
 
-  def run_staged(state: Any, staged: Staged, key: Key) -> tuple[Any, dict[str, jax.Array]]:
-    keys = keys_of_round(key, state.round + 1)
+  def run_staged(state: State, staged: Staged, key: Key) -> tuple[State, dict[str, jax.Array]]:
+    keys = keys_of_round(key, state.server.round + 1)
     state, row = one_round(state, staged.federation, staged.cohort, keys)
     return state, {name: leaf[None] for name, leaf in row.items()}
 
-  def draw(state: Any, sizes: jax.Array, key: Key) -> Cohort:
-    numbers = state.round + 1 + jnp.arange(rounds_per_call)
-    return lax.map(lambda n: sampled(sizes, state.hyper, keys_of_round(key, n)), numbers)
+  def draw(state: State, sizes: jax.Array, key: Key) -> Cohort:
+    numbers = state.server.round + 1 + jnp.arange(rounds_per_call)
+    return lax.map(lambda n: sampled(sizes, state.server.hyper, keys_of_round(key, n)), numbers)
 
-  def over_batches(score: Callable[..., Any], state: Any, x: jax.Array, y: jax.Array) -> Any:
-    variables = algorithm.model(state)
+  def over_batches(score: Callable[..., Any], state: State, x: jax.Array, y: jax.Array) -> Any:
+    variables = algorithm.model(state.server)
     size = y.shape[0]
     data = ClientData(x, y, jnp.arange(size), jnp.int32(size), jnp.float32(1), jnp.float32(1))
 
@@ -134,21 +149,21 @@ def simulate(
 
     return lax.map(of_batch, jnp.arange(-(-size // eval_batch_size)))
 
-  def evaluate(state: Any, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+  def evaluate(state: State, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
     scores = over_batches(task.evaluate, state, x, y)
     sums = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), scores)
     return {f"test_{name}": mean.value for name, mean in sums.items()}
 
-  def classify(state: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+  def classify(state: State, x: jax.Array, y: jax.Array) -> jax.Array:
     return over_batches(task.is_correct, state, x, y).reshape(-1)[: y.shape[0]]
 
-  def agree(state: Any, federation: Federation, key: Key) -> jax.Array:
-    keys = keys_of_round(key, state.round + 1)
-    cohort = sampled(federation.sizes, state.hyper, keys)
-    return mask_agreement(algorithm, compared_clients, state, federation, cohort, keys.training)
+  def agree(state: State, federation: Federation, key: Key) -> jax.Array:
+    keys = keys_of_round(key, state.server.round + 1)
+    cohort = sampled(federation.sizes, state.server.hyper, keys)
+    return mask_agreement(algorithm, compared_clients, *state, federation, cohort, keys.training)
 
-  def pack(state: Any) -> jax.Array:
-    return pack_masks(algorithm.broadcast(state))
+  def pack(state: State) -> jax.Array:
+    return pack_masks(algorithm.masks(algorithm.broadcast(state.server)))
 
   precise = jax.default_matmul_precision(matmul_precision)
   return Simulation(
@@ -200,11 +215,11 @@ def run_round(
   clients_per_chunk: int,
   sum_cohort: SumCohort,
   measures: Measures,
-  state: Any,
+  state: State,
   federation: Federation,
   cohort: Cohort,
   keys: RoundKeys,
-) -> tuple[Any, dict[str, jax.Array]]:
+) -> tuple[State, dict[str, jax.Array]]:
   """Runs one round.
 
   Args:
@@ -212,7 +227,7 @@ def run_round(
     clients_per_chunk: as in `simulate`.
     sum_cohort: as in `simulate`.
     measures: as in `simulate`.
-    state: of the server; with the keys it decides everything that happens in the round.
+    state: with the keys it decides everything that happens in the round.
     federation: all clients' data, or that of the cohort.
     cohort: who takes part.
     keys: of the round.
@@ -222,24 +237,27 @@ def run_round(
     uint32 of sums that float32 would round: `types.total` puts them together.
   """
 
-  def client(download: Any, data: ClientData, key: Key) -> tuple[Any, Metrics]:
-    upload, metrics = algorithm.client(download, data, key)
-    return upload, {**metrics, "examples": tally(metrics["train_loss"].weight)}
+  def client(
+    download: Any, memory: Memory, data: ClientData, key: Key
+  ) -> tuple[Any, Memory, Metrics]:
+    upload, memory, metrics = algorithm.client(download, memory, data, key)
+    return upload, memory, {**metrics, "examples": tally(metrics["train_loss"].weight)}
 
-  number = state.round + 1
-  download = algorithm.broadcast(state)
-  upload, sums = sum_cohort(
+  number = state.server.round + 1
+  download = algorithm.broadcast(state.server)
+  upload, memories, sums = sum_cohort(
     client,
     download,
+    state.memories,
     federation,
     cohort,
     keys.training,
     clients_per_chunk,
   )
   counts = {name: sums.pop(name).total for name in (CLIENTS, EXCLUDED)}
-  new_state, server_metrics = algorithm.server(state, upload)
-  before, after = download.variables, algorithm.broadcast(new_state).variables
-  return new_state, {
+  server, server_metrics = algorithm.server(state.server, upload)
+  before, after = download.variables, algorithm.broadcast(server).variables
+  return State(server, memories), {
     "round": number,
     **{name: mean.value for name, mean in sums.items()},
     **measures.model(after),

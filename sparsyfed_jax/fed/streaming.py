@@ -1,4 +1,8 @@
-"""Rounds whose examples come from the host, sent ahead while the device computes."""
+"""Rounds whose examples come from the host, sent ahead while the device computes.
+
+What clients keep between rounds stays on the host too. A round may have clients of the one before,
+so memories are sent once that has ended, and only the examples are ahead.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -8,8 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sparsyfed_jax.fed.cohort import Federation
-from sparsyfed_jax.fed.devices import put_sizes, shard_examples
+from sparsyfed_jax.fed.devices import deal_numbers, put_sizes, send_memories, shard_examples
 from sparsyfed_jax.fed.sampling import Cohort
+from sparsyfed_jax.types import Memory
 
 
 class Staged(NamedTuple):
@@ -40,22 +45,43 @@ def stage(host: Federation, mesh: Mesh, cohorts: Cohort) -> Iterator[Staged]:
 
 
 def run_staged(
-  run: Callable[[Any, Staged], tuple[Any, Any]], state: Any, rounds: Iterator[Staged]
+  run: Callable[[Any, Memory, Staged], tuple[Any, Memory, Any]],
+  state: Any,
+  memories: Memory,
+  rounds: Iterator[Staged],
+  mesh: Mesh,
 ) -> tuple[Any, list[Any]]:
   """Runs rounds, preparing each while the one before is computed.
 
   Args:
-    run: starts one round and returns at once: (state, staged) -> (state, row).
+    run: starts one round and returns at once: (state, memories of its clients, staged) ->
+      (state, memories of its clients, row).
     state: of the server.
+    memories: of all clients, NumPy arrays, to which those after the rounds are written.
     rounds: as `stage` sends them.
+    mesh: of one axis.
 
   Returns:
     The state after the rounds, and their rows.
   """
   rows: list[Any] = []
+  clients, kept = np.zeros(0, int), jax.tree.map(lambda leaf: leaf[:0], memories)
   for staged in rounds:
-    state, row = run(state, staged)
+    write_memories(memories, clients, kept)
+    clients = deal_numbers(np.asarray(staged.cohort.numbers), mesh.size)
+    state, kept, row = run(state, send_memories(memories, clients, mesh), staged)
     rows.append(row)
     if len(rows) > 1:
       jax.block_until_ready(rows[-2])  # no more than two rounds' examples on the devices
+  write_memories(memories, clients, kept)
   return state, rows
+
+
+def write_memories(memories: Memory, clients: np.ndarray, kept: Memory) -> None:
+  """Writes what clients keep after a round, as soon as it has ended; fillers are not written."""
+  is_client = clients >= 0
+
+  def write(leaf: np.ndarray, new: Any) -> None:
+    leaf[clients[is_client]] = np.asarray(new)[is_client]
+
+  jax.tree.map(write, memories, kept)

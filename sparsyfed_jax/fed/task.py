@@ -48,7 +48,7 @@ def classification(
 
   Args:
     model: a flax module with an attribute `ops` (a `LayerOps`), called as
-      `model(x, train=..., valid=...)` on (batch, *input_shape) float32, giving logits.
+      `model(x, train=..., valid=...)` on `(batch, *input_shape)` float32, giving logits.
     input_shape: shape of one example.
     mean: the model sees (x - mean) / std, computed inside the compiled step.
     std: see `mean`.

@@ -1,1 +1,1 @@
-"""What leaves the process: the wire format, checkpoints, and the files that a run writes."""
+"""What a run keeps: checkpoints, the files that it writes, and trackers."""

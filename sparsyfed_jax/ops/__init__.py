@@ -1,13 +1,14 @@
 """Jittable primitives that work without the rest of the library."""
 
-from sparsyfed_jax.ops.conv import (
+from sparsyfed_jax.ops.backend.choice import untuned
+from sparsyfed_jax.ops.backend.conv import (
   LOWERINGS,
   conv_general_dilated,
   conv_patches,
   conv_shifted,
   conv_winograd,
 )
-from sparsyfed_jax.ops.count import count_each, count_nonzero, count_one, count_true
+from sparsyfed_jax.ops.backend.count import count_each, count_nonzero, count_one, count_true
 from sparsyfed_jax.ops.densities import erk_densities
 from sparsyfed_jax.ops.layers import (
   NATIVE,
@@ -66,4 +67,5 @@ __all__ = [
   "share_threshold",
   "spectral_exponent",
   "topk_mask",
+  "untuned",
 ]

@@ -1,7 +1,7 @@
-"""The operations inside dense and convolutional layers, to be put into flax modules.
+"""The operations inside dense and convolutional layers, to be passed to flax modules.
 
 `flax.linen.Dense` takes a `dot_general`, `flax.linen.Conv` a `conv_general_dilated`. A model that
-passes both on to its layers can be trained by every method here, unmodified.
+passes both on to its layers can be trained by every method here without changes.
 """
 
 from collections.abc import Callable
@@ -11,20 +11,21 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sparsyfed_jax.ops.conv import conv_general_dilated
-from sparsyfed_jax.ops.dense import dot_general
+from sparsyfed_jax.ops.backend.conv import conv_general_dilated
+from sparsyfed_jax.ops.backend.dense import dot_general
 from sparsyfed_jax.ops.pruned import activation_threshold, prune_residual
 
 
 class LayerOps(NamedTuple):
-  """What the layers of a model compute with; the signatures are those of `jax.lax`."""
+  """The operations of a model's layers; the signatures are those of `jax.lax`."""
 
   dot_general: Callable[..., jax.Array]
   conv_general_dilated: Callable[..., jax.Array]
 
 
+# The operations of layers that are left as they are, with the short cuts of `ops.conv`.
 PLAIN = LayerOps(dot_general, conv_general_dilated)
-# What `PLAIN` computes, without its short cuts: for counting operations.
+# Equal to `PLAIN` to rounding, but never tuned: for counting operations.
 NATIVE = LayerOps(lax.dot_general, lax.conv_general_dilated)
 
 
@@ -37,7 +38,7 @@ def pruned_layers(
 ) -> LayerOps:
   """Makes layers that prune their activations for the backward pass to their weights' density.
 
-  Thresholds are exact and taken anew for every batch.
+  The layers of SparsyFed (arXiv 2504.05153). Thresholds are exact and found for every batch.
 
   Args:
     valid: (batch,) bool, False for padded examples.
@@ -46,6 +47,15 @@ def pruned_layers(
 
   Returns:
     Operations with the values of `plain`; only the weight gradient differs.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> layers = ops.pruned_layers(valid=jnp.array([True]))
+    >>> x, w = jnp.array([[4.0, -3.0]]), jnp.array([[1.0], [0.0]])
+    >>> numbers = (((1,), (0,)), ((), ()))
+    >>> jax.grad(lambda w: layers.dot_general(x, w, numbers).sum())(w).tolist()
+    [[4.0], [0.0]]
   """
   return residual_layers(lambda x, w: activation_threshold(x, w, valid, floor), plain)
 
@@ -54,11 +64,19 @@ def residual_layers(threshold: Threshold, plain: LayerOps = PLAIN) -> LayerOps:
   """Makes layers that keep the large entries of their input for the backward pass.
 
   Args:
-    threshold: decides what is large, for each call of a layer.
+    threshold: of a layer's input and weights, () array of the input's dtype.
     plain: the operations to prune.
 
   Returns:
     Operations with the values of `plain`; only the weight gradient differs.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> layers = ops.residual_layers(lambda x, w: jnp.array(2.0))
+    >>> x, w, numbers = jnp.array([[1.0, -3.0]]), jnp.ones((2, 1)), (((1,), (0,)), ((), ()))
+    >>> jax.grad(lambda w: layers.dot_general(x, w, numbers).sum())(w).tolist()
+    [[0.0], [-3.0]]
   """
 
   def pruned(op: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -71,14 +89,25 @@ def residual_layers(threshold: Threshold, plain: LayerOps = PLAIN) -> LayerOps:
 
 
 def cast_layers(ops: LayerOps, dtype: Any) -> LayerOps:
-  """Makes layers that compute in another dtype, with parameters and results in their own.
+  """Makes layers that compute in another dtype and keep the dtypes of parameters and results.
 
-  What the layers keep for the backward pass has the dtype too, and so have gradients on their way;
-  all between the layers (norms, losses, updates) is as before.
+  Residuals and gradients inside the layers have the dtype too; everything between the layers
+  (norms, losses, updates) is unchanged.
 
   Args:
     ops: the operations.
     dtype: such as `jnp.bfloat16`.
+
+  Returns:
+    Operations on arrays of any float dtype.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> layers = ops.cast_layers(ops.PLAIN, jnp.bfloat16)
+    >>> y = layers.dot_general(jnp.full((1, 1), 1.001), jnp.ones((1, 1)), (((1,), (0,)), ((), ())))
+    >>> y.item(), y.dtype.name
+    (1.0, 'float32')
   """
 
   def cast(op: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -94,14 +123,26 @@ def cast_layers(ops: LayerOps, dtype: Any) -> LayerOps:
 def first_found(threshold: Threshold, carry: dict[str, jax.Array], name: str) -> Threshold:
   """Makes a threshold that is found once, in the first batch with weights of 0, and then stays.
 
-  While all weights of a layer are non-zero nothing is pruned, and nothing is remembered, as in
-  SparsyFed's release: a threshold of that batch would prune all that follow.
+  While all weights of a layer are non-zero, nothing is pruned and no threshold is stored, as in
+  SparsyFed's release: the threshold of such a batch would prune all later ones.
 
   Args:
     threshold: finds it.
-    carry: holds the threshold of each layer, () float32; negative where none is found yet. The
-      entry of this layer is replaced while a step is traced, and has to be handed to the next step.
+    carry: the threshold of each layer, () float32; negative where none is found yet. The entry of
+      this layer is replaced while a step is traced, and has to be passed to the next step.
     name: of the layer.
+
+  Returns:
+    A threshold for `residual_layers`.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> carry = {"Dense_0": jnp.float32(-1)}
+    >>> largest = ops.first_found(lambda x, w: jnp.max(jnp.abs(x)), carry, "Dense_0")
+    >>> w = jnp.array([1.0, 0.0])
+    >>> float(largest(jnp.array([-2.0]), w)), float(largest(jnp.array([5.0]), w))
+    (2.0, 2.0)
   """
 
   def found(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -111,7 +152,7 @@ def first_found(threshold: Threshold, carry: dict[str, jax.Array], name: str) ->
     def find_if_sparse() -> jax.Array:
       return lax.cond(jnp.any(w == 0), find, lambda: carry[name])
 
-    # A client alone pays for the first batch only; clients side by side for every batch.
+    # A single client searches in its first batch only; vmapped clients search in every batch.
     carry[name] = lax.cond(carry[name] < 0, find_if_sparse, lambda: carry[name])
     return jnp.maximum(carry[name], 0).astype(x.dtype)
 

@@ -1,4 +1,4 @@
-"""In which layer of a flax model an operation is called."""
+"""The name of the flax layer that is being traced."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,11 +7,11 @@ from flax import linen as nn
 
 
 def layer_tracker() -> tuple[Callable[[], str], Callable[..., Any]]:
-  """Makes a pair that follows a model while it is traced.
+  """Makes a tracker of the layer that is being called while a model is traced.
 
   Returns:
-    A function that names the layer being called, as flax does ("BasicBlock_0/Conv_1"), and the
-    interceptor for `flax.linen.intercept_methods` that it needs to be told.
+    A function that names the current layer as flax does ("BasicBlock_0/Conv_1"), and the
+    interceptor that `flax.linen.intercept_methods` has to be given for that.
   """
   inside: list[str] = []
 

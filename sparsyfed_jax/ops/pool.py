@@ -1,8 +1,8 @@
-"""Max pooling whose gradient is fast on CPU, where XLA's select-and-scatter is not."""
+"""Max pooling without XLA's select-and-scatter, which is slow on CPUs."""
 
 import functools
-import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -18,39 +18,21 @@ def max_pool(x: jax.Array, window: int) -> jax.Array:
   Returns:
     (batch, height // window, width // window, features). Where values tie for the largest, they
     share the gradient.
+
+  Raises:
+    AssertionError: x is not of rank 4.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> ops.max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), 2)[0, :, :, 0].tolist()
+    [[5.0, 7.0], [13.0, 15.0]]
   """
+  chex.assert_rank(x, 4)
   batch, height, width, features = x.shape
   rows, columns = height // window, width // window
   x = x[:, : rows * window, : columns * window]
-  return _max_of_windows(x.reshape(batch, rows, window, columns, window, features))
-
-
-@jax.custom_vjp
-def _max_of_windows(windows: jax.Array) -> jax.Array:
-  return jnp.max(windows, axis=(2, 4))
-
-
-def _forward(windows: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  largest = _max_of_windows(windows)
-  return largest, (windows, largest)
-
-
-# As autodiff would, but the ties are counted place by place: its sum over two axes is slow on CPU.
-def _backward(residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array]:
-  windows, largest = residuals
-  places = itertools.product(*(range(windows.shape[axis]) for axis in (2, 4)))
-  ties = sum((windows[:, :, i, :, j] == largest).astype(cotangent.dtype) for i, j in places)
-  # Divided once for a window, not once for each of its places.
-  share = lax.optimization_barrier(cotangent / ties)
-  is_largest = windows == _spread(largest)
-  return (jnp.where(is_largest, _spread(share), 0),)
-
-
-_max_of_windows.defvjp(_forward, _backward)
-
-
-def _spread(x: jax.Array) -> jax.Array:
-  return x[:, :, None, :, None]
+  return jnp.max(x.reshape(batch, rows, window, columns, window, features), axis=(2, 4))
 
 
 def max_pool_overlapping(x: jax.Array, window: int, stride: int, padding: int) -> jax.Array:
@@ -65,7 +47,17 @@ def max_pool_overlapping(x: jax.Array, window: int, stride: int, padding: int) -
   Returns:
     (batch, out_height, out_width, features), out = (side + 2 * padding - window) // stride + 1.
     Where values tie for the largest, they share the gradient, not always evenly.
+
+  Raises:
+    AssertionError: x is not of rank 4.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> ops.max_pool_overlapping(jnp.arange(9.0).reshape(1, 3, 3, 1), 3, 2, 1)[0, :, :, 0].tolist()
+    [[4.0, 5.0], [7.0, 8.0]]
   """
+  chex.assert_rank(x, 4)
   for axis in (1, 2):
     x = _max_along(x, axis, window, stride, padding)
   return x

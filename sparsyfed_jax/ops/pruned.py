@@ -1,19 +1,18 @@
 """Layers whose activations are pruned in the backward pass.
 
-SparsyFed (arXiv 2504.05153), section 3: the forward product uses the whole input; what is kept for
-the weight gradient is the input without its small entries, pruned to the layer's own sparsity. The
-input gradient needs the weights alone and stays exact.
+SparsyFed (arXiv 2504.05153), section 3: the forward product uses the whole input. For the weight
+gradient the input is kept without its small entries, pruned to the sparsity of the layer's weights.
+The input gradient needs the weights alone and stays exact.
 """
 
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from sparsyfed_jax.ops.branch import is_worth_a_branch
-from sparsyfed_jax.ops.count import count_nonzero, count_one
+from sparsyfed_jax.ops.backend.count import count_nonzero, count_one
 from sparsyfed_jax.ops.select import is_at_least, kth_magnitude
 from sparsyfed_jax.ops.share import ceil_of_share
 
@@ -21,27 +20,38 @@ from sparsyfed_jax.ops.share import ceil_of_share
 def prune_residual(
   op: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
-  """Makes a bilinear operation keep only the large entries of its first argument for backward.
+  """Makes a bilinear operation save only the large entries of its first argument for backward.
 
   Args:
     op: op(x, w), linear in each argument: a matrix product, a convolution.
 
   Returns:
     pruned(x, w, threshold): its value and its gradient with respect to x are those of op(x, w); its
-    gradient with respect to w is that of op(where(|x| >= threshold, x, 0), w). `threshold` is a
-    scalar of x's dtype without a gradient of its own; 0 prunes nothing.
+    gradient with respect to w is that of `op(where(|x| >= threshold, x, 0), w)`. `threshold` is a
+    () array of x's dtype without a gradient of its own; 0 prunes nothing. It raises an
+    AssertionError where the threshold has another rank or dtype.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> x, w = jnp.array([[1.0, -2.0], [0.5, 3.0]]), jnp.ones((2, 1))
+    >>> product = ops.prune_residual(jnp.matmul)
+    >>> jax.grad(lambda w: product(x, w, jnp.array(2.0)).sum())(w).tolist()
+    [[0.0], [1.0]]
   """
 
   @jax.custom_vjp
   def pruned(x: jax.Array, w: jax.Array, threshold: jax.Array) -> jax.Array:
+    chex.assert_rank(threshold, 0)
     return op(x, w)
 
   def forward(x: jax.Array, w: jax.Array, threshold: jax.Array) -> Any:
+    chex.assert_rank(threshold, 0)
     return op(x, w), (_prune(x, threshold), w, threshold)
 
   def backward(residuals: Any, cotangent: jax.Array) -> Any:
     kept, w, threshold = residuals
-    _, vjp = jax.vjp(op, kept, w)  # its forward product is unused, and the compiler drops it
+    _, vjp = jax.vjp(op, kept, w)  # the compiler drops the forward product, which is unused
     return *vjp(cotangent), jnp.zeros_like(threshold)
 
   pruned.defvjp(forward, backward)
@@ -49,20 +59,13 @@ def prune_residual(
 
 
 def _prune(x: jax.Array, threshold: jax.Array) -> jax.Array:
-  def prune() -> jax.Array:
-    return jnp.where(is_at_least(x, threshold), x, 0)
-
-  if not is_worth_a_branch(x.size):
-    return prune()
-  # What a branch gives is written down; else a CPU prunes anew wherever an entry is read, which is
-  # a dozen times in a convolution.
-  return lax.cond(threshold != 0, prune, lambda: x)
+  return jnp.where(is_at_least(x, threshold), x, 0)
 
 
 def activation_threshold(
   x: jax.Array, w: jax.Array, valid: jax.Array, floor: jax.Array | float = 0.0
 ) -> jax.Array:
-  """Finds the magnitude from which on a layer's input is kept, at the density of its weights.
+  """Finds the magnitude from which on a layer's input is kept at the density of its weights.
 
   Args:
     x: (batch, ...) float input of the layer.
@@ -73,6 +76,16 @@ def activation_threshold(
   Returns:
     () array of x's dtype: the k-th largest magnitude among the n entries of valid examples. k is
     ceil(n * nonzeros(w) / size(w)), or ceil(n * floor) if that is more; both exact.
+
+  Raises:
+    AssertionError: `valid` is not (batch,) bool.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> x, w = jnp.array([[4.0, -3.0, 2.0, 1.0]]), jnp.array([1.0, 0.0])
+    >>> float(ops.activation_threshold(x, w, jnp.array([True])))
+    3.0
   """
   num_entries = _count_entries(x, valid)
   k = _ceil_of_share(num_entries, count_nonzero(w), w.size)
@@ -92,11 +105,21 @@ def share_threshold(x: jax.Array, valid: jax.Array, share: jax.Array | float) ->
   Returns:
     () array of x's dtype: the k-th largest magnitude among the n entries of valid examples, where k
     is ceil(n * share).
+
+  Raises:
+    AssertionError: `valid` is not (batch,) bool, or the share is not of rank 0.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> float(ops.share_threshold(jnp.array([[4.0, -3.0, 2.0, 1.0]]), jnp.array([True]), 0.25))
+    4.0
   """
   return _threshold_of(x, valid, ceil_of_share(_count_entries(x, valid), share))
 
 
 def _count_entries(x: jax.Array, valid: jax.Array) -> jax.Array:
+  chex.assert_shape(valid, x.shape[:1])
   return count_one(valid) * (x.size // x.shape[0])
 
 

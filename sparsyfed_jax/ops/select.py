@@ -1,40 +1,42 @@
 """The exact k-th largest magnitude without a sort, and the masks that follow from it.
 
 A float's magnitude grows with its bit pattern read as an integer, sign bit dropped. So the k-th
-largest magnitude is the largest pattern that at least k entries reach, and a bracket around it is
-narrowed by counting how many entries reach three pivots in it. No copy is made, k may be traced,
-and the counts of a pass are one fused reduction. Three pivots a pass: one would read the data twice
-as often, seven would compare more than the memory saves.
+largest magnitude is the largest pattern that at least k entries reach. A bracket around it is
+narrowed by counting how many entries reach each of three pivots. No copy is made, k may be traced,
+and the counts of a pass are one fused reduction. (One pivot would read the data twice as often;
+seven would compare more than the memory traffic they save.)
 
-On a CPU the passes over large arrays start from a guess and end when the bracket has but one
-candidate left. For small ones, and on an accelerator, which asks the host before every pass of a
-number that is not known, as many passes as the worst case needs are cheaper.
+On a CPU the search in a large array starts from a guess and ends when one candidate is left. Small
+arrays take as many passes as the worst case needs, and so do accelerators, which would have to ask
+the host before every pass of a loop of unknown length.
 
 The tie rule, everywhere: what reaches the k-th magnitude is kept, so that ties with it are kept too
 and a mask may hold more than k entries. Zeros are never kept by a mask: a kept zero could not be
 told from a pruned one.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sparsyfed_jax.ops.branch import is_worth_a_branch
-from sparsyfed_jax.ops.count import count_one, count_true
+from sparsyfed_jax.ops.backend.choice import by_platform
+from sparsyfed_jax.ops.backend.count import count_one, count_true
 from sparsyfed_jax.ops.share import num_kept
 
 _PIVOTS_PER_PASS = 3
 _SAMPLE_SIZE = 1024
 _GUESS_DEVIATIONS = 3.0
 _WORTH_A_SAMPLE = 100_000
+_Search: TypeAlias = Callable[[Sequence[jax.Array], jax.Array], jax.Array]
 _UNSIGNED = {16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}
 
 
 def kth_magnitude(x: jax.Array, k: jax.Array | int) -> jax.Array:
-  """Finds the k-th largest |x|, exactly.
+  """Finds the k-th largest `|x|`, exactly.
 
   Args:
     x: float array of any shape, fewer than 2^31 entries; float64, float32, bfloat16 or float16. A
@@ -45,13 +47,25 @@ def kth_magnitude(x: jax.Array, k: jax.Array | int) -> jax.Array:
     () array of x's dtype: infinity where k < 1, 0 where k > x.size.
 
   Raises:
+    AssertionError: k is not of rank 0.
     TypeError: x is not a float array.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> float(ops.kth_magnitude(jnp.array([3.0, -1.0, -4.0, 2.0]), 2))
+    3.0
   """
-  return _kth_magnitude_of([x], jnp.asarray(k, jnp.int32))
+  chex.assert_rank(k, 0)
+  keys, k = _keys_of([x]), jnp.asarray(k, jnp.int32)
+  search = _kth_key_on_this_platform if _is_large(keys) else _kth_key_in_all_passes
+  key = search(keys, jnp.maximum(k, 1))
+  magnitude = lax.bitcast_convert_type(key, x.dtype)
+  return jnp.where(k < 1, jnp.asarray(jnp.inf, x.dtype), magnitude)
 
 
 def is_at_least(x: jax.Array, threshold: jax.Array) -> jax.Array:
-  """Compares |x| >= threshold, exact for subnormals too, which backends may flush to 0.
+  """Compares `|x| >= threshold`, exact for subnormals too, which backends may flush to 0.
 
   Args:
     x: float array.
@@ -59,7 +73,18 @@ def is_at_least(x: jax.Array, threshold: jax.Array) -> jax.Array:
 
   Returns:
     Bool array.
+
+  Raises:
+    AssertionError: the dtypes differ.
+    TypeError: x is not a float array.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> ops.is_at_least(jnp.array([-3.0, 1.0]), jnp.array(2.0)).tolist()
+    [True, False]
   """
+  chex.assert_equal(x.dtype, threshold.dtype)
   return _keys(x) >= _keys(threshold)
 
 
@@ -73,6 +98,17 @@ def topk_mask(tree: Any, density: jax.Array | float) -> Any:
 
   Returns:
     Pytree of bool arrays.
+
+  Raises:
+    AssertionError: the density is not of rank 0.
+    TypeError: a leaf is not a float array, or the leaves differ in dtype.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> mask = ops.topk_mask({"a": jnp.array([3.0, -1.0]), "b": jnp.array([0.5, 2.0])}, 0.5)
+    >>> mask["a"].tolist(), mask["b"].tolist()
+    ([True, False], [False, True])
   """
   leaves, treedef = jax.tree.flatten(tree)
   if not leaves:
@@ -90,7 +126,18 @@ def largest_mask(x: jax.Array, k: jax.Array | int) -> jax.Array:
 
   Returns:
     Bool array like x: more than k entries where magnitudes tie, fewer where fewer are not 0.
+
+  Raises:
+    AssertionError: k is not of rank 0.
+    TypeError: x is not a float array.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> ops.largest_mask(jnp.array([3.0, -1.0, 0.5, 2.0]), 1).tolist()
+    [True, False, False, False]
   """
+  chex.assert_rank(k, 0)
   return _mask_of([x], jnp.asarray(k, jnp.int32))[0]
 
 
@@ -103,6 +150,17 @@ def layerwise_mask(tree: Any, densities: Any) -> Any:
 
   Returns:
     Pytree of bool arrays.
+
+  Raises:
+    AssertionError: a density is not of rank 0.
+    TypeError: a leaf is not a float array.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> mask = ops.layerwise_mask({"a": jnp.array([3.0, -1.0]), "b": jnp.array([0.5, 2.0])}, 0.5)
+    >>> mask["a"].tolist(), mask["b"].tolist()
+    ([True, False], [False, True])
   """
   if jax.tree_util.all_leaves([densities]):
     densities = jax.tree.map(lambda _: densities, tree)
@@ -110,42 +168,48 @@ def layerwise_mask(tree: Any, densities: Any) -> Any:
 
 
 def _mask_of(leaves: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
-  def mark_largest() -> list[jax.Array]:
-    keys = _keys_of(leaves)
-    least = jnp.maximum(_kth_key(keys, k), 1)  # zeros are never kept
-    return _reach(keys, jnp.where(k >= 1, least, _out_of_reach(keys)))
-
-  def mark_all() -> list[jax.Array]:
-    return [leaf != 0 for leaf in _keys_of(leaves)]
-
-  if _is_large(leaves):
-    # A model that is sparse already mostly has no more entries than may be kept.
-    masks = lax.cond(sum(map(count_one, mark_all())) <= k, mark_all, mark_largest)
-  else:
-    masks = mark_largest()
+  keys = _keys_of(leaves)
+  cpu = _mark_large_on_cpu if _is_large(keys) else _mark_small_on_cpu
+  masks = by_platform(keys, k, cpu=cpu, default=_mark)
   return [mask.reshape(leaf.shape) for mask, leaf in zip(masks, leaves, strict=True)]
 
 
-def _reach(keys: Sequence[jax.Array], least: jax.Array) -> list[jax.Array]:
-  def compare(least: jax.Array) -> list[jax.Array]:
-    return [leaf >= least for leaf in keys]
+def _mark(keys: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
+  least = _least_marked(keys, k, _kth_key_in_all_passes)
+  return [leaf >= least for leaf in keys]
 
-  if jax.default_backend() != "cpu":
-    return compare(least)
-  # A loop that runs once, if at all: like the search, it reads keys that are written down, vmapped
-  # or not. Elsewhere a CPU may compute them again, and where it rounds what they are made of
-  # another way, the k-th entry does not reach itself.
+
+def _mark_small_on_cpu(keys: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
+  return _reach_once(keys, _least_marked(keys, k, _kth_key_in_all_passes))
+
+
+def _mark_large_on_cpu(keys: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
+  def mark_all() -> list[jax.Array]:
+    return [leaf != 0 for leaf in keys]
+
+  def mark_largest() -> list[jax.Array]:
+    return _reach_once(keys, _least_marked(keys, k, _kth_key_from_a_guess))
+
+  # A model that is already sparse mostly has no more entries than may be kept.
+  return lax.cond(sum(map(count_one, mark_all())) <= k, mark_all, mark_largest)
+
+
+def _least_marked(keys: Sequence[jax.Array], k: jax.Array, search: _Search) -> jax.Array:
+  least = jnp.maximum(search(keys, jnp.maximum(k, 1)), 1)  # zeros are never kept
+  return jnp.where(k >= 1, least, _out_of_reach(keys))
+
+
+def _reach_once(keys: Sequence[jax.Array], least: jax.Array) -> list[jax.Array]:
+  # A loop of one iteration at most: like the search, it reads keys from memory, vmapped or not.
+  # Otherwise the compiler may recompute them, and if their inputs are then rounded differently, the
+  # k-th entry does not reach itself.
   beyond = _out_of_reach(keys)
   nothing = [jnp.zeros(leaf.shape, bool) for leaf in keys]
   return lax.while_loop(
-    lambda state: state[0] < beyond, lambda state: (beyond, compare(state[0])), (least, nothing)
+    lambda state: state[0] < beyond,
+    lambda state: (beyond, [leaf >= state[0] for leaf in keys]),
+    (least, nothing),
   )[1]
-
-
-def _kth_magnitude_of(leaves: Sequence[jax.Array], k: jax.Array) -> jax.Array:
-  dtype = leaves[0].dtype
-  magnitude = lax.bitcast_convert_type(_kth_key(_keys_of(leaves), k), dtype)
-  return jnp.where(k < 1, jnp.asarray(jnp.inf, dtype), magnitude)
 
 
 def _keys_of(leaves: Sequence[jax.Array]) -> list[jax.Array]:
@@ -155,16 +219,11 @@ def _keys_of(leaves: Sequence[jax.Array]) -> list[jax.Array]:
   return [_keys(leaf).reshape(-1) for leaf in leaves]
 
 
-def _is_large(leaves: Sequence[jax.Array]) -> bool:
-  return is_worth_a_branch(sum(leaf.size for leaf in leaves), _WORTH_A_SAMPLE)
+def _is_large(keys: Sequence[jax.Array]) -> bool:
+  return sum(leaf.size for leaf in keys) >= _WORTH_A_SAMPLE
 
 
-def _kth_key(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
-  """Finds the k-th largest key of all arrays, or the largest if k < 1; 0 if there are fewer."""
-  search = _kth_key_from_a_guess if _is_large(keys) else _kth_key_in_all_passes
-  return search(keys, jnp.maximum(k, 1))
-
-
+# Each search finds the k-th largest key of all arrays, for k of at least 1; 0 if there are fewer.
 def _kth_key_from_a_guess(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
   # Many arrays have fewer than k entries that are not 0: the first pass tells.
   pivots = jnp.stack([jnp.ones((), keys[0].dtype), *_guess(keys, k)])
@@ -176,9 +235,13 @@ def _kth_key_from_a_guess(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
   found, _ = lax.while_loop(
     lambda state: ~_is_settled(state[0], k), refine, (_everything(keys), pivots)
   )
-  # As branches, which read the keys: elsewhere the compiler would rather compute them again.
+  # In a branch, which reads the keys from memory: otherwise the compiler recomputes them.
   is_narrow = found.high - found.low == 1
   return lax.cond(is_narrow, lambda: found.low, lambda: _key_within(found, keys, k))
+
+
+def _kth_key_on_this_platform(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
+  return by_platform(keys, k, cpu=_kth_key_from_a_guess, default=_kth_key_in_all_passes)
 
 
 def _kth_key_in_all_passes(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:

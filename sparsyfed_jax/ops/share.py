@@ -1,4 +1,4 @@
-"""How many entries a share of them is, counted exactly although the share is a float32.
+"""Exact counts of the entries that make up a share, although the share is a float32.
 
 float32 cannot hold 0.05, and its product with ten million entries is off by more than the rounding
 of the result allows. So a share is read as the number of millionths that it is nearest to, if
@@ -7,9 +7,11 @@ decimals and every count below 2^31. Any other share, such as one on the way of 
 as float32, and its product is taken for whole where float32 tells no difference.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
-from jax import lax
+
+from sparsyfed_jax.ops.backend.choice import short_cut
 
 _MILLION = 10**6
 # A share that was computed from decimals has been rounded a few times, by 2^-24 of it at most each.
@@ -18,7 +20,7 @@ _PRODUCT_ROUNDED = 2.0**-20
 
 
 def num_kept(size: jax.Array | int, density: jax.Array | float) -> jax.Array:
-  """Counts what is left of `size` entries once round(sparsity * size) of them are pruned.
+  """Computes how many of `size` entries are left when round(sparsity * size) are pruned.
 
   Half rounds to even in what is pruned, not in what is kept: 5 of 11 entries are kept at density
   0.5.
@@ -29,6 +31,14 @@ def num_kept(size: jax.Array | int, density: jax.Array | float) -> jax.Array:
 
   Returns:
     () int32.
+
+  Raises:
+    AssertionError: an argument is not of rank 0.
+
+  Example:
+    >>> from sparsyfed_jax import ops
+    >>> int(ops.num_kept(1000, 0.05)), int(ops.num_kept(11, 0.5))
+    (50, 5)
   """
   whole, rest = _product(density, size)
   is_odd = (jnp.asarray(size, jnp.int32) - whole) % 2
@@ -36,25 +46,38 @@ def num_kept(size: jax.Array | int, density: jax.Array | float) -> jax.Array:
 
 
 def ceil_of_share(size: jax.Array | int, share: jax.Array | float) -> jax.Array:
-  """Computes ceil(share * size); arguments and result as in `num_kept`."""
+  """Computes ceil(share * size); arguments, result and errors as in `num_kept`.
+
+  Example:
+    >>> from sparsyfed_jax import ops
+    >>> int(ops.ceil_of_share(1001, 0.05))
+    51
+  """
   whole, rest = _product(share, size)
   return whole + (rest > 0).astype(jnp.int32)
 
 
 def floor_of_share(size: jax.Array | int, share: jax.Array | float) -> jax.Array:
-  """Computes floor(share * size); arguments and result as in `num_kept`."""
+  """Computes floor(share * size); arguments, result and errors as in `num_kept`.
+
+  Example:
+    >>> from sparsyfed_jax import ops
+    >>> int(ops.floor_of_share(1001, 0.05))
+    50
+  """
   return _product(share, size)[0]
 
 
 def _product(share: jax.Array | float, size: jax.Array | int) -> tuple[jax.Array, jax.Array]:
   """Computes share * size as a whole number and millionths; () int32 each."""
+  chex.assert_rank([share, size], 0)
   share, size = jnp.asarray(share, jnp.float32), jnp.asarray(size, jnp.int32)
-  if jax.default_backend() != "cpu":
-    return _exact_product(share, size)
-  # What a branch gives is written down; else a CPU divides anew for every entry that is compared
-  # with what comes of it.
-  nothing = jnp.int32(0), jnp.int32(0)
-  return lax.cond(share > 0, lambda: _exact_product(share, size), lambda: nothing)
+  # Written to memory; else a CPU divides anew for every entry that is compared with the result.
+  return short_cut(share <= 0, _nothing, _exact_product, share, size)
+
+
+def _nothing(share: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array]:
+  return jnp.int32(0), jnp.int32(0)
 
 
 def _exact_product(share: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -14,7 +14,7 @@ import pytest
 
 from sparsyfed_jax.algorithms import METHODS
 from sparsyfed_jax.data.shuffle import shuffle
-from sparsyfed_jax.fed.simulation import simulate
+from sparsyfed_jax.fed.simulation import State, simulate
 from sparsyfed_jax.fed.task import classification
 from sparsyfed_jax.models import MLP
 from sparsyfed_jax.types import total
@@ -44,7 +44,7 @@ def run_one_round(method, variables, x, y, parts, values):
   algorithm, run = make_simulation(method, len(x[0]), len(parts))
   state = cases.copy(algorithm.init(variables, cases.hyper(method, **values), jax.random.key(0)))
   federation = cases.make_federation(np.asarray(x, float), np.asarray(y), parts)
-  state, rows = run(state, federation, jax.random.key(0), 1)
+  (state, _), rows = run(State(state, ()), federation, jax.random.key(0), 1)
   row = {name: float(column[0]) for name, column in rows.items() if column.ndim == 1}
   uplink, examples = (total(rows[name][0]) for name in ("round_uplink_bytes", "examples"))
   return algorithm, state, {**row, "uplink_bytes": uplink / row["clients"], "examples": examples}
@@ -135,7 +135,7 @@ class TestFedAvg:
       key for key in keys if shuffle(jax.random.fold_in(key, 0), data).indices.tolist()[2] == 0
     )
     state = algorithm.init(linear(kernel, bias), cases.hyper(**RATES), jax.random.key(0))
-    upload, metrics = jax.jit(algorithm.client)(algorithm.broadcast(state), data, key)
+    upload, _, metrics = jax.jit(algorithm.client)(algorithm.broadcast(state), (), data, key)
     kernel = 0.9 * (0.9 * kernel + [0.5 * APART, 0 * APART]) - [0 * APART, 0.25 * APART]
     bias = 0.81 * bias - 0.25 * APART
     # What is sent is the model times 3.

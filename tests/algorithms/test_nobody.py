@@ -15,7 +15,8 @@ def nothing(method, state):
   """What a cohort uploads that vanished."""
   made = cases.algorithm(method, "mlp")
   data = cases.client_data(cases.problem("mlp").federation, cases.EMPTY)
-  upload, _ = jax.eval_shape(made.client, made.broadcast(state), data, jax.random.key(0))
+  memory = made.memory(cases.variables("mlp"), cases.hyper(method))
+  upload, *_ = jax.eval_shape(made.client, made.broadcast(state), memory, data, jax.random.key(0))
   return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), upload)
 
 
@@ -24,7 +25,7 @@ def serve(method, state, upload, optimizer):
     return cases.server(method, "mlp", server=optimizer)(state, upload)
 
 
-@pytest.mark.parametrize("method", cases.METHODS)
+@pytest.mark.parametrize("method", cases.FORMS)
 def test_a_round_of_nobody_changes_nothing_but_its_number(method):
   optimizer = "adam" if method in ("fedavg", "flash-magnitude", "static") else "momentum"
   state = cases.start(method, "mlp", server=optimizer)

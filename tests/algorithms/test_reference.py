@@ -35,7 +35,9 @@ STARTS = cases.VARIANTS | {
   "flash-pdst": ("flash", {"form": "pdst"}),
 }
 AVERAGED = [
-  name for name, (base, _) in cases.VARIANTS.items() if base not in ("feddst", "flash", "static")
+  name
+  for name, (base, _) in cases.VARIANTS.items()
+  if base not in ("feddst", "flash", "static") and name not in cases.KEEP_MEMORY
 ]
 # Name, variant, values that differ, and what happens in each round.
 MASKED = [

@@ -71,9 +71,11 @@ def play(algorithm, variables, method, num_rounds=2):
   """Runs rounds of one client each."""
   state = algorithm.init(variables, cases.hyper(method), jax.random.key(1))
   client, server = jax.jit(algorithm.client), jax.jit(algorithm.server)
+  memory = algorithm.memory(variables, cases.hyper(method))
   data, losses = cases.client_data(cases.problem("mlp").federation, 3), []
   for number in range(num_rounds):
-    upload, metrics = client(algorithm.broadcast(state), data, jax.random.key(number))
+    download, key = algorithm.broadcast(state), jax.random.key(number)
+    upload, memory, metrics = client(download, memory, data, key)
     state, _ = server(state, upload)
     losses.append(float(metrics["train_loss"].value))
   return state, losses

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsyfed_jax.data import partition
+from sparsyfed_jax.data import draws, partition
 
 LABELS = np.random.default_rng(0).integers(0, 10, 2000)
 NUM_CLIENTS = 20
@@ -73,13 +73,13 @@ class TestEverySplit:
 
 class TestGenerator:
   def test_equal_keys_give_equal_streams(self):
-    a, b, c = (partition.generator(jax.random.key(seed)).random(4) for seed in (3, 3, 4))
+    a, b, c = (draws.generator(jax.random.key(seed)).random(4) for seed in (3, 3, 4))
     np.testing.assert_array_equal(a, b)
     assert not np.intersect1d(a, c).size
 
   def test_takes_keys_of_the_old_style(self):
     old, new = jax.random.PRNGKey(5), jax.random.key(5, impl="threefry2x32")
-    assert partition.generator(old).random() == partition.generator(new).random()
+    assert draws.generator(old).random() == draws.generator(new).random()
 
 
 class TestDirichlet:
@@ -108,8 +108,8 @@ class TestDirichlet:
   def test_is_its_two_halves(self, is_symmetric):
     key, labels = jax.random.key(7), LABELS
     key_distributions, key_draws = jax.random.split(key)
-    alpha = 0.5 if is_symmetric else partition.concentrations(labels, 0.5)
-    distributions = partition.class_distributions(key_distributions, NUM_CLIENTS, 10, alpha)
+    alpha = 0.5 if is_symmetric else draws.concentrations(labels, 0.5)
+    distributions = draws.class_distributions(key_distributions, NUM_CLIENTS, 10, alpha)
     halves = partition.by_distribution(key_draws, labels, distributions)
     split = partition.dirichlet_symmetric if is_symmetric else partition.dirichlet
     assert as_lists(halves) == as_lists(split(key, labels, NUM_CLIENTS, 0.5))
@@ -152,14 +152,14 @@ class TestClassDistributions:
   @quick
   @given(alphas, st.integers(1, 30), seeds)
   def test_rows_are_distributions(self, alpha, num_classes, seed):
-    rows = partition.class_distributions(jax.random.key(seed), 7, num_classes, alpha)
+    rows = draws.class_distributions(jax.random.key(seed), 7, num_classes, alpha)
     assert rows.shape == (7, num_classes) and rows.dtype == np.float64
     assert (rows >= 0).all()
     np.testing.assert_allclose(rows.sum(1), 1.0, rtol=1e-12)
 
   @pytest.mark.parametrize("alpha", [1e-3, 0.1, 1.0, 5.0])
   def test_moments_are_those_of_the_dirichlet(self, alpha):
-    rows = partition.class_distributions(jax.random.key(0), 40000, 4, alpha)
+    rows = draws.class_distributions(jax.random.key(0), 40000, 4, alpha)
     variance = (1 / 4) * (3 / 4) / (4 * alpha + 1)
     np.testing.assert_allclose(rows.mean(0), 1 / 4, atol=0.01)
     np.testing.assert_allclose(rows.var(0), variance, rtol=0.03)
@@ -167,7 +167,7 @@ class TestClassDistributions:
   def test_one_alpha_for_each_class(self):
     # Dirichlet(a): means a / sum(a), variances m (1 - m) / (sum(a) + 1).
     alphas = np.array([0.2, 0.0, 3.0, 0.8])
-    rows = partition.class_distributions(jax.random.key(0), 40000, 4, alphas)
+    rows = draws.class_distributions(jax.random.key(0), 40000, 4, alphas)
     means = alphas / 4
     np.testing.assert_allclose(rows.mean(0), means, atol=0.01)
     np.testing.assert_allclose(rows.var(0), means * (1 - means) / 5, rtol=0.05)
@@ -176,18 +176,18 @@ class TestClassDistributions:
   @pytest.mark.parametrize("alpha", [5e-324, 1e-310, 1e307, 1.7e308])
   def test_extreme_alphas_of_unbalanced_classes(self, alpha):
     labels = np.repeat(np.arange(3), [1, 10, 10000])
-    alphas = partition.concentrations(labels, alpha)
-    rows = partition.class_distributions(jax.random.key(0), 50, 3, alphas)
+    alphas = draws.concentrations(labels, alpha)
+    rows = draws.class_distributions(jax.random.key(0), 50, 3, alphas)
     assert np.isfinite(rows).all()
     np.testing.assert_allclose(rows.sum(1), 1, rtol=1e-12)
 
   def test_a_vanishing_alpha_picks_one_class(self):
-    rows = partition.class_distributions(jax.random.key(0), 400, 4, 1e-310)
+    rows = draws.class_distributions(jax.random.key(0), 400, 4, 1e-310)
     np.testing.assert_array_equal(np.sort(rows, 1), [[0, 0, 0, 1]] * 400)
     assert (rows.sum(0) > 50).all()
 
   def test_a_huge_alpha_is_uniform(self):
-    rows = partition.class_distributions(jax.random.key(0), 5, 4, 1e307)
+    rows = draws.class_distributions(jax.random.key(0), 5, 4, 1e307)
     np.testing.assert_allclose(rows, 1 / 4, rtol=1e-12)
 
 
@@ -359,11 +359,11 @@ ERRORS = {
   "dirichlet no labels": (lambda k: partition.dirichlet(k, Y[:0], 2, 1.0), r"labels:.*\(0,\)"),
   "dirichlet one-hot": (lambda k: partition.dirichlet(k, Y[:, None], 2, 1.0), r"labels:.*\(4, 1\)"),
   "dirichlet negative": (lambda k: partition.dirichlet(k, Y - 1, 2, 1.0), "labels: holds -1"),
-  "distributions clients": (lambda k: partition.class_distributions(k, 0, 2, 1.0), "num_clients=0"),
-  "distributions classes": (lambda k: partition.class_distributions(k, 2, 0, 1.0), "num_classes=0"),
-  "distributions alpha": (lambda k: partition.class_distributions(k, 2, 2, -1.0), "alpha=-1.0"),
+  "distributions clients": (lambda k: draws.class_distributions(k, 0, 2, 1.0), "num_clients=0"),
+  "distributions classes": (lambda k: draws.class_distributions(k, 2, 0, 1.0), "num_classes=0"),
+  "distributions alpha": (lambda k: draws.class_distributions(k, 2, 2, -1.0), "alpha=-1.0"),
   "distributions zeros": (
-    lambda k: partition.class_distributions(k, 2, 2, np.zeros(2)),
+    lambda k: draws.class_distributions(k, 2, 2, np.zeros(2)),
     "alpha=.*greater than 0",
   ),
   "by rank": (lambda k: partition.by_distribution(k, Y, np.ones(2)), r"distributions:.*\(2,\)"),

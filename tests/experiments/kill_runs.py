@@ -27,13 +27,14 @@ COMMON = (
   *("--model=mlp", "--num_clients=20", "--clients_per_round=2", "--local_epochs=1"),
   *("--eval_every=4", "--checkpoint_every=10"),
 )
-# Six kinds of runs, and their flags besides; of the sweep, the two runs side by side.
+# Seven kinds of runs, and their flags besides; of the sweep, the two runs side by side.
 KINDS = {
   "plain": ("--algorithm=fedavg", "--rounds=300"),
   "cnn": ("--model=cnn", "--num_clients=60", "--rounds=60"),
   "masks": ("--algorithm=feddst", "--client_momentum=0.9", "--rounds=150"),
   "shift": ("--shift_round=70", "--client_eval", "--mask_metrics_every=15", "--rounds=150"),
   "streamed": ("--data_placement=streamed", "--rounds=200"),
+  "memories": ("--algorithm=scaffold", "--data_placement=streamed", "--rounds=200"),
   "sweep": ("--seed=0,1", "--sweep_mode=vmap", "--rounds=150"),
 }
 TROUBLES = ("other data", "damaged checkpoint", "second process", "signal", "foreign files", "none")

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from absl import flags as absl_flags
 
-from experiments import bench, flags, workloads
-from experiments.bench import Settings
+from experiments import flags
+from experiments.bench import measuring, options, workloads
+from experiments.bench.options import Settings
+from experiments.bench.rows import PeerTimes, compare, markdown, table_cells
+from experiments.bench.workloads import WORKLOADS, Workload
 from experiments.run.config import COMPUTE_DTYPES
-from experiments.workloads import WORKLOADS, Workload
 from sparsyfed_jax import trees
 from sparsyfed_jax.fed.task import classification
 from sparsyfed_jax.models import MLP
@@ -62,7 +64,7 @@ with open(sys.argv[1], 'a') as log:
 
 def parse(*arguments):
   table = absl_flags.FlagValues()
-  bench.define(table)
+  options.define(table)
   table(["bench", *arguments])
   return table
 
@@ -73,13 +75,13 @@ def tiny(monkeypatch):
   monkeypatch.setitem(WORKLOADS, "tiny-even", Workload(model, 3, (5,), (4, 4, 4), 3, 2))
   skewed = Workload(model, 3, (5,), (10, 1, 1), 3, 2, even="tiny-even")
   monkeypatch.setitem(WORKLOADS, "tiny-skewed", skewed)
-  monkeypatch.setattr(bench, "LEAST_CALL_SECONDS", 1e-9)
-  monkeypatch.setattr(bench, "_matmul_flops_per_second", lambda dtype: 1e9)
+  monkeypatch.setattr(measuring, "LEAST_CALL_SECONDS", 1e-9)
+  monkeypatch.setattr(measuring, "_matmul_flops_per_second", lambda dtype: 1e9)
 
 
 def test_a_row_says_what_was_measured_and_beside_what(tiny):
   names = ["tiny-even", "tiny-skewed"]
-  rows = bench.measure(names, ["fedavg", "topk"], Settings(repeats=1))
+  rows = measuring.measure(names, ["fedavg", "topk"], Settings(repeats=1))
   assert [(row["workload"], row["algorithm"]) for row in rows] == [
     (name, algorithm) for name in names for algorithm in ("fedavg", "topk")
   ]
@@ -117,7 +119,7 @@ def test_overhead_is_of_the_time_of_fedavg_and_a_ratio_of_the_even_workload():
   ]
   rows.append(rows[2] | {"metrics": "off", "seconds_per_round": 4.0})
   turns = [[1.0, 1.0], [1.5, 1.5], [2.25, 2.25], [2.0, 2.0]]
-  even, fedavg, sparsyfed, without = bench.compare(rows, turns)
+  even, fedavg, sparsyfed, without = compare(rows, turns)
   assert even == rows[0]
   assert fedavg["ratio_to_even"] == 1.5 and "overhead_over_fedavg" not in fedavg
   assert sparsyfed["overhead_over_fedavg"] == 0.5 and "ratio_to_even" not in sparsyfed
@@ -127,11 +129,11 @@ def test_overhead_is_of_the_time_of_fedavg_and_a_ratio_of_the_even_workload():
 def test_a_timer_warms_up_and_keeps_the_largest_memory(monkeypatch):
   calls = []
   peaks = iter([3, 7, 5])
-  monkeypatch.setattr(bench, "_peak_memory_bytes", lambda: next(peaks))
-  timer = bench._warm_up(calls.append)
+  monkeypatch.setattr(measuring, "peak_memory_bytes", lambda: next(peaks))
+  timer = measuring._warm_up(calls.append)
   assert calls == [1, 1]
   assert all(timer.run() > 0 for _ in range(3))
-  assert calls[2:] == [bench.MAX_ROUNDS_PER_CALL] * 3 and timer.peak() == 7
+  assert calls[2:] == [measuring.MAX_ROUNDS_PER_CALL] * 3 and timer.peak() == 7
 
 
 def test_the_table_shows_columns_that_have_values():
@@ -149,8 +151,8 @@ def test_the_table_shows_columns_that_have_values():
     },
     {"workload": "kth_magnitude", "seconds": 0.05, "speedup": 60.0},
   ]
-  cells = bench.table_cells(rows)
-  assert bench.markdown(cells).splitlines() == [
+  cells = table_cells(rows)
+  assert markdown(cells).splitlines() == [
     "| workload | algorithm | s a round | over fedavg | over top_k | clients/s | compile s"
     " | of matmul peak | peak memory |",
     "|---|---|---:|---:|---:|---:|---:|---:|---:|",
@@ -162,7 +164,7 @@ def test_the_table_shows_columns_that_have_values():
 def test_the_flags_are_read():
   arguments = ["--workload=cnn32,mlp64", "--algorithm=topk", "--clients_per_round=3", "--repeats=2"]
   peer = "--peer_command=cnn32=python 'a b.py' --x=1"
-  names, algorithms, settings, peers = bench.read(parse(*arguments, peer))
+  names, algorithms, settings, peers = options.read(parse(*arguments, peer))
   assert (names, algorithms) == (["cnn32", "mlp64"], ["topk"])
   assert settings == Settings(repeats=2, clients_per_round=3)
   assert peers == {"cnn32": ["python", "a b.py", "--x=1"]}
@@ -185,7 +187,7 @@ def test_the_flags_are_read():
 )
 def test_a_bad_flag_is_refused(arguments, message):
   with pytest.raises(flags.ConfigError, match=message):
-    bench.read(parse(*arguments))
+    options.read(parse(*arguments))
 
 
 @pytest.mark.parametrize(
@@ -199,7 +201,7 @@ def test_a_bad_flag_is_refused(arguments, message):
 )
 def test_more_clients_than_there_are_are_refused(settings, message):
   with pytest.raises(flags.ConfigError, match=message):
-    bench.check_sizes(["kth_magnitude", "mlp64"], "cpu", settings)
+    options.check_sizes(["kth_magnitude", "mlp64"], "cpu", settings)
 
 
 def test_a_ratio_to_a_peer_is_of_the_same_turn_and_a_start_counts_once():
@@ -213,8 +215,8 @@ def test_a_ratio_to_a_peer_is_of_the_same_turn_and_a_start_counts_once():
     }
     for name in ("mlp64", "cnn32")
   ]
-  peers = {"mlp64": bench.PeerTimes(first_seconds=1.0, seconds=[1.0, 2.0, 1.0])}
-  beside, alone = bench.compare(rows, [[0.4, 0.6, 0.4], [1.0, 1.0, 1.0]], peers)
+  peers = {"mlp64": PeerTimes(first_seconds=1.0, seconds=[1.0, 2.0, 1.0])}
+  beside, alone = compare(rows, [[0.4, 0.6, 0.4], [1.0, 1.0, 1.0]], peers)
   assert alone == rows[1]
   assert beside == rows[0] | {
     "peer_seconds_per_round": 1.0,
@@ -227,16 +229,20 @@ def test_a_ratio_to_a_peer_is_of_the_same_turn_and_a_start_counts_once():
 
 def test_what_is_compared_shares_a_process():
   names = ["mlp64-skewed", "cnn32", "mlp64-even", "kth_magnitude"]
-  assert bench.group_names(names) == [["mlp64-skewed", "mlp64-even"], ["cnn32"], ["kth_magnitude"]]
+  assert workloads.group_names(names) == [
+    ["mlp64-skewed", "mlp64-even"],
+    ["cnn32"],
+    ["kth_magnitude"],
+  ]
 
 
 def test_the_program_measures_without_opening_the_devices_itself(tmp_path):
   log = tmp_path / "calls"
   program = (
-    "import sys, jax; from absl import flags; from experiments import bench;"
+    "import sys, jax; from absl import flags; from experiments.bench import __main__ as bench;"
     # Whoever opens a device here fails; the processes that measure have settings of their own.
     "jax.config.update('jax_platforms', 'none_such');"
-    "bench.define(); flags.FLAGS(sys.argv); bench.main([])"
+    "bench.options.define(); flags.FLAGS(sys.argv); bench.main([])"
   )
   arguments = [
     "--workload=mlp64",

@@ -226,8 +226,7 @@ def test_bytes_flipped_at_random_never_end_a_report(tmp_path):
     path.write_bytes(bytes(damaged))
     report = runs.read(tmp_path)
     states += [run.state for run in report.runs if run.path == "topk"]
-    page._results(report), page._notes(report), page._facts(report)
-    [page._details(run, report) for run in report.runs]
+    page.make(report, "")
     path.write_bytes(kept)
   assert states.count("damaged") > 200
 
@@ -245,3 +244,15 @@ def test_a_name_that_is_no_text_is_shown_as_far_as_it_is(tmp_path):
   path.write_text(json.dumps(json.loads(path.read_text()) | {"dataset": "npz:a\udcff.npz"}))
   (run,) = runs.read(tmp_path).runs
   assert (run.state, run.config["dataset"]) == ("ended", "npz:a?.npz")
+
+
+def test_a_report_runs_no_code_that_a_run_names(tmp_path):
+  write(tmp_path, ["topk"])
+  (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nMETHOD = None\n")
+  path = tmp_path / "topk" / "config.json"
+  name = f"{tmp_path}/own.py:METHOD"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"algorithm": name}))
+  report = runs.read(tmp_path)
+  assert [run.state for run in report.runs] == ["ended"]
+  assert name in "".join(made.Reader(page.make(report, "")).words)
+  assert not (tmp_path / "ran").exists()

@@ -43,6 +43,8 @@ ACCEPTED = flags.DEFAULTS
     (dict(client_momentum=1.0), "below 1"),
     (dict(client_momentum=0.9, client_optimizer="adamw"), "left out"),
     (dict(client_momentum=0.0, client_optimizer="nesterov"), "above 0"),
+    (dict(client_momentum=0.9, algorithm="scaffold"), "left out with --algorithm=scaffold"),
+    (dict(client_optimizer="adamw", algorithm="scaffold"), "left out with --algorithm=scaffold"),
     (dict(client_clip_norm=-1.0), "at least 0"),
     (dict(proximal_mu=float("nan")), "at least 0"),
     (dict(client_lr_schedule="step"), "one of exponential"),

@@ -45,7 +45,8 @@ def begun_run(tmp_path, whole):
   like = jax.eval_shape(experiment.simulation.init, experiment.hyper, experiment.keys.init)
   state = checkpoint.restore(tmp_path / "run", like)
   assert [entry.name for entry in place.iterdir()] == ["00000006"]
-  checkpoint.save(tmp_path / "run", 4, state._replace(round=np.int32(4)), (6,))
+  earlier = state._replace(server=state.server._replace(round=np.int32(4)))
+  checkpoint.save(tmp_path / "run", 4, earlier, (6,))
   return tmp_path / "run"
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from experiments.pictures import plots
+from experiments.pictures import panels, plots
 
 SUMMARY = {
   "algorithm": "sparsyfed",
@@ -59,7 +59,7 @@ def test_a_full_run_fills_all_four_panels(tmp_path):
   plots.plot_curves(make_rows(), SUMMARY, path)
   assert imread(path).shape == (1170, 1800, 4)
   assert (inked_quarters(path) > 0.01).all()
-  assert {plots.BLUE, plots.VERMILLION} <= colors_in(path)
+  assert {panels.BLUE, panels.VERMILLION} <= colors_in(path)
 
 
 @pytest.mark.parametrize(
@@ -122,4 +122,39 @@ def test_scaling_is_drawn_in_two_panels(tmp_path, cohorts):
   path = tmp_path / "scaling.png"
   plots.plot_scaling(rows, path)
   assert (inked_quarters(path) > 0.002).all()
-  assert plots.BLUE in colors_in(path)
+  assert panels.BLUE in colors_in(path)
+
+
+def test_a_sweep_shows_the_mean_and_the_range_of_its_seeds():
+  runs = [
+    [{"round": i, "x": value, "bytes": 10 * i} for i, value in enumerate(values, 1)]
+    for values in ([0.9, 1.0, 0.5], [0.1, 1.0, None], [0.2, 1.0, 0.5])
+  ]
+  points = panels.mean_curve(runs, "x")
+  np.testing.assert_allclose(points, [[1, 2], [0.4, 1], [0.1, 1], [0.9, 1]])
+  assert points.high.max() <= 1
+  by_bytes = panels.mean_curve(runs, "x", "bytes")
+  np.testing.assert_allclose(by_bytes, [[10, 20], *points[1:]])
+
+
+def test_every_curve_of_a_sweep_is_in_a_legend_that_follows_their_ends(monkeypatch, tmp_path):
+  drawn = []
+  make = panels.make_figure
+  monkeypatch.setattr(panels, "make_figure", lambda *given: drawn.append(make(*given)) or drawn[0])
+  ends = {"fedavg": 0.93, "topk": 0.95, "mine": 0.94, "sparsyfed": 0.951}
+  plots.plot_sweep(
+    [
+      plots.Curve(
+        name, [[{"round": i, "test_accuracy": end, "prunable_sparsity": 0.95} for i in (1, 2)]]
+      )
+      for name, end in ends.items()
+    ],
+    tmp_path / "sweep.png",
+  )
+  left, right = drawn[0].axes
+  legend = left.get_legend()
+  said = [text.get_text() for text in legend.get_texts()]
+  assert said == ["SparsyFed 95.1%", "Top-K 95.0%", "mine 94.0%", "FedAvg 93.0%"]
+  colors = {line.get_label(): line.get_color() for line in left.get_lines()}
+  assert [line.get_color() for line in legend.get_lines()] == [colors[label] for label in said]
+  assert len({*colors.values()}) == 4 and right.get_legend() is not None

@@ -238,3 +238,10 @@ def test_a_process_whose_others_do_not_come_says_what_it_waits_for(request):
   waits, gives_up = done.stderr.splitlines()
   assert waits.startswith("process 1 waits for the other processes of --coordinator=localhost:")
   assert gives_up.startswith("error: process 1 waited 2 s for the other processes of")
+
+
+def test_what_clients_keep_must_be_on_every_device_of_several_processes(monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  config = CONFIG._replace(algorithm="scaffold", data_placement="sharded")
+  with pytest.raises(flags.ConfigError, match="must be replicated in several processes"):
+    build(flags.resolve(config))

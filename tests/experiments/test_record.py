@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from experiments import flags, train
-from experiments.run import loop
+from experiments.run import rows as rows_module
 from experiments.run.build import build
 from experiments.run.clients import client_accuracies, client_spread
 from experiments.run.layer_shares import shares_of
-from sparsyfed_jax.io import codec
 from sparsyfed_jax.io.writers import read_metrics
 from sparsyfed_jax.metrics.flops import LayerCost
+from sparsyfed_jax.wire import codec
 from tests import cases
 from tests.experiments.test_resume import assert_same_run, keep_rounds
 from tests.experiments.test_train import write_npz
@@ -135,7 +135,7 @@ def test_the_final_model_is_what_the_files_say(measured):
   experiment = final_experiment(MEASURED)
   state = restore(measured, experiment)
   rows, summary = rows_of(measured), summary_of(measured)
-  params = jax.device_get(state.variables["params"])
+  params = jax.device_get(state.server.variables["params"])
 
   flat = cases.flat_kernels(params)
   assert rows[-1]["prunable_sparsity"] == pytest.approx(np.mean(flat == 0), abs=1e-6)
@@ -143,7 +143,7 @@ def test_the_final_model_is_what_the_files_say(measured):
   assert rows[-1]["layer_density"] == pytest.approx(by_layer, abs=1e-6)
   assert list(summary["layer_densities"]) == summary["layers"] == ["Dense_0", "Dense_1", "Dense_2"]
   # Nobody is sent this model any more; it costs what the next round's download would.
-  assert len(codec.encode(jax.device_get(state.variables))) < rows[0]["downlink_bytes"]
+  assert len(codec.encode(jax.device_get(state.server.variables))) < rows[0]["downlink_bytes"]
 
   # The examples of the second phase's owners, right or wrong, one by one.
   hits = np.asarray(experiment.simulation.classify(state, experiment.x_test, experiment.y_test))
@@ -247,7 +247,7 @@ def test_bytes_of_many_clients_are_counted_to_the_byte():
     "clients": np.float32([7, 0, 1]),
     "downlink_bytes": np.uint32([25_010_027, 25_010_029, 4_000_000_001]),
   }
-  found = loop._on_host(columns)
+  found = rows_module._on_host(columns)
   assert found["round_uplink_bytes"].tolist() == [7 * 25_010_027, 0, 25_010_027]
   np.testing.assert_array_equal(found["uplink_bytes"], [25_010_027, np.nan, 25_010_027])
   assert found["downlink_bytes"].tolist() == [25_010_027, 25_010_029, 4_000_000_001]

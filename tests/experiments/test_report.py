@@ -17,6 +17,7 @@ from matplotlib.image import imsave
 from experiments import flags
 from experiments.report import __main__ as command
 from experiments.report import page, pictures, runs
+from sparsyfed_jax.algorithms import METHODS
 
 ROUNDS = 6
 LAYERS = ["Conv_0", "Dense_0"]
@@ -166,6 +167,17 @@ class Reader(html.parser.HTMLParser):
       self.titles[-1] += data
 
 
+def svgs_of(text):
+  """Decodes the pictures that were drawn, with their words for who does not see them."""
+  kind = "data:image/svg+xml;base64,"
+  images = [attributes for tag, attributes in Reader(text).tags if tag == "img"]
+  return [
+    (base64.b64decode(image["src"].removeprefix(kind)).decode(), image["alt"])
+    for image in images
+    if image["src"].startswith(kind)
+  ]
+
+
 def run_command(*arguments):
   table = FlagValues()
   command.define(table)
@@ -228,7 +240,7 @@ def test_every_picture_is_there_and_its_legend_ends_where_the_mean_does(folder, 
   for algorithm, name in (("topk", "Top-K"), ("sparsyfed", "SparsyFed")):
     summaries, _ = load(folder, algorithm)
     mean = 100 * np.mean([summary["test_accuracy"] for summary in summaries])
-    assert f"{name} {mean:.1f} %" in reader.words
+    assert f">{name} {mean:.1f} %<" in svgs_of(text)[0][0]
 
 
 def test_runs_that_did_not_end_are_listed(text):
@@ -239,7 +251,11 @@ def test_runs_that_did_not_end_are_listed(text):
   assert "6 (4 ended, 1 diverged, 1 unfinished)" in said
 
 
-def test_nothing_is_loaded_and_nothing_is_executed(text):
+@pytest.mark.parametrize("place", ["page", "pictures"])
+def test_nothing_is_loaded_and_nothing_is_executed(text, place):
+  kinds = ("#", "data:image/png", "data:image/svg+xml;base64,")
+  if place == "pictures":  # which stand alone, and hold no others
+    text, kinds = "".join(svg for svg, _ in svgs_of(text)), ("#", "data:image/png")
   reader = Reader(text)
   names = {tag for tag, _ in reader.tags}
   assert not names & {
@@ -260,27 +276,30 @@ def test_nothing_is_loaded_and_nothing_is_executed(text):
   ]
   targets += re.findall(r"url\(([^)]*)\)", text)
   assert targets
-  assert [target for target in targets if not target.startswith(("#", "data:image/png"))] == []
+  assert [target for target in targets if not target.startswith(kinds)] == []
   assert "@import" not in text
   assert not [n for _, attributes in reader.tags for n in attributes if n.startswith("on")]
 
 
 def test_what_pictures_refer_to_is_their_own(text):
-  reader = Reader(text)
-  ids = [attributes["id"] for _, attributes in reader.tags if "id" in attributes]
-  assert len(ids) == len(set(ids))
-  assert set(re.findall(r'(?:url\(#|href="#)([^")]+)', text)) == set(ids)
+  places = [text, *(svg for svg, _ in svgs_of(text))]
+  for place in places:
+    tags = Reader(place).tags
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:url\(#|href="#)([^")]+)', place)) <= set(ids)
+  assert all("url(#" in place for place in places[1:])
 
 
 def test_pictures_have_words_for_who_does_not_see_them(text):
-  drawn = [attributes for tag, attributes in Reader(text).tags if tag == "svg"]
+  drawn = svgs_of(text)
   assert len(drawn) >= len(CURVES) + len(OF_SUMMARY)
-  assert all(attributes["role"] == "img" and attributes["aria-label"] for attributes in drawn)
-  assert "<text" in text  # which the reader's fonts draw
+  assert all("Top-K" in alt and "SparsyFed" in alt for _, alt in drawn)
+  assert all("<text" in svg for svg, _ in drawn)  # which the reader's fonts draw
 
 
 @pytest.mark.parametrize("column", [*CURVES, *OF_SUMMARY])
-def test_a_picture_without_data_is_left_out(column):
+def test_a_picture_without_data_is_left_out(monkeypatch, column):
   rng = np.random.default_rng(1)
   rows = make_rows(rng)
   summary = make_summary(rng, rows)
@@ -288,16 +307,8 @@ def test_a_picture_without_data_is_left_out(column):
     if column in place:
       place[column] = None
   run = runs.Run("", make_config(), rows, summary, runs.ENDED, "", {})
-  quantities = [pictures._WEAK_CLIENTS, *pictures._ACCURACY, *pictures._SPARSITY, *pictures._MASKS]
-  looks = pictures._looks([runs.Setting({}, [run])])
-  shown = {q.title for q in quantities if q.line_of(looks[0].setting) is not None}
-  layers = {
-    "Density by layer": pictures.layers._read_densities(looks[0].setting),
-    "FLOPs by layer": pictures.layers._read_flops(looks[0].setting),
-  }
-  shown |= {title for title, table in layers.items() if table is not None}
-  if summary["client_accuracies"]:
-    shown.add(OF_SUMMARY["client_accuracies"])
+  monkeypatch.setattr(pictures, "to_uri", lambda *_: "")
+  shown = {picture.title for picture in pictures.draw([runs.Setting({}, [run])])}
   lost = {column: CURVES.get(column) or OF_SUMMARY[column]}
   if column == "test_accuracy":
     lost |= {"x": CURVES["cumulative_bytes"], "y": OF_SUMMARY["shift_round"]}
@@ -371,15 +382,15 @@ def test_many_settings_share_pictures_and_dense_training_is_in_each():
   sparse = [
     setting(name, sparsity=s) for name in ("topk", "flash", "zerofl") for s in (0.5, 0.9, 1)
   ]
-  looks = pictures._looks([setting("fedavg"), *sparse])
+  looks = pictures.looks_of([setting("fedavg"), *sparse])
   facets = ("sparsity=0.5", "sparsity=0.9", "sparsity=1")
   assert looks[0].facets == facets
   assert [look.facets for look in looks[1:]] == [(facet,) for facet in facets] * 3
   assert {(look.label, look.color) for look in looks} == {
-    (pictures.plots.NAMES[name], pictures.plots.PALETTE[list(pictures.plots.NAMES).index(name)])
+    (METHODS[name].title, pictures.panels.PALETTE[list(METHODS).index(name)])
     for name in ("fedavg", "topk", "flash", "zerofl")
   }
-  few = pictures._looks([setting("fedavg"), *sparse[:3]])
+  few = pictures.looks_of([setting("fedavg"), *sparse[:3]])
   assert {look.facets for look in few} == {("",)}
   assert len({(look.color, look.style) for look in few}) == 4
 
@@ -387,16 +398,18 @@ def test_many_settings_share_pictures_and_dense_training_is_in_each():
 def test_a_label_is_no_mathematics():
   run = runs.Run("", make_config(), [], {"client_accuracies": [0.25, 0.5]}, runs.ENDED, "", {})
   settings = [runs.Setting({"dataset": name}, [run]) for name in ("npz:$x_1$.npz", "npz:<&>.npz")]
-  (picture,) = pictures._draw_spread(pictures._looks(settings)).pictures
-  assert ">dataset=npz:$x_1$.npz<" in picture.svg
-  assert ">dataset=npz:&lt;&amp;&gt;.npz<" in picture.svg
+  (picture,) = pictures.draw(settings)
+  svg = base64.b64decode(picture.uri.partition(",")[2]).decode()
+  assert ">dataset=npz:$x_1$.npz<" in svg
+  assert ">dataset=npz:&lt;&amp;&gt;.npz<" in svg
+  assert picture == pictures.draw(settings)[0]  # the same runs make the same page
 
 
 def test_long_curves_are_averaged_in_blocks():
   values = np.random.default_rng(3).uniform(size=7)
   rows = [{"round": i + 1, "x": value} for i, value in enumerate(values)]
   rows.insert(3, {"round": 3.5, "x": None})
-  blocks = pictures._in_blocks(rows, "x", 3)
+  blocks = pictures.in_blocks(rows, "x", 3)
   assert [block["round"] for block in blocks] == [3, 6, 7]
   expected = [values[:3].mean(), values[3:6].mean(), values[6]]
   np.testing.assert_allclose([block["x"] for block in blocks], expected)

@@ -210,7 +210,7 @@ def start_process(directory, *arguments, root):
 
 def test_killed_at_any_moment_it_goes_on_to_the_bit(request):
   cache = str(jax.config.jax_compilation_cache_dir)
-  counts = kill_runs.run(["plain"], NUM_KILLS, 0, request.config.rootpath, cache)
+  counts = kill_runs.run(["memories"], NUM_KILLS, 0, request.config.rootpath, cache)
   assert counts["killed starting"] + counts["killed training"] == NUM_KILLS
   assert counts["ended"] >= 1 and set(counts) >= set(kill_runs.TROUBLES)
 

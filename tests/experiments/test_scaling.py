@@ -5,7 +5,8 @@ import json
 import pytest
 from absl import flags as absl_flags
 
-from experiments import bench, flags, scaling
+from experiments import flags, scaling
+from experiments.bench import apart
 
 
 def parse(*arguments):
@@ -34,8 +35,8 @@ def run(monkeypatch, tmp_path):
       }
     ]
 
-  monkeypatch.setattr(bench, "measure_apart", measure_apart)
-  monkeypatch.setattr(bench, "default_backend", lambda: "cpu")
+  monkeypatch.setattr(apart, "measure_apart", measure_apart)
+  monkeypatch.setattr(apart, "default_backend", lambda: "cpu")
 
   def main(*arguments):
     asked.clear()
@@ -89,7 +90,7 @@ def test_a_bad_list_is_refused(text):
 
 def test_the_directory_must_be_given(monkeypatch, capsys):
   monkeypatch.setattr(scaling.absl_flags, "FLAGS", parse())
-  monkeypatch.setattr(bench, "default_backend", lambda: "cpu")
+  monkeypatch.setattr(apart, "default_backend", lambda: "cpu")
   with pytest.raises(SystemExit):
     scaling.main([])
   assert "--output_dir: must be given" in capsys.readouterr().err

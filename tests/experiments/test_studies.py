@@ -14,14 +14,13 @@ from experiments import (
   communication,
   consensus,
   flags,
-  grid,
   regrowth,
   sweep,
-  sweep_results,
   table1,
 )
 from experiments.run.measures import final_accuracy
 from experiments.studies import pictures, study
+from experiments.sweeps import grid, results
 from sparsyfed_jax.io.writers import read_metrics
 
 NAMES = (
@@ -106,7 +105,7 @@ def test_runs_are_distinct_and_have_directories_of_their_own(tmp_path, made, arg
 
 @by_name
 def test_every_study_ends_in_its_table_and_picture(tmp_path, made, monkeypatch):
-  monkeypatch.setattr(sweep_results, "plot_sweep", lambda *_: None)
+  monkeypatch.setattr(results, "plot_sweep", lambda *_: None)
   _, runs = study.read(made, ["--smoke", "--rounds=14"])
   write_runs(runs, tmp_path, diverged=[0])
   text = study.write(made, runs, tmp_path)
@@ -186,10 +185,10 @@ def test_a_cell_is_the_mean_and_deviation_over_the_seeds(tmp_path):
 
 
 def test_what_was_not_measured_has_not_diverged(tmp_path, monkeypatch):
-  monkeypatch.setattr(sweep_results, "plot_sweep", lambda *_: None)
+  monkeypatch.setattr(results, "plot_sweep", lambda *_: None)
   _, runs = study.read(table1.STUDY, ["--smoke", "--algorithm=fedavg", "--dirichlet_alpha=1"])
   write_runs(runs, tmp_path)
-  (row,) = cells_of(sweep_results.write_results(runs, tmp_path))[1:]
+  (row,) = cells_of(results.write_results(runs, tmp_path))[1:]
   assert "±" in row[0] and row[1] == "2 of 2 not measured" and row[2] == "0.1 ± 0.0"
 
 
@@ -284,8 +283,8 @@ def test_bytes_are_held_against_two_dense_models():
 
 
 def test_lines_keep_the_colours_of_their_methods_and_skip_what_is_empty():
-  points = np.arange(3.0), np.ones(3), np.zeros(3)
-  nothing = (np.zeros(0),) * 3
+  points = pictures.Points(np.arange(3.0), *[np.ones(3)] * 3)
+  nothing = pictures.Points(*[np.zeros(0)] * 4)
   lines = pictures.lines_of(
     [
       ({"algorithm": "topk", "wire_dtype": "float32"}, points),
@@ -305,9 +304,9 @@ def test_zeros_of_a_logarithmic_axis_are_left_out():
     make_setting({"algorithm": "topk"}, regrown(0.5, 0.0, 0.25), regrown(0.1, 0.0, 0.25)),
     make_setting({"algorithm": "flash"}, regrown(0.5, 0.0, 0.0)),
   ]
-  panel = pictures.Panel("", "%", [], (0, 100), 1)
-  view = pictures.over_rounds(settings, "client_regrowth", panel, first=2)
-  (line,) = view.panel.lines
+  panel = pictures.Panel("", "%", [], (0, 100), 1, first=2)
+  panel = pictures.over_rounds(settings, "client_regrowth", panel)
+  (line,) = panel.lines
   assert line.label == "Top-K" and line.x.tolist() == [3] and line.y.tolist() == [0.25]
 
 
@@ -321,19 +320,19 @@ def test_settings_become_points_of_lines_and_level_lines():
     setting("topk", "0.99", 0.2, 0.4),
     setting("topk", "0.9", 0.7),
   ]
-  panel = pictures.Panel("", "%", [], (0, 100), math.inf)
-  (view,) = pictures.against_flag(
+  panel = pictures.Panel("", "%", [])
+  (panel,) = pictures.against_flag(
     settings,
     "sparsity",
     study.ACCURACY.value,
     panel,
     known=lambda s: 0.5 if s.point["sparsity"] else None,
   )
-  level, line, known = view.panel.lines
+  level, line, known = panel.lines
   assert (level.label, line.label, known.label) == ("FedAvg", "Top-K", "")
   np.testing.assert_allclose(level.y, [0.9, 0.9])
   np.testing.assert_allclose((line.x, line.y), [[0, 1], [0.7, 0.3]])
-  np.testing.assert_allclose(line.spread, [0, statistics.stdev([0.2, 0.4])])
+  np.testing.assert_allclose((line.low, line.high), [[0.7, 0.2], [0.7, 0.4]])
   np.testing.assert_allclose((known.x, known.y), [[0, 1], [0.5, 0.5]])
   assert (known.color, known.style) == (line.color, ":")
 

@@ -8,8 +8,9 @@ import pytest
 from absl.flags import FlagValues
 
 from experiments import flags, train
-from experiments.run import loop
-from experiments.run.build import batch_rows, build
+from experiments.run import failures
+from experiments.run.build import build
+from sparsyfed_jax.data.batches import batch_rows
 from sparsyfed_jax.data.sources import DataError
 from sparsyfed_jax.io.writers import read_metrics
 
@@ -109,12 +110,12 @@ def test_when_nobody_ever_is_left_the_run_says_so(tmp_path):
 
 def test_uploads_that_stay_infinite_end_the_run():
   row = {"clients": 0, "excluded_clients": 4, "examples": 0, "train_loss": None, "round": 7}
-  assert loop._failure([row] * 9, 0) is None
+  assert failures.failure([row] * 9, 0) is None
   vanished, fine = row | {"excluded_clients": 0}, row | {"clients": 1}
-  assert loop._failure([row] * 9 + [fine] + [row] * 9, 0) is None
+  assert failures.failure([row] * 9 + [fine] + [row] * 9, 0) is None
   for rows, before in (([row] * 10, 0), ([row], 9), ([vanished, row] * 10, 0)):
     with pytest.raises(train.DivergedError, match="the last 10 rounds is not finite"):
-      raise loop._failure(rows, before)
+      raise failures.failure(rows, before)
 
 
 def test_clients_may_vanish_and_straggle(tmp_path):

@@ -22,8 +22,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sparsyfed_jax.fed.cohort import sum_over_clients
+from sparsyfed_jax.fed import devices
 from sparsyfed_jax.fed.devices import AXIS, place, sum_over_devices
-from sparsyfed_jax.fed.simulation import simulate
+from sparsyfed_jax.fed.simulation import State, simulate
 from sparsyfed_jax.fed.streaming import run_staged, stage
 from tests import cases
 
@@ -43,31 +44,44 @@ def run(method, placement, num_devices):
     eval_batch_size=4,
     sum_cohort=partial(sum_over_devices, mesh, placement) if placement else sum_over_clients,
   )
-  state = cases.start(method, "mlp")
-  state = state._replace(hyper=cases.hyper(client_dropout=0.2))
+  server = cases.start(method, "mlp")._replace(hyper=cases.hyper(method, client_dropout=0.2))
+  memories = devices.place_memories(cases.memories(method, "mlp"), mesh, placement or "replicated")
+  state = State(server, memories)
   if placement != "streamed":
     federation = place(host, mesh, placement) if placement else cases.problem("mlp").federation
     if placement == "sharded":
       shares = [shard.data.shape[0] for shard in federation.x.addressable_shards]
       assert len(shares) == num_devices and (num_devices == 1 or max(shares) < len(host.x))
-    return jax.device_get(simulation.run(state, federation, key, 10))
+    state, columns = jax.device_get(simulation.run(state, federation, key, 10))
+    if placement == "sharded":
+      kept = devices.collect_memories(state.memories, mesh, len(host.sizes))
+      state = state._replace(memories=kept)
+    return state, columns
+
+  def run_round(server, memories, staged):
+    state, row = simulation.run_staged(State(server, memories), staged, key)
+    return *state, row
+
   rounds = stage(host, mesh, jax.device_get(simulation.draw(state, host.sizes, key)))
-  state, rows = run_staged(
-    lambda state, staged: simulation.run_staged(state, staged, key), state, rounds
-  )
+  server, rows = run_staged(run_round, server, memories, rounds, mesh)
   columns = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-  return jax.device_get((state, columns))
+  return jax.device_get((State(server, memories), columns))
+
+
+def learned(state):
+  return state.server.variables, state.memories
 
 
 for method, *placements in (argument.split(":") for argument in sys.argv[1:]):
   expected, expected_rows = run(method, "", 1)
-  start = jax.device_get(cases.start(method, "mlp").variables)
-  assert not cases.same_bits(expected.variables, start)
+  start = jax.device_get(cases.whole(method, "mlp"))
+  assert not cases.same_bits(expected.server.variables, start.server.variables)
+  assert not jax.tree.leaves(start.memories) or not cases.same_bits(learned(expected)[1], start[1])
   for placement, num_devices in (form.split("/") for form in placements):
     state, rows = run(method, placement, int(num_devices))
     if num_devices == "1":
-      assert cases.same_bits(state.variables, expected.variables), placement
-    cases.assert_close(state.variables, expected.variables, 1e-5)
+      assert cases.same_bits(state, expected), placement
+    cases.assert_close(learned(state), learned(expected), 1e-5)
     cases.assert_close(rows, expected_rows, 1e-5)
 print("equal")
 """
@@ -86,6 +100,7 @@ def test_several_devices_give_what_one_gives_wherever_the_data_is(request):
   cohorts = (
     "sparsyfed:sharded/4:streamed/4:streamed/1",
     "feddst:replicated/4",
+    "scaffold:replicated/4:sharded/4:streamed/4:streamed/1",
   )
   command = [sys.executable, "-c", PROGRAM, *cohorts]
   result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)

@@ -9,12 +9,12 @@ import pytest
 from sparsyfed_jax import trees
 from sparsyfed_jax.fed import masked
 from sparsyfed_jax.fed.measures import MEASURES, NO_MEASURES, measures
-from sparsyfed_jax.fed.precision import round_to_wire
-from sparsyfed_jax.io import codec
-from sparsyfed_jax.io.wire import payload_bytes
 from sparsyfed_jax.metrics.masks import mask_iou, regrowth
 from sparsyfed_jax.metrics.sparsity import layer_densities
 from sparsyfed_jax.types import total
+from sparsyfed_jax.wire import codec
+from sparsyfed_jax.wire.rounding import round_to_wire
+from sparsyfed_jax.wire.size import payload_bytes
 from tests import cases
 
 CLIENT = 3
@@ -36,12 +36,18 @@ def encode(*arguments, value_dtype=None):
 def received_by(download):
   if isinstance(download, masked.Download):
     return on_wire(download.variables, download.masks)
-  return jax.device_get(download.variables)
+  return jax.device_get(with_extra(download.variables, download.extra))
+
+
+def with_extra(variables, extra):
+  """Puts what a method sends beside the model with it, as SCAFFOLD does."""
+  return {**variables, "control": extra} if extra else variables
 
 
 def sent_by(upload):
   """The upload before it was weighted; a weight moves no zero."""
-  plain = jax.tree.map(lambda leaf: np.asarray(leaf / upload.weight), upload.variables)
+  both = with_extra(upload.variables, getattr(upload, "control", ()))
+  plain = jax.tree.map(lambda leaf: np.asarray(leaf / upload.weight), both)
   if isinstance(upload, masked.Upload):
     return on_wire(plain, [np.asarray(kept) > 0 for kept in upload.kept])
   return plain
@@ -51,7 +57,9 @@ def exchange(method, name, state, **setup):
   made = cases.algorithm(method, name, **setup)
   download = made.broadcast(state)
   data = cases.client_data(cases.problem(name).federation, CLIENT)
-  upload, metrics = cases.client(method, name, **setup)(download, data, jax.random.key(4))
+  memory = made.memory(cases.variables(name), cases.hyper(method))
+  run = cases.client(method, name, **setup)
+  upload, _, metrics = run(download, memory, data, jax.random.key(4))
   return download, upload, metrics
 
 
@@ -69,7 +77,7 @@ def check_bytes(method, name, state, value_dtype=None, **setup):
   return download, upload
 
 
-@pytest.mark.parametrize("method", cases.with_slow_forms(cases.METHODS))
+@pytest.mark.parametrize("method", cases.with_slow_forms(cases.FORMS))
 def test_bytes_are_those_of_the_wire_format(method):
   download, upload = check_bytes(method, "batchnorm", cases.trained(method, "batchnorm"))
   received, sent = received_by(download), sent_by(upload)

@@ -11,7 +11,7 @@ from sparsyfed_jax.algorithms import METHODS
 from sparsyfed_jax.fed.algorithm import Algorithm
 from sparsyfed_jax.fed.cohort import Federation
 from sparsyfed_jax.fed.hyper import Hyper
-from sparsyfed_jax.fed.simulation import simulate
+from sparsyfed_jax.fed.simulation import State, simulate
 from sparsyfed_jax.types import make_keys, total, weighted
 from tests import cases
 
@@ -53,6 +53,11 @@ COMMON_HYPER = (
 OPTIMIZER_HYPER = ("server_tau",)
 
 
+def begin(method, values=None):
+  """Makes a simulation's state before round 1."""
+  return cases.whole(method, "linear", cases.start(method, "linear", values))
+
+
 def run(method, state, num_rounds=3, federation=None, **simulation):
   return cases.simulation(method, "linear", **simulation).run(
     cases.copy(state),
@@ -66,16 +71,16 @@ def run(method, state, num_rounds=3, federation=None, **simulation):
 class TestRun:
   def test_nothing_recompiles_when_values_change(self, method):
     simulation = cases.simulation(method, "linear")
-    run(method, cases.start(method, "linear"))
+    run(method, begin(method))
     compiled = simulation.run._cache_size()
-    state = cases.start(method, "linear", cases.hyper(method, **CHANGED))
+    state = begin(method, cases.hyper(method, **CHANGED))
     federation = cases.problem("linear").federation
     run(method, state, 1, federation._replace(sizes=federation.sizes // 2))
     assert simulation.run._cache_size() == compiled
 
   def test_nothing_moves_between_host_and_device(self, method):
     simulation = cases.simulation(method, "linear")
-    state, num_rounds = cases.start(method, "linear"), jnp.int32(3)
+    state, num_rounds = begin(method), jnp.int32(3)
     problem, key = cases.problem("linear"), jax.random.key(3)
     jax.block_until_ready(simulation.evaluate(state, problem.x_test, problem.y_test))
     expected = run(method, state)
@@ -88,16 +93,17 @@ class TestRun:
     assert np.isfinite(scores["test_loss"])
 
   def test_the_state_is_donated(self, method):
-    state = cases.start(method, "linear")
+    state = begin(method)
     problem = cases.problem("linear")
     simulation = cases.simulation(method, "linear")
     simulation.run(state, problem.federation, jax.random.key(3), 1)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.variables))
+    donated = state.server.variables, state.memories
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(donated))
     assert not problem.federation.x.is_deleted()
 
   def test_rows_are_those_of_the_rounds_done(self, method):
-    state, rows = run(method, cases.start(method, "linear"), 3)
-    assert int(state.round) == 3
+    state, rows = run(method, begin(method), 3)
+    assert int(state.server.round) == 3
     assert rows["round"].tolist() == [1, 2, 3, 0, 0]
     by_layer = {name for name, row in rows.items() if row.shape == (5, 1)}
     assert by_layer == {"layer_density", "received_density"}
@@ -106,36 +112,39 @@ class TestRun:
     others = rows.keys() - by_layer - in_parts
     assert {rows[name].shape for name in others} == {(5,)}
     later, more = run(method, state, 2)
-    assert int(later.round) == 5 and more["round"].tolist() == [4, 5, 0, 0, 0]
+    assert int(later.server.round) == 5 and more["round"].tolist() == [4, 5, 0, 0, 0]
     for name in ("clients", "examples", "round_uplink_bytes", "downlink_bytes", "train_loss"):
       values = total(rows[name]) if name in in_parts else np.asarray(rows[name])
       assert (values[:3] > 0).all() and (values[3:] == 0).all()
 
   def test_no_rounds_change_nothing(self, method):
-    state = cases.start(method, "linear")
+    state = begin(method)
     cases.assert_same_bits(run(method, state, 0)[0], state)
 
   def test_a_round_without_examples_changes_nothing(self, method):
     federation = cases.problem("linear").federation
     nobody = federation._replace(sizes=jnp.zeros_like(federation.sizes))
-    start = cases.trained(method, "linear")
+    start = cases.whole(method, "linear", cases.trained(method, "linear"))
     state, rows = run(method, start, 2, nobody)
-    cases.assert_same_bits(state._replace(round=start.round), start)
+    server = state.server._replace(round=start.server.round)
+    cases.assert_same_bits(state._replace(server=server), start)
     assert total(rows["examples"]).tolist() == rows["clients"].tolist() == [0] * 5
     assert np.isnan(rows["train_loss"][:2]).all()  # the mean of nothing
     cases.assert_same_bits(rows["server_regrowth"], jnp.zeros(5))
     state, rows = run(method, state, 1)
     assert all(np.isfinite(row).all() for row in rows.values())
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.variables))
-    assert not cases.same_bits(state.variables, start.variables)
+    learned = state.server.variables, state.memories
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(learned))
+    assert not cases.same_bits(state.server.variables, start.server.variables)
 
   def test_init_makes_the_state_of_the_key(self, method):
     simulation = cases.simulation(method, "linear")
     hyper = cases.hyper(method)
     first, same, other = (simulation.init(hyper, jax.random.key(seed)) for seed in (0, 0, 1))
     cases.assert_same_bits(first, same)
-    assert not cases.same_bits(first.variables, other.variables)
-    assert int(first.round) == 0
+    assert not cases.same_bits(first.server.variables, other.server.variables)
+    assert int(first.server.round) == 0
+    assert all(len(leaf) == len(cases.SIZES) for leaf in jax.tree.leaves(first.memories))
     run(method, first, 1)
     simulation.init(hyper, jax.random.key(2))  # the values given are not donated with a state
 
@@ -153,8 +162,8 @@ def test_every_value_has_an_effect(name):
 
   def final(**changes):
     values = {"ramp_rounds": 6.0, "density": 0.05} | changes
-    state = start._replace(hyper=cases.hyper("sparsyfed", **values))
-    return run("sparsyfed", state, 2, schedule="cubic", proximal=True)[0].variables
+    state = State(start._replace(hyper=cases.hyper("sparsyfed", **values)), ())
+    return run("sparsyfed", state, 2, schedule="cubic", proximal=True)[0].server.variables
 
   first = final()
   cases.assert_same_bits(final(), first)
@@ -190,7 +199,7 @@ def test_values_that_no_method_reads_do_not_exist():
 
 def test_a_sweep_can_be_vmapped():
   states = [
-    cases.start("sparsyfed", "linear", cases.hyper("sparsyfed", beta=beta, density=density))
+    begin("sparsyfed", cases.hyper("sparsyfed", beta=beta, density=density))
     for beta, density in [(1.25, 0.4), (1.5, 0.6)]
   ]
   simulation = cases.simulation("sparsyfed", "linear")
@@ -205,6 +214,7 @@ def test_a_sweep_can_be_vmapped():
 class TestEvaluate:
   def scores(self, method, name):
     state, problem = cases.trained(method, name), cases.problem(name)
+    state = State(state, ())
     return cases.simulation(method, name).evaluate(state, problem.x_test, problem.y_test)
 
   def expected(self, method, name, logits):
@@ -242,10 +252,10 @@ class Attendance(NamedTuple):
 def attendance(num_clients, clients_per_round, num_rounds, seed=0):
   """Counts how often each client takes part in each round."""
 
-  def client(download, data, key):
+  def client(download, memory, data, key):
     zero = weighted(jnp.float32(0), jnp.float32(1))
     upload = jnp.zeros(num_clients, jnp.int32).at[data.indices[0]].add(data.size)
-    return upload, {"train_loss": zero, "uplink_bytes": zero}
+    return upload, memory, {"train_loss": zero, "uplink_bytes": zero}
 
   def server(state, upload):
     table = state.variables["params"].at[state.round].set(upload)
@@ -262,8 +272,8 @@ def attendance(num_clients, clients_per_round, num_rounds, seed=0):
   federation = Federation(numbers, numbers, numbers[:, None], ones, ones.astype(jnp.float32))
   table = jnp.zeros((num_rounds, num_clients), jnp.int32)
   state = Attendance(jnp.int32(0), {"params": table}, cases.hyper())
-  state, _ = simulation.run(state, federation, jax.random.key(seed), num_rounds)
-  return np.asarray(state.variables["params"])
+  state, _ = simulation.run(State(state, ()), federation, jax.random.key(seed), num_rounds)
+  return np.asarray(state.server.variables["params"])
 
 
 class TestSampling:
@@ -296,7 +306,7 @@ def test_products_have_the_precision_asked_for(precision):
     eval_batch_size=cases.EVAL_BATCH_SIZE,
     matmul_precision=precision,
   )
-  state = jax.eval_shape(simulation.init, cases.hyper(), jax.random.key(0))
+  state = jax.eval_shape(simulation.init, cases.hyper("sparsyfed"), jax.random.key(0))
   problem = cases.problem("linear")
   texts = [
     str(simulation.run.trace(state, problem.federation, jax.random.key(0), jnp.int32(1)).jaxpr),

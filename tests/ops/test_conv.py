@@ -108,14 +108,6 @@ class TestConv:
       jax.vmap(conv)(x, w), np.stack([conv(*pair) for pair in zip(x, w, strict=True)]), rtol=1e-5
     )
 
-  @pytest.mark.skipif(jax.default_backend() != "cpu", reason="other backends convolve natively")
-  def test_on_cpu_the_plain_case_is_a_matrix_product(self):
-    x, w = example((3, 3))
-    lowered = jax.jit(
-      lambda x, w: ops.conv_general_dilated(x, w, (2, 2), "SAME", dimension_numbers=LAYOUT)
-    ).lower(x, w)
-    assert "dot_general" in lowered.as_text() and "convolution" not in lowered.as_text()
-
   # What differs from a plain call, and the shapes of both arguments.
   FALLBACKS = {
     "groups": ({"feature_group_count": 2}, (2, 6, 5, 4), (3, 3, 2, 6)),

@@ -70,12 +70,12 @@ class TestKthMagnitude:
 
   @pytest.mark.parametrize("kind", KINDS)
   @pytest.mark.parametrize("dtype", DTYPES)
-  def test_in_as_many_passes_as_an_accelerator_takes(self, kind, dtype, monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  def test_in_as_many_passes_as_an_accelerator_takes(self, kind, dtype):
     x = KINDS[kind](np.random.default_rng(0), 1000, dtype)
     find = jax.jit(lambda x, k: ops.kth_magnitude(x, k))
-    for k in (0, 1, 2, 333, 999, 1000, 1001):
-      assert_is_kth(find(x, k), x, k)
+    with ops.untuned():
+      for k in (0, 1, 2, 333, 999, 1000, 1001):
+        assert_is_kth(find(x, k), x, k)
 
   def test_a_sample_that_misleads(self):
     # Every 97th entry, where a sample looks, is tiny.

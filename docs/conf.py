@@ -1,0 +1,143 @@
+"""Sphinx: the pages are run when they are built, and the API is written from what is public."""
+
+import importlib
+import inspect
+import os
+import pathlib
+import pkgutil
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from sphinx.util import logging
+
+import sparsyfed_jax
+
+HERE = pathlib.Path(__file__).parent
+API = HERE / "api"
+logger = logging.getLogger(__name__)
+
+project = "sparsyfed_jax"
+author = "The sparsyfed_jax authors"
+version = release = sparsyfed_jax.__version__
+extensions = [
+  "myst_nb",
+  "sphinx.ext.autodoc",
+  "sphinx.ext.autosummary",
+  "sphinx.ext.napoleon",
+  "sphinx.ext.viewcode",
+]
+html_theme = "furo"
+html_title = "sparsyfed_jax"
+html_show_sphinx = False
+html_static_path = ["_static"]
+templates_path = ["_templates"]
+exclude_patterns = ["_build", "runs"]
+default_role = "code"  # docstrings put names between single backticks
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
+autodoc_preserve_defaults = True
+autodoc_member_order = "bysource"
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+# Pages run from here, in a fresh process each, with the commands of this environment.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_merge_streams = True
+os.environ["COLUMNS"] = "100"
+os.environ["IPYTHONDIR"] = str(HERE / "runs" / "ipython")
+os.environ["PATH"] = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]])
+
+
+def write_api() -> list[str]:
+  """Writes a page for each room: a page a name of its `__all__`, or a page a module without one.
+
+  Returns:
+    The files, for autosummary, which by itself would take those of the build before.
+  """
+  rooms = [sparsyfed_jax, *_below(sparsyfed_jax, packages=True)]
+  for room in rooms:
+    modules = _below(room)
+    for module in (room, *modules):
+      _unwrap_functions(module)
+    listed = getattr(room, "__all__", ())
+    names = [name for name in listed if not inspect.ismodule(getattr(room, name))]
+    if not names or room is sparsyfed_jax:
+      names += [module.__name__.rpartition(".")[2] for module in modules]
+    (API / f"{room.__name__}.rst").write_text(_room_page(room, names))
+  index = ["API", "===", "", ".. toctree::", "   :maxdepth: 1", ""]
+  (API / "index.rst").write_text("\n".join([*index, *(f"   {room.__name__}" for room in rooms)]))
+  return [f"api/{room.__name__}.rst" for room in rooms]
+
+
+def _unwrap_functions(module: ModuleType) -> None:
+  """Undoes jax.custom_jvp and the like, which autodoc takes for values without a signature."""
+  for name, value in vars(module).items():
+    if callable(value) and hasattr(value, "__wrapped__"):
+      setattr(module, name, inspect.unwrap(value))
+
+
+def _below(package: ModuleType, packages: bool = False) -> list[ModuleType]:
+  """Imports the modules of a package, or all packages below it."""
+  walk = pkgutil.walk_packages if packages else pkgutil.iter_modules
+  found = walk(package.__path__, package.__name__ + ".")
+  return [importlib.import_module(module.name) for module in found if module.ispkg == packages]
+
+
+def _room_page(room: ModuleType, names: Sequence[str]) -> str:
+  title = f"``{room.__name__}``"
+  lines = [title, "=" * len(title), "", f".. automodule:: {room.__name__}", "   :no-members:", ""]
+  lines += [".. autosummary::", "   :toctree: names", "   :nosignatures:", ""]
+  return "\n".join([*lines, *(f"   {name}" for name in names), ""])
+
+
+def show_fields(
+  app: Any, what: str, name: str, value: object, options: Any, lines: list[str]
+) -> None:
+  """Shows comments: those of a named tuple's fields, with its definition, and that of a value."""
+  if what == "data":
+    lines[:] = _comment_above(name.rpartition(".")[2])
+  if not lines:
+    logger.warning("%s has no docstring", name)
+  if what == "class" and hasattr(value, "_fields"):
+    source = inspect.getsource(value)
+    lines += ["", ".. code-block:: python", "", *(f"   {line}" for line in source.splitlines()), ""]
+
+
+def skip_fields(
+  app: Any, what: str, name: str, value: object, skip: bool, options: Any
+) -> bool | None:
+  """Leaves out "Alias for field number 0"."""
+  return True if type(value).__name__ == "_tuplegetter" else None
+
+
+def _comment_above(name: str) -> list[str]:
+  """Finds the comment above the line that defines a value, wherever it was imported from."""
+  definition = re.compile(rf"((?:^#.*\n)+){name}\b[^=\n]* = ", re.MULTILINE)
+  texts = (path.read_text() for path in pathlib.Path(sparsyfed_jax.__path__[0]).rglob("*.py"))
+  found = next(filter(None, map(definition.search, texts)), None)
+  return [line.lstrip("# ") for line in found[1].splitlines()] if found else []
+
+
+def setup(app: Any) -> None:
+  """Adds the hooks of this file."""
+  app.connect("autodoc-process-docstring", show_fields)
+  app.connect("autodoc-skip-member", skip_fields)
+
+
+for place in (API, HERE / "runs"):  # what an earlier build has left
+  shutil.rmtree(place, ignore_errors=True)
+  place.mkdir()
+startup = pathlib.Path(os.environ["IPYTHONDIR"], "profile_default", "startup")
+startup.mkdir(parents=True)
+(startup / "plain.py").write_text(
+  'import os\n\ndel os.environ["FORCE_COLOR"]  # a page is no terminal\n'
+)
+autosummary_generate = write_api()

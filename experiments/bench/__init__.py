@@ -1,0 +1,1 @@
+"""What a round costs: `python -m experiments.bench`."""

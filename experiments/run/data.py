@@ -1,0 +1,117 @@
+"""The data of a run: loaded, and dealt to the clients."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.flags import input_range
+from experiments.run.config import Config, ConfigError
+from sparsyfed_jax.data import partition, sources
+from sparsyfed_jax.data.shift import SHIFTS
+from sparsyfed_jax.types import make_keys
+
+DEFAULT_NUM_CLIENTS = 100
+
+
+class TestOwners(NamedTuple):
+  """Whose each test example is, (num_test,) int32; (0,) without --client_eval."""
+
+  before: np.ndarray
+  after: np.ndarray  # --shift_round
+
+
+def load(config: Config) -> sources.Dataset:
+  """Loads the data set of a run; raises DataError."""
+  return sources.load(
+    config.dataset, make_keys(jax.random.key(config.seed)).split, input_range(config)
+  )
+
+
+def density_scales(config: Config, num_clients: int, key: jax.Array) -> np.ndarray:
+  """Deals --client_sparsities to the clients at random; (num_clients,) float32."""
+  if not config.client_sparsities:
+    return np.ones(num_clients, np.float32)
+  scales = (1 - np.array(config.client_sparsities)) / (1 - config.sparsity)
+  ends = np.round(np.cumsum(config.client_sparsity_shares) * num_clients).astype(int)
+  sorted_scales = np.repeat(scales, np.diff(ends, prepend=0))
+  order = partition.generator(jax.random.fold_in(key, 1)).permutation(num_clients)
+  return sorted_scales[order].astype(np.float32)
+
+
+def deal_phases(
+  config: Config, dataset: sources.Dataset, key: jax.Array
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+  """Deals the training examples to the clients, before and after --shift_round, if there is one."""
+  if config.shift_round is None:
+    return _deal(config, dataset, key), []
+  alpha, seed = config.shift_dirichlet_alpha, config.shift_seed
+  assert alpha is not None and seed is not None  # resolved
+  later_key = make_keys(jax.random.key(seed)).partition
+  later = config._replace(dirichlet_alpha=alpha)
+  subsets = SHIFTS[config.shift_kind](jax.random.fold_in(later_key, 2), dataset.y_train)
+  phases = zip((config, later), (key, later_key), subsets, strict=True)
+
+  def deal(phase_config: Config, phase_key: jax.Array, subset: np.ndarray) -> list[np.ndarray]:
+    part = dataset._replace(y_train=dataset.y_train[subset])
+    return [subset[own].astype(np.int32) for own in _deal(phase_config, part, phase_key)]
+
+  before, after = (deal(*phase) for phase in phases)
+  return before, after
+
+
+def deal_tests(
+  config: Config,
+  dataset: sources.Dataset,
+  parts: list[np.ndarray],
+  parts_after: list[np.ndarray],
+  key: jax.Array,
+) -> TestOwners:
+  nobody = np.zeros(0, np.int32)
+  if not config.client_eval:
+    return TestOwners(nobody, nobody)
+  if config.partition == "natural" and len(dataset.client_test):
+    return TestOwners(dataset.client_test, dataset.client_test)
+  if len(dataset.y_test) < len(parts):
+    raise ConfigError(
+      f"--client_eval: needs a test example for each of the {len(parts)} clients, but"
+      f" --dataset={config.dataset} has {len(dataset.y_test)}"
+    )
+  before, after = (
+    partition.like_training(
+      jax.random.fold_in(key, 3), dataset.y_test, [dataset.y_train[own] for own in phase]
+    )
+    for phase in (parts, parts_after or parts)
+  )
+  return TestOwners(before, after)
+
+
+def _deal(config: Config, dataset: sources.Dataset, key: jax.Array) -> list[np.ndarray]:
+  if config.partition == "natural":
+    if not dataset.num_clients:
+      raise ConfigError(
+        f"--partition=natural: --dataset={config.dataset} has no clients of its own;"
+        " an npz file names them in client_train or client, a tfds set in a feature like client_id"
+      )
+    if config.num_clients not in (None, dataset.num_clients):
+      raise ConfigError(
+        f"--num_clients={config.num_clients}: must be left out or {dataset.num_clients},"
+        " the number of clients in the data"
+      )
+    return partition.natural(dataset.client_train, dataset.num_clients)
+  labels = dataset.y_train
+  num_clients = config.num_clients or DEFAULT_NUM_CLIENTS
+  try:
+    if config.partition == "dirichlet":
+      return partition.dirichlet(key, labels, num_clients, config.dirichlet_alpha)
+    if config.partition == "dirichlet_symmetric":
+      return partition.dirichlet_symmetric(key, labels, num_clients, config.dirichlet_alpha)
+    if config.partition == "dirichlet_per_class":
+      return partition.dirichlet_per_class(key, labels, num_clients, config.dirichlet_alpha)
+    if config.partition == "shards":
+      return partition.shards(key, labels, num_clients, config.shards_per_client)
+    if config.partition == "power_law":
+      return partition.power_law(key, len(labels), num_clients, config.power_law_exponent)
+    return partition.iid(key, len(labels), num_clients)
+  except ValueError as error:
+    raise ConfigError(f"--partition={config.partition}: {error}") from error

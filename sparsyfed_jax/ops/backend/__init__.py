@@ -1,0 +1,1 @@
+"""Operations tuned to a platform."""

@@ -1,0 +1,171 @@
+"""Counting of True entries.
+
+XLA's CPU backend vectorises a reduction of several arrays at once, unlike a single integer sum;
+accelerators take sums.
+"""
+
+from collections.abc import Callable, Sequence
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from sparsyfed_jax.ops.backend.choice import by_platform
+
+_MOST_SMALL = 2**11  # entries of an array that is counted together with others
+
+
+def count_true(*masks: jax.Array) -> tuple[jax.Array, ...]:
+  """Counts the True entries of several masks in one pass over the data they are computed from.
+
+  All counts should be used: the compiler drops those that are not, and the last one left is an
+  integer sum, which is slow on a CPU.
+
+  Args:
+    *masks: bool arrays of one shape, fewer than 2^31 entries.
+
+  Returns:
+    A () int32 for each mask.
+
+  Raises:
+    AssertionError: the masks differ in shape, or are not bool.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> x = jnp.array([3.0, -1.0, 0.0, 2.0])
+    >>> [int(count) for count in ops.count_true(x > 0, x < 0)]
+    [2, 1]
+  """
+  chex.assert_equal_shape(masks)
+  chex.assert_type(masks, bool)
+  return tuple(_count_rows([mask.reshape(-1) for mask in masks]))
+
+
+def count_one(mask: jax.Array) -> jax.Array:
+  """Counts the True entries of one mask.
+
+  Args:
+    mask: bool array of fewer than 2^31 entries.
+
+  Returns:
+    () int32.
+
+  Raises:
+    AssertionError: the mask is not bool.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> int(ops.count_one(jnp.array([True, False, True])))
+    2
+  """
+  chex.assert_type(mask, bool)
+  return _count_one_by_row(mask.reshape(-1))
+
+
+def count_nonzero(x: jax.Array) -> jax.Array:
+  """Counts the entries that are not 0.
+
+  Args:
+    x: array of fewer than 2^31 entries; a NaN counts.
+
+  Returns:
+    () int32.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> int(ops.count_nonzero(jnp.array([[0.0, 2.0], [-1.0, -0.0]])))
+    2
+  """
+  return count_one(x != 0)
+
+
+def count_each(
+  test: Callable[..., Sequence[jax.Array]], *lists: Sequence[jax.Array]
+) -> tuple[jax.Array, ...]:
+  """Counts the entries of each of several arrays that pass tests.
+
+  Small arrays are counted together: a model has many, and a program with few loops compiles faster.
+
+  Args:
+    test: takes an array of each list and returns masks of their shape, entry by entry; all False
+      where the arrays are 0.
+    *lists: of arrays; those in the same place have one shape, of fewer than 2^31 entries.
+
+  Returns:
+    (num_arrays,) int32 for each mask.
+
+  Raises:
+    ValueError: the lists differ in length.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> leaves = [jnp.array([1.0, 0.0]), jnp.array([2.0, -3.0, 0.0])]
+    >>> nonzero, positive = ops.count_each(lambda leaf: [leaf != 0, leaf > 0], leaves)
+    >>> nonzero.tolist(), positive.tolist()
+    ([1, 2], [1, 1])
+  """
+  groups: dict[object, list[int]] = {}
+  for i, beside in enumerate(zip(*lists, strict=True)):
+    is_small = beside[0].size <= _MOST_SMALL
+    groups.setdefault(tuple(array.dtype for array in beside) if is_small else i, []).append(i)
+  if not groups:
+    nothing = jnp.zeros(0, jnp.int32)
+    return (nothing,) * len(test(*(nothing for _ in lists)))
+  counts = [
+    _count_by_row(test(*(_as_rows([arrays[i] for i in group]) for arrays in lists)))
+    for group in groups.values()
+  ]
+  places = np.argsort(np.concatenate(list(groups.values())))
+  return tuple(
+    jnp.concatenate([jnp.atleast_1d(count) for count in of_mask])[places]
+    for of_mask in zip(*counts, strict=True)
+  )
+
+
+def _as_rows(arrays: Sequence[jax.Array]) -> jax.Array:
+  if len(arrays) == 1:
+    return arrays[0].reshape(-1)
+  width = max(array.size for array in arrays)
+  return jnp.stack([jnp.pad(array.reshape(-1), (0, width - array.size)) for array in arrays])
+
+
+def _count_by_row(masks: Sequence[jax.Array]) -> list[jax.Array]:
+  return [_count_one_by_row(masks[0])] if len(masks) == 1 else _count_rows(masks)
+
+
+def _count_one_by_row(mask: jax.Array) -> jax.Array:
+  return by_platform(mask, cpu=_count_with_rest, default=_sum)
+
+
+def _count_with_rest(mask: jax.Array) -> jax.Array:
+  true, false = _variadic([mask, ~mask])
+  # Equal: the minimum only keeps both in use.
+  return jnp.minimum(true, mask.shape[-1] - false)
+
+
+def _count_rows(masks: Sequence[jax.Array]) -> list[jax.Array]:
+  """Counts along the last axis."""
+  return by_platform(masks, cpu=_variadic, default=_sums)
+
+
+def _variadic(masks: Sequence[jax.Array]) -> list[jax.Array]:
+  ones = tuple(mask.astype(jnp.int32) for mask in masks)
+
+  def add(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+    return tuple(p + q for p, q in zip(a, b, strict=True))
+
+  return list(lax.reduce(ones, (jnp.int32(0),) * len(ones), add, (masks[0].ndim - 1,)))
+
+
+def _sums(masks: Sequence[jax.Array]) -> list[jax.Array]:
+  return list(map(_sum, masks))
+
+
+def _sum(mask: jax.Array) -> jax.Array:
+  return jnp.sum(mask, axis=-1, dtype=jnp.int32)

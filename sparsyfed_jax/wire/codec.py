@@ -1,0 +1,187 @@
+"""The wire format of models: a pytree as bytes, zeros left out, the rest lossless to the bit.
+
+-0.0 is a zero like 0.0 and is decoded as 0.0, so equal arrays have equal payloads. With
+`keep_signed_zeros` it is a value: a method that trains inside masks then sends an active weight
+that is 0 as -0.0, and the positions are its mask. Subnormals and the payloads of NaNs are values.
+
+All numbers are little-endian, bit i of a bitmap is bit i % 8 of byte i // 8, and bits that fill up
+a last byte are 0::
+
+    payload    "SFJ", version 2, flags, schema, leaves, crc32 of everything before
+    flags      bit 0: against a reference; bits 1 and 2: index of value_dtype in
+               `rounding.VALUE_DTYPES`; bit 3: zeros keep their signs
+    schema     against a reference: crc32 of the leaves' paths, dtypes and shapes, then 8 bytes of
+               BLAKE2b of where its entries are not zero: for each leaf a bitmap of its size.
+               Otherwise nodes:
+      node     0 None | 1 dict: uint32 count, then uint16 length, UTF-8 key and node each, keys
+               ascending | 2 list, 3 tuple: uint32 count, then nodes | 16 + index in
+               `schema.DTYPES`: a leaf, uint8 number of axes, then uint32 each
+    leaf       its form, then
+      0 dense  all values
+      1 sparse uint32 n, positions(n of size), the n values in index order
+      2 delta  uint32 grown, uint32 dropped, positions(dropped of r) among the r places where the
+               reference is not zero, positions(grown of size - r) among the others, then the values
+               of all places that are not zero now, in index order
+
+The form is the smallest, the first of those where sizes tie. A bool leaf has no values; dense, it
+is a bitmap.
+
+positions(k of u) is empty where k is 0 or u. Otherwise it is a bitmap of u bits or, where that is
+smaller, Elias-Fano (Vigna, arXiv 1206.4300): of each of the k positions p_0 < p_1 < ... the
+l = floor(log2(u / k)) low bits, as l planes of k bits, lowest plane first and all in one bitmap;
+then a bitmap of k + ((u - 1) >> l) bits, in which bit i + (p_i >> l) is 1 for each i. The choice
+follows from k and u, so nothing is sent for it.
+
+A size depends on shapes, dtypes and counts of non-zeros alone: `size.payload_bytes` counts it on
+the device.
+"""
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import jax
+
+from sparsyfed_jax.wire.leaves import Buffer, decode_leaf, encode_leaf, entry_bits
+from sparsyfed_jax.wire.reader import CodecError, Reader, pack_bits
+from sparsyfed_jax.wire.rounding import VALUE_DTYPES, checked_value_dtype
+from sparsyfed_jax.wire.schema import (
+  CRC_BYTES,
+  DIGEST_BYTES,
+  HEADER_BYTES,
+  MAGIC,
+  VERSION,
+  Spec,
+  against,
+  make_layout,
+  read_tree,
+)
+
+Payload: TypeAlias = bytes | bytearray | memoryview
+
+_SIGNS = 8  # the flag
+_NUM_FLAGS = 16
+
+
+def encode(
+  tree: Any,
+  reference: Any = None,
+  value_dtype: Any = None,
+  keep_signed_zeros: bool = False,
+) -> bytes:
+  """Writes a tree as bytes.
+
+  Args:
+    tree: arrays of NumPy or JAX, or scalars, of `schema.DTYPES`, each of at most 2^31 - 1
+      entries. Python's own numbers count as NumPy's, 64 bits. Without `reference` they are in
+      nested mappings with keys of type str, lists and tuples, or None or a single leaf; against a
+      `reference`, in any pytree.
+    reference: what the receiver holds already: a pytree of the structure, shapes and dtypes of
+      `tree`, which are not sent then.
+    value_dtype: None is lossless. float32, bfloat16 or float16: leaves of float32 and float64 that
+      are wider are rounded to it, to the nearest, ties to even. What would become 0 without being
+      it becomes the smallest normal number of `value_dtype`, with its sign, so that masks survive.
+    keep_signed_zeros: whether -0.0 is a value, in `tree` and in `reference`; it is 0.0 otherwise.
+
+  Returns:
+    The payload; its length is the same for all trees whose entries are equal.
+
+  Raises:
+    TypeError: a leaf, a key or a container of another type.
+    ValueError: `tree` does not fit `reference`; an unknown `value_dtype`, or a finite value too
+      large for it; or a tree beyond the format's limits.
+  """
+  value_dtype = checked_value_dtype(value_dtype)
+  layout = make_layout(tree, reference)
+  value_name = None if value_dtype is None else value_dtype.name
+  flags = (reference is not None) | VALUE_DTYPES.index(value_name) << 1 | _SIGNS * keep_signed_zeros
+  parts: list[Buffer] = [MAGIC + bytes([VERSION, flags]), layout.schema]
+  references = [None] * len(layout.leaves) if layout.references is None else layout.references
+  if layout.references is not None:
+    parts.append(_mask_digest(layout.specs, references, keep_signed_zeros))
+  for spec, leaf, old in zip(layout.specs, layout.leaves, references, strict=True):
+    parts += encode_leaf(spec, leaf, old, value_dtype, keep_signed_zeros)
+  crc = 0
+  for part in parts:
+    crc = zlib.crc32(part, crc)
+  return b"".join([*parts, struct.pack("<I", crc)])
+
+
+def decode(payload: Payload, reference: Any = None, max_bytes: int = 2**30) -> Any:
+  """Reads what `encode` wrote; any other bytes give a CodecError, with little spent on them.
+
+  A payload that `encode` would have written in another form of a leaf is accepted; one that claims
+  a non-zero where the value is zero is not.
+
+  Args:
+    payload: the bytes.
+    reference: what `encode` was given, or a tree whose entries are zero at the same places; its
+      values are not read.
+    max_bytes: limit of the decoded arrays together. A leaf of zeros is short on the wire, however
+      large it is. Besides the arrays, their positions need up to 10 bytes an entry of one leaf at
+      a time, 40 against a reference.
+
+  Returns:
+    Dicts, lists and tuples, or a pytree of the structure of `reference`, of NumPy arrays that own
+    their memory, with the dtypes and shapes that `encode` found.
+
+  Raises:
+    CodecError: the payload is damaged, of another version, or too large; or `reference` has other
+      leaves than that of `encode`, or is zero at other places.
+    TypeError: a leaf of `reference` is not an array that `encode` takes.
+  """
+  view = memoryview(payload).cast("B")
+  if len(view) < HEADER_BYTES + CRC_BYTES:
+    raise CodecError(f"a payload has at least {HEADER_BYTES + CRC_BYTES} bytes, not {len(view)}")
+  reader = Reader(view[:-CRC_BYTES])
+  if reader.take(len(MAGIC)) != MAGIC:
+    raise CodecError(f"a payload begins with {MAGIC!r}, not {bytes(view[: len(MAGIC)])!r}")
+  version = reader.uint(1)
+  if version != VERSION:
+    raise CodecError(f"the payload has version {version}; this reads version {VERSION}")
+  if zlib.crc32(view[:-CRC_BYTES]) != int.from_bytes(view[-CRC_BYTES:], "little"):
+    raise CodecError("the payload is damaged: its crc32 does not fit")
+  flags = reader.uint(1)
+  if flags >= _NUM_FLAGS:
+    raise CodecError(f"flags must be below {_NUM_FLAGS}, found {flags}")
+  value_dtype = checked_value_dtype(VALUE_DTYPES[flags >> 1 & 3])
+  keep_signed_zeros = bool(flags & _SIGNS)
+  if bool(flags & 1) != (reference is not None):
+    need = "needs the reference that it was encoded against" if flags & 1 else "has no reference"
+    raise CodecError(f"the payload {need}")
+
+  if reference is None:
+    specs, treedef = read_tree(reader)
+    references = [None] * len(specs)
+  else:
+    specs, references, treedef, schema = against(reference)
+    if reader.take(len(schema)) != schema:
+      raise CodecError("the payload was encoded against another reference: the schemas differ")
+    if reader.take(DIGEST_BYTES) != _mask_digest(specs, references, keep_signed_zeros):
+      raise CodecError(
+        "the payload was encoded against another reference: its zeros are at other places"
+      )
+  total = sum(spec.size * spec.dtype.itemsize for spec in specs)
+  if total > max_bytes:
+    raise CodecError(f"the arrays have {total} bytes, more than max_bytes={max_bytes}")
+  leaves = []
+  for spec, old in zip(specs, references, strict=True):
+    try:
+      leaves.append(decode_leaf(reader, spec, old, value_dtype, keep_signed_zeros))
+    except CodecError as error:
+      raise CodecError(f"leaf {spec.name!r}: {error}") from None
+  if reader.left:
+    raise CodecError(f"{reader.left} bytes follow the last leaf")
+  return jax.tree.unflatten(treedef, leaves)
+
+
+def _mask_digest(
+  specs: Sequence[Spec], references: Sequence[Any], keep_signed_zeros: bool
+) -> bytes:
+  """Digests which entries of a reference are not zero."""
+  digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+  for spec, leaf in zip(specs, references, strict=True):
+    digest.update(pack_bits(entry_bits(leaf, spec, keep_signed_zeros) != 0))
+  return digest.digest()

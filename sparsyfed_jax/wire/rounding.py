@@ -1,0 +1,91 @@
+"""Values that are sent in fewer bits: which ones, and how they are rounded."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+VALUE_DTYPES = (None, "float32", "bfloat16", "float16")
+
+
+def checked_value_dtype(value_dtype: Any) -> np.dtype | None:
+  """Takes a `value_dtype` in any of NumPy's spellings; ValueError for one that is not offered."""
+  if value_dtype is None:
+    return None
+  try:
+    dtype = jnp.dtype(value_dtype)
+  except TypeError:
+    dtype = None
+  if dtype is None or dtype.name not in VALUE_DTYPES:
+    raise ValueError(
+      f"value_dtype must be None, float32, bfloat16 or float16, found {value_dtype!r}"
+    )
+  return jnp.dtype(dtype.name)
+
+
+def sent_dtype(dtype: np.dtype, value_dtype: np.dtype | None) -> np.dtype:
+  """Chooses what values of a leaf of `dtype` are sent in."""
+  if value_dtype is None or dtype.name not in ("float32", "float64"):
+    return dtype
+  return value_dtype if value_dtype.itemsize < dtype.itemsize else dtype
+
+
+def round_to_wire(tree: Any, dtype: Any) -> Any:
+  """Rounds the floats of a pytree to what another dtype can hold, as the wire format does.
+
+  An entry that is not 0 stays so, at the least normal magnitude of `dtype`, because a mask travels
+  as zeros; one that `dtype` has no room for becomes infinite.
+
+  Args:
+    tree: pytree of arrays; integers stay as they are.
+    dtype: `jnp.float32`, `jnp.bfloat16` or `jnp.float16`.
+  """
+  if dtype == jnp.float32:
+    return tree
+  least = float(jnp.finfo(dtype).smallest_normal)
+
+  def round_leaf(leaf: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+      return leaf
+    # The barrier keeps the compiler from taking both conversions away.
+    rounded = lax.optimization_barrier(leaf.astype(dtype)).astype(leaf.dtype)
+    return jnp.where((leaf != 0) & (rounded == 0), jnp.copysign(least, leaf), rounded)
+
+  return jax.tree.map(round_leaf, tree)
+
+
+def round_values(x: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+  """Rounds as `round_to_wire` does, on the host, and refuses what would become infinite.
+
+  Args:
+    x: (n,) floats.
+    dtype: a narrower one.
+    name: of the leaf.
+
+  Raises:
+    ValueError: a finite value is too large for `dtype`.
+  """
+  with np.errstate(all="ignore"):
+    if x.dtype.itemsize == 8 and dtype.name == "bfloat16":
+      x = _rounded_to_odd(x)  # ml_dtypes rounds twice, by way of float32
+    rounded = x.astype(dtype)
+  too_large = np.flatnonzero(np.isinf(rounded) & ~np.isinf(x))
+  if too_large.size:
+    raise ValueError(f"leaf {name!r}: {x[too_large[0]]} is too large for value_dtype={dtype.name}")
+  lost = np.flatnonzero((rounded == 0) & (x != 0))
+  if lost.size:
+    smallest = np.asarray(jnp.finfo(dtype).smallest_normal, x.dtype)
+    rounded[lost] = np.copysign(smallest, x[lost]).astype(dtype)
+  return rounded
+
+
+def _rounded_to_odd(x: np.ndarray) -> np.ndarray:
+  """float64 to float32 so that rounding once more is as good as rounding once."""
+  rounded = x.astype(np.float32)
+  bits = rounded.view(np.uint32)
+  wide = rounded.astype(np.float64)
+  bits -= np.abs(wide) > np.abs(x)  # toward 0
+  bits |= (wide != x) & ~np.isnan(x)
+  return rounded

@@ -1,0 +1,197 @@
+"""A method in a file of its own, beside the checkout: no other file knows of it."""
+
+import contextlib
+import json
+
+import pytest
+from absl import flags as absl_flags
+
+from experiments import flags, sweep, train
+from experiments.run.build import build
+from experiments.run.settings import method_of
+from experiments.sweeps import grid, results
+from sparsyfed_jax.algorithms import METHODS, find
+from sparsyfed_jax.fed.method import Choice, Knob, Method, Pattern, refusal
+from sparsyfed_jax.io.writers import read_metrics
+
+# Top-K of every n-th upload, the others dense.
+SOURCE = """
+from functools import partial
+from typing import Annotated, NamedTuple
+
+import jax.numpy as jnp
+
+from sparsyfed_jax.fed import averaging
+from sparsyfed_jax.fed.algorithm import Algorithm
+from sparsyfed_jax.fed.method import Choice, Knob, Method
+from sparsyfed_jax.fed.rule import LocalRule
+
+
+class Hyper(NamedTuple):
+  every: Annotated[int, Knob("rounds from one sparse upload to the next", low=1)] = 2
+  until: Annotated[
+    int | None, Knob("last of them", low=1, default=lambda settings: settings.rounds)
+  ] = None
+
+
+class Options(NamedTuple):
+  when: Annotated[str, Choice("which of them", ("last", "never"))] = "last"
+
+
+def nth(setup, options):
+  def init(variables, hyper, key):
+    return averaging.init(setup, variables, hyper)
+
+  def client(download, memory, data, key):
+    is_nth = download.extra.astype("float32") % download.hyper.own.every == 0
+    is_sparse = is_nth & (options.when == "last")
+
+    def select(received, trained, density):
+      return averaging.largest_trained(received, trained, jnp.where(is_sparse, density, 1))
+
+    return averaging.client(setup, LocalRule(), {}, select, download, memory, data, key)
+
+  return Algorithm(
+    init=init,
+    broadcast=lambda state: averaging.broadcast(setup, state)._replace(extra=state.round + 1),
+    client=client,
+    server=partial(averaging.server, setup),
+    model=lambda state: state.variables,
+  )
+
+
+METHOD = Method("nth", "Every n-th", nth, Hyper, Options, reads=("density",))
+"""
+COMMON = ["--model=mlp", "--num_clients=10", "--clients_per_round=2", "--local_epochs=1"]
+COMMON += ["--eval_every=2", "--sparsity=0.8", "--sparsity_schedule=constant"]
+
+
+@pytest.fixture
+def name(tmp_path):
+  path = tmp_path / "nth.py"
+  path.write_text(SOURCE)
+  return f"{path}:METHOD"
+
+
+def read(name, *arguments):
+  argv = ["train", *COMMON, f"--algorithm={name}", *arguments]
+  table = absl_flags.FlagValues()
+  flags.define(table, flags.strangers_in(argv))
+  flags.parse(argv, table)
+  return flags.resolve(flags.read(table)), table
+
+
+def test_its_knobs_are_flags_with_help_ranges_and_defaults(name):
+  config, table = read(name, "--rounds=4", "--nth_every=3")
+  assert (config.nth_every, config.nth_until, config.nth_when) == (3, 4, "last")
+  assert "of nth: rounds from one sparse upload to the next" in table.main_module_help() + str(
+    table["nth_every"].help
+  )
+  with pytest.raises(flags.ConfigError, match="^--nth_every=0: must be at least 1$"):
+    read(name, "--nth_every=0")
+  with pytest.raises(flags.ConfigError, match="^--nth_when=x: must be one of last, never$"):
+    read(name, "--nth_when=x")
+  with pytest.raises(SystemExit):  # a flag of no method that the command line names
+    flags.parse(["train", "--nth_every=3"], table_of_built_ins())
+
+
+def table_of_built_ins():
+  table = absl_flags.FlagValues()
+  flags.define(table)
+  return table
+
+
+def test_it_runs_is_titled_and_goes_on_with_its_own_code_alone(name, tmp_path, capsys):
+  config, _ = read(name, "--rounds=4", f"--output_dir={tmp_path / 'run'}")
+  directory = tmp_path / "run"
+  directory.mkdir()
+  train.run(config, build(config), directory)
+  assert method_of(config).title == "Every n-th"
+  rows = read_metrics(directory / "metrics.jsonl")
+  dense, sparse = rows[0], rows[1]
+  assert dense["uplink_bytes"] > 2 * sparse["uplink_bytes"]
+  content = json.loads((directory / "config.json").read_text())
+  assert content["nth_every"] == 2 and len(content["method_sha256"]) == 64
+  train.check_resumable(config._replace(resume=True), directory)
+  path = tmp_path / "nth.py"
+  path.write_text(SOURCE + "# changed\n")
+  with pytest.raises(flags.ConfigError, match="--algorithm=.*its file is not that which the run"):
+    train.check_resumable(config._replace(resume=True), directory)
+
+
+def test_it_is_swept_beside_others(name, tmp_path):
+  argv = ["sweep", *COMMON, "--rounds=2", f"--algorithm={name},topk", "--nth_every=1,2"]
+  table = absl_flags.FlagValues()
+  sweep.define(table, flags.strangers_in(argv))
+  table(argv)
+  values, runs = grid.read_grid(table)
+  assert [run.point["nth_every"] for run in runs] == ["1", "2", ""]  # top-k once
+  directory = tmp_path / "sweep"
+  with contextlib.ExitStack() as stack:
+    runs = sweep.prepare(values, runs, directory, "sequential", stack)
+    sweep.run_all(runs, directory, "sequential")
+    table = results.write_results(runs, directory)
+  assert "nth.py" in table and (directory / "sweep.png").exists()
+
+
+@pytest.mark.parametrize(
+  ("changed", "reason"),
+  [
+    (("METHOD = Method", "OTHER = Method"), "AttributeError"),
+    (("import jax.numpy as jnp", "import nosuch"), "No module named 'nosuch'"),
+    (("METHOD = Method", "METHOD = 3\nOTHER = Method"), "is a int"),
+    (('Method("nth"', 'Method("topk"'), "a name of its own, but it is called 'topk'"),
+    (("Options, reads", 'Options, prefix="zerofl_", reads'), None),
+    (('Annotated[str, Choice("which of them", ("last", "never"))] = "last"', "str = ''"), "Annot"),
+  ],
+)
+def test_a_file_that_is_no_method_is_one_line(tmp_path, changed, reason):
+  before, after = changed
+  assert before in SOURCE
+  path = tmp_path / "broken.py"
+  path.write_text(SOURCE.replace(before, after))
+  if reason is None:  # no knob of another method has such a name
+    assert find(f"{path}:METHOD").name == "nth"
+    return
+  with pytest.raises(flags.ConfigError, match=f"^--algorithm=.*: must be .*{reason}") as caught:
+    flags.strangers_in(["train", f"--algorithm={path}:METHOD"])
+  assert "\n" not in str(caught.value)
+
+
+def test_a_flag_that_two_methods_want_is_refused(tmp_path):
+  path = tmp_path / "taken.py"
+  path.write_text(SOURCE.replace("Options, reads", 'Options, prefix="flash_drop_", reads'))
+  path.write_text(path.read_text().replace("  every:", "  rate:").replace("own.every", "own.rate"))
+  with pytest.raises(ValueError, match="other methods have --flash_drop_rate"):
+    find(f"{path}:METHOD")
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
+def test_every_knob_has_help_and_a_default_that_is_right(method):
+  assert isinstance(method, Method) and method.title
+  for setting in method.settings():
+    assert setting.rule.help and not setting.rule.help.endswith(".")
+    assert setting.default is None or not refusal(setting.rule, setting.default)
+    assert setting.is_number == isinstance(setting.rule, Knob)
+
+
+@pytest.mark.parametrize(
+  ("rule", "value", "right"),
+  [
+    (Knob("", low=1), 0, "at least 1"),
+    (Knob("", low=1), float("inf"), "at least 1 and finite"),
+    (Knob("", low=1), 2, ""),
+    (Knob("", low=0, high=1), 1.5, "between 0 and 1"),
+    (Knob("", low=0, below=1), 1.0, "at least 0 and below 1"),
+    (Knob("", above=0), 0.0, "positive and finite"),
+    (Knob("", above=0, high=1), 2.0, "positive and at most 1"),
+    (Knob("", above=0), float("nan"), "positive and finite"),
+    (Knob("", low=1), None, ""),
+    (Choice("", ("a", "b")), "c", "one of a, b"),
+    (Choice("", ("a", "b")), "b", ""),
+    (Pattern(""), "(", "a regular expression"),
+    (Pattern(""), "a|b", ""),
+  ],
+)
+def test_what_would_be_right_is_said(rule, value, right):
+  assert refusal(rule, value) == right
