@@ -16,7 +16,7 @@ training, the cohort, the simulation), `algorithms` (one file a method). Beside 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sparsyfed_jax import data, metrics, models, ops
+from sparsyfed_jax import algorithms, data, fed, metrics, models, ops, wire
 from sparsyfed_jax.algorithms import METHODS, find
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.hyper import Hyper
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+  "wire",
+  "fed",
+  "algorithms",
   "METHODS",
   "Algorithm",
   "Choice",

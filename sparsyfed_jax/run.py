@@ -40,7 +40,16 @@ _SGD = sgd()
 
 
 class State(NamedTuple):
-  """A run between two rounds: a pytree, which may be saved, or stacked for `jax.vmap`."""
+  """A run between two rounds: a pytree of arrays.
+
+  Example:
+    >>> import sparsyfed_jax as sf
+    >>> data = sf.data.digits()
+    >>> task = sf.classification(sf.models.MLP(10), data)
+    >>> run = sf.simulate(sf.scaffold(), task, sf.data.iid(data, num_clients=20))
+    >>> run.init(seed=0).memories["Dense_0"]["bias"].shape
+    (20, 128)
+  """
 
   server: Any  # as the method makes it; `server.round` is the number of rounds done
   memories: Memory  # what clients keep: (num_clients, ...) arrays, () of a method without memory
@@ -48,7 +57,16 @@ class State(NamedTuple):
 
 
 class Run(NamedTuple):
-  """A simulation, as `simulate` makes it; what it needs is compiled when first called."""
+  """A simulation, as `simulate` makes it; what it needs is compiled when first called.
+
+  Example:
+    >>> import sparsyfed_jax as sf
+    >>> data = sf.data.digits()
+    >>> task = sf.classification(sf.models.MLP(10), data)
+    >>> run = sf.simulate(sf.fedavg(), task, sf.data.iid(data))
+    >>> sorted(run.evaluate(run.init(seed=0)))
+    ['test_accuracy', 'test_loss']
+  """
 
   algorithm: Algorithm
   simulation: engine.Simulation  # the compiled functions, for a loop of your own

@@ -21,7 +21,13 @@ _AFTER_EPOCH = 2**31 - 1  # no epoch has as many steps
 
 
 class LocalTraining(NamedTuple):
-  """How every client trains."""
+  """How every client trains.
+
+  Example:
+    >>> from sparsyfed_jax.fed import sgd
+    >>> LocalTraining(batch_size=16, epochs=5, optimizer=sgd(momentum=0.9)).is_proximal
+    False
+  """
 
   batch_size: int
   epochs: int | jax.Array

@@ -23,6 +23,14 @@ class Federation(NamedTuple):
   """All clients' training data: one copy of the examples, and whose they are.
 
   On the host its leaves are NumPy arrays.
+
+  Example:
+    >>> import numpy as np
+    >>> from sparsyfed_jax.data.partition import stack_clients
+    >>> indices, sizes = stack_clients([np.array([0, 2]), np.array([1])])
+    >>> x, y = np.zeros((3, 5), np.float32), np.zeros(3, np.int32)
+    >>> Federation(x, y, indices, sizes, np.ones(2, np.float32)).sizes
+    array([2, 1], dtype=int32)
   """
 
   x: Any  # (num_examples, *shape), as stored

@@ -29,7 +29,7 @@ from sparsyfed_jax.fed.rules import (
 from sparsyfed_jax.fed.schedules import SPARSITY_SCHEDULES
 from sparsyfed_jax.metrics.flops import LayerShares, dense_shares
 
-__all__ = ["Choice", "Configured", "Knob", "Method", "Pattern", "Setting", "Sparsity", "refusal"]
+__all__ = ["Choice", "Configured", "Knob", "Method", "Pattern", "refusal"]
 
 
 class Setting(NamedTuple):

@@ -23,7 +23,15 @@ _WIDTH = 100  # of the lines of a docstring
 
 
 class Knob(NamedTuple):
-  """A number, or anything without a rule, that a user may set."""
+  """A number, or anything without a rule, that a user may set.
+
+  Example:
+    >>> from typing import Annotated, NamedTuple
+    >>> class Hyper(NamedTuple):
+    ...   rate: Annotated[float, Knob("of something", low=0, high=1)] = 0.5
+    >>> [(one.name, one.default, one.rule.high) for one in arguments(Hyper)]
+    [('rate', 0.5, 1)]
+  """
 
   help: str
   low: float = -math.inf  # least value that is right
@@ -34,14 +42,24 @@ class Knob(NamedTuple):
 
 
 class Choice(NamedTuple):
-  """A name out of a list, which chooses the form of a method."""
+  """A name out of a list, which chooses the form of a method.
+
+  Example:
+    >>> refusal(Choice("of the mask", ("random", "saliency")), "best")
+    'one of random, saliency'
+  """
 
   help: str
   known: tuple[str, ...]
 
 
 class Pattern(NamedTuple):
-  """A regular expression over names of layers; empty for none."""
+  """A regular expression over names of layers; empty for none.
+
+  Example:
+    >>> refusal(Pattern("layers that stay dense"), "Dense_[0")
+    'a regular expression'
+  """
 
   help: str
 

@@ -16,7 +16,13 @@ from sparsyfed_jax.types import Params, Variables
 
 
 class Upload(NamedTuple):
-  """What a client sends: its model times its weight, so that uploads can be summed."""
+  """What a client sends: its model times its weight, so that uploads can be summed.
+
+  Example:
+    >>> upload = weigh({"params": {"kernel": jnp.full(2, 3.0)}}, jnp.float32(10))
+    >>> upload.variables["params"]["kernel"]
+    Array([30., 30.], dtype=float32)
+  """
 
   variables: Variables
   weight: jax.Array  # () float32
@@ -36,7 +42,12 @@ CLIENT_WEIGHTS = {"size": by_size, "uniform": alike}
 
 
 def weigh(variables: Variables, weight: jax.Array) -> Upload:
-  """Multiplies a client's model by its weight, () float32."""
+  """Multiplies a client's model by its weight, () float32.
+
+  Example:
+    >>> weigh({"params": jnp.ones(2)}, jnp.float32(5)).weight
+    Array(5., dtype=float32)
+  """
   return Upload(weighed(dict(variables), weight), weight)
 
 

@@ -40,7 +40,17 @@ class State(NamedTuple):
 
 
 class Simulation(NamedTuple):
-  """A federated run as jitted functions, compiled when first called; a state is a `State`."""
+  """A federated run as jitted functions, compiled when first called; a state is a `State`.
+
+  Example:
+    >>> import sparsyfed_jax as sf
+    >>> data = sf.data.digits()
+    >>> task = sf.classification(sf.models.MLP(10), data)
+    >>> run = sf.simulate(sf.fedavg(), task, sf.data.iid(data))
+    >>> state = run.simulation.init(run.hyper, jax.random.key(0))
+    >>> state.server.round
+    Array(0, dtype=int32)
+  """
 
   init: Wrapped  # (hyper, key) -> state before round 1
   # (state, federation, key, num_rounds) -> (state, rows): the state given is donated. Rows are
@@ -92,6 +102,18 @@ def simulate(
     measures: what every round reports of the global model; a method may know better.
     compared_clients: of a round at most, by `agree`.
     num_clients: for how many `init` makes memories; for one, where they are placed otherwise.
+
+  Example:
+    >>> import sparsyfed_jax as sf
+    >>> data = sf.data.digits()
+    >>> task = sf.classification(sf.models.MLP(10), data)
+    >>> run = sf.simulate(sf.fedavg(), task, sf.data.iid(data))
+    >>> sizes = dict(clients_per_round=5, clients_per_chunk=5, rounds_per_call=1)
+    >>> engine = simulate(run.algorithm, task, **sizes, eval_batch_size=100)
+    >>> state = engine.init(run.hyper, jax.random.key(0))
+    >>> scores = engine.evaluate(state, run.x_test, run.y_test)
+    >>> sorted(scores)
+    ['test_accuracy', 'test_loss']
   """
   sampled = partial(sample_cohort, clients_per_round, availability)
   one_round = partial(run_round, algorithm, clients_per_chunk, sum_cohort, measures)

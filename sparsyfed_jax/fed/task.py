@@ -26,7 +26,14 @@ def plain_layers(name: str) -> LayerOps:
 
 
 class Task(NamedTuple):
-  """A learning problem as pure functions."""
+  """A learning problem as pure functions.
+
+  Example:
+    >>> import sparsyfed_jax as sf
+    >>> task = sf.classification(sf.models.MLP(10), sf.data.digits())
+    >>> task.layer_names
+    ('Dense_0', 'Dense_1', 'Dense_2')
+  """
 
   init: Callable[[Key], Variables]
   loss: LossFn
@@ -61,6 +68,12 @@ def classification(
 
   Raises:
     ValueError: the model has no `ops`, or another number of logits.
+
+  Example:
+    >>> from sparsyfed_jax.models import MLP
+    >>> task = classification(MLP(10), input_shape=(8, 8, 1), mean=8.0, std=8.0)
+    >>> task.kernels
+    ('Dense_0', 'Dense_1', 'Dense_2')
   """
   if not isinstance(model, nn.Module) or not hasattr(model, "ops"):
     raise ValueError(

@@ -22,6 +22,11 @@ def regrowth(before: Params, after: Params) -> jax.Array:
 
   Returns:
     () float32 in [0, 1].
+
+  Example:
+    >>> before, after = {"kernel": jnp.eye(2)}, {"kernel": jnp.ones((2, 2))}
+    >>> regrowth(before, after)
+    Array(0.5, dtype=float32)
   """
   old, _ = trees.split_prunable(before)
   new, _ = trees.split_prunable(after)
@@ -38,6 +43,10 @@ def mask_iou(before: Params, after: Params) -> jax.Array:
 
   Returns:
     () float32 in [0, 1]; 1 for two empty masks.
+
+  Example:
+    >>> mask_iou({"kernel": jnp.eye(2)}, {"kernel": jnp.ones((2, 2))})
+    Array(0.5, dtype=float32)
   """
   old, _ = trees.split_prunable(before)
   new, _ = trees.split_prunable(after)
