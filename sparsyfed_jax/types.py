@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,6 +89,7 @@ def tally(number: jax.Array, is_counted: jax.Array | bool = True) -> Tally:
     number: () of a whole number below 2^32, of any dtype.
     is_counted: () bool, False for a number that counts as 0.
   """
+  chex.assert_rank([number, is_counted], 0)
   whole = jnp.where(is_counted, number.astype(jnp.uint32), jnp.uint32(0))
   return Tally(*(whole >> jnp.uint32(shift) & jnp.uint32(2047) for shift in _SHIFTS))
 
@@ -106,6 +108,7 @@ def total(parts: Any) -> np.ndarray:
 
 def weighted(value: jax.Array, weight: jax.Array) -> Mean:
   """Makes a Mean of one observation; a weight of 0 leaves even a NaN out."""
+  chex.assert_rank([value, weight], 0)
   weight = jnp.asarray(weight, jnp.float32)
   total = jnp.where(weight > 0, jnp.asarray(value, jnp.float32) * weight, 0.0)
   return Mean(total, weight)

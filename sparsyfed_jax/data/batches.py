@@ -3,6 +3,7 @@
 A partial last batch stays partial, and nothing depends on how far a client's index list is padded.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +29,7 @@ def take_batch(data: ClientData, step: jax.Array, batch_size: int) -> Batch:
   Returns:
     The batch; rows past the client's last example are zeros and not valid.
   """
+  chex.assert_rank([data.y, data.indices, data.size, step], [1, 1, 0, 0])
   positions = step * batch_size + jnp.arange(batch_size)
   valid = positions < data.size
   rows = data.indices[jnp.where(valid, positions, 0)]

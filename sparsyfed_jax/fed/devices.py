@@ -23,7 +23,8 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from sparsyfed_jax.fed.cohort import Client, Federation, sum_over_first
+from sparsyfed_jax.fed.algorithm import Client
+from sparsyfed_jax.fed.cohort import Federation, sum_over_first
 from sparsyfed_jax.fed.sampling import Cohort
 from sparsyfed_jax.types import Key, Memory, Metrics
 

@@ -6,6 +6,7 @@ sent and averaged is float32 at least, whatever the dtypes of the model.
 
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -48,6 +49,7 @@ def weigh(variables: Variables, weight: jax.Array) -> Upload:
     >>> weigh({"params": jnp.ones(2)}, jnp.float32(5)).weight
     Array(5., dtype=float32)
   """
+  chex.assert_rank(weight, 0)
   return Upload(weighed(dict(variables), weight), weight)
 
 
@@ -63,6 +65,7 @@ def weighed(tree: Any, weight: jax.Array) -> Any:
 
 def mean(upload: Upload, fallback: Variables) -> Variables:
   """Divides the sum of uploads by the sum of weights; `fallback` where nobody had an example."""
+  chex.assert_rank(upload.weight, 0)
   is_empty = upload.weight == 0
   weight = jnp.where(is_empty, 1.0, upload.weight)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -162,6 +163,7 @@ def simulate(
     return lax.map(lambda n: sampled(sizes, state.server.hyper, keys_of_round(key, n)), numbers)
 
   def over_batches(score: Callable[..., Any], state: State, x: jax.Array, y: jax.Array) -> Any:
+    chex.assert_equal_shape_prefix([x, y], 1)  # or gathering would repeat the last rows
     variables = algorithm.model(state.server)
     size = y.shape[0]
     data = ClientData(x, y, jnp.arange(size), jnp.int32(size), jnp.float32(1), jnp.float32(1))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -166,6 +167,7 @@ def _trace(
 
 
 def _score(logits: jax.Array, batch: Batch) -> Metrics:
+  chex.assert_rank([logits, batch.y, batch.valid], [2, 1, 1])
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.y)
   hits = _is_correct(logits, batch).astype(jnp.float32)
   count = jnp.sum(batch.valid, dtype=jnp.float32)

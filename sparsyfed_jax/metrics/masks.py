@@ -1,5 +1,6 @@
 """How masks move: weights that were pruned and come back."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -30,6 +31,7 @@ def regrowth(before: Params, after: Params) -> jax.Array:
   """
   old, _ = trees.split_prunable(before)
   new, _ = trees.split_prunable(after)
+  chex.assert_trees_all_equal_shapes(old, new)
   (regrown,) = count_each(lambda a, b: [(a == 0) & (b != 0)], old, new)
   return jnp.sum(regrown, dtype=jnp.int32).astype(jnp.float32) / max(trees.size(old), 1)
 
@@ -50,6 +52,7 @@ def mask_iou(before: Params, after: Params) -> jax.Array:
   """
   old, _ = trees.split_prunable(before)
   new, _ = trees.split_prunable(after)
+  chex.assert_trees_all_equal_shapes(old, new)
   counts = count_each(lambda a, b: [(a != 0) & (b != 0), (a != 0) | (b != 0)], old, new)
   both, either = (jnp.sum(count, dtype=jnp.int32) for count in counts)
   ratio = both.astype(jnp.float32) / jnp.maximum(either, 1).astype(jnp.float32)
