@@ -41,7 +41,7 @@ from sparsyfed_jax.wire.rounding import round_to_wire
 
 
 class Upload(NamedTuple):
-  """What a client sends, times its weight."""
+  """The upload of a client, multiplied by its weight."""
 
   variables: Variables
   control: Params  # c_i+ - c_i

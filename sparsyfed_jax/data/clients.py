@@ -1,6 +1,6 @@
-"""A data set dealt to clients, of a seed: what a simulation takes.
+"""Data sets split over clients, by a seed: the input of a simulation.
 
-The splits are those of `partition`, with the key that a run of that seed splits with.
+The splits are those of `partition`, with the key that a run with the same seed uses.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from sparsyfed_jax.types import make_keys
 
 
 class Clients(NamedTuple):
-  """A data set and whose its training examples are.
+  """A data set and its split over clients.
 
   A split of your own is as good as those below: any index arrays will do, and examples may belong
   to several clients or to none.
@@ -71,10 +71,10 @@ def digits(seed: int = 0) -> Dataset:
 
 
 def iid(data: Dataset, num_clients: int = 100, seed: int = 0) -> Clients:
-  """Deals the training examples at random, in equal numbers.
+  """Splits the training examples at random into equal sizes.
 
   Args:
-    data: of which the training examples are dealt.
+    data: whose training examples are split.
     num_clients: at most the number of training examples.
     seed: of the split.
 
@@ -87,13 +87,13 @@ def iid(data: Dataset, num_clients: int = 100, seed: int = 0) -> Clients:
 
 
 def dirichlet(data: Dataset, num_clients: int = 100, alpha: float = 1.0, seed: int = 0) -> Clients:
-  """Deals the training examples in equal numbers, of other classes to every client.
+  """Splits the training examples into equal sizes and skewed classes.
 
   The class frequencies of a client are drawn from Dirichlet(alpha * C * prior), of the C classes
   and their frequencies in the training set (Hsu et al. 2019, arXiv 1909.06335).
 
   Args:
-    data: of which the training examples are dealt.
+    data: whose training examples are split.
     num_clients: at most the number of training examples.
     alpha: concentration, positive: 1000 makes all clients alike, 0.1 gives each a few classes.
     seed: of the split.
@@ -110,7 +110,7 @@ def dirichlet(data: Dataset, num_clients: int = 100, alpha: float = 1.0, seed: i
 def dirichlet_symmetric(
   data: Dataset, num_clients: int = 100, alpha: float = 1.0, seed: int = 0
 ) -> Clients:
-  """Deals as `dirichlet`, with class frequencies from Dirichlet(alpha), as SparsyFed's paper does.
+  """Splits like `dirichlet`, with class frequencies ~ Dirichlet(alpha), as SparsyFed's paper does.
 
   Where classes are equally frequent it is `dirichlet`; where not, rare classes are soon used up,
   and the last clients get frequent ones alone. Arguments are those of `dirichlet`.
@@ -126,7 +126,7 @@ def dirichlet_symmetric(
 def dirichlet_per_class(
   data: Dataset, num_clients: int = 100, alpha: float = 1.0, seed: int = 0
 ) -> Clients:
-  """Deals each class in shares drawn from Dirichlet(alpha), so that numbers of examples differ too.
+  """Splits each class in proportions ~ Dirichlet(alpha), so that sizes differ too.
 
   Yurochkin et al., ICML 2019, arXiv 1905.12022. A client may be left without examples. Arguments
   are those of `dirichlet`.
@@ -142,12 +142,12 @@ def dirichlet_per_class(
 def shards(
   data: Dataset, num_clients: int = 100, shards_per_client: int = 2, seed: int = 0
 ) -> Clients:
-  """Sorts by label, cuts into equal shards and deals these (McMahan et al. 2017, arXiv 1602.05629).
+  """Sorts by label and deals equal shards at random (McMahan et al. 2017, arXiv 1602.05629).
 
   Args:
-    data: of which the training examples are dealt.
+    data: whose training examples are split.
     num_clients: of whom each gets `shards_per_client` shards.
-    shards_per_client: at most so many classes and a few more does a client have.
+    shards_per_client: few shards mean few classes per client.
     seed: of the split.
 
   Example:
@@ -161,10 +161,10 @@ def shards(
 def power_law(
   data: Dataset, num_clients: int = 100, exponent: float = 1.0, seed: int = 0
 ) -> Clients:
-  """Deals at random, in numbers proportional to rank^-exponent; clients are ranked at random.
+  """Splits at random into sizes proportional to rank^-exponent, with ranks shuffled.
 
   Args:
-    data: of which the training examples are dealt.
+    data: whose training examples are split.
     num_clients: each of whom gets at least one example where there are enough.
     exponent: at least 0; 0 gives equal numbers.
     seed: of the split.
@@ -178,7 +178,7 @@ def power_law(
 
 
 def natural(data: Dataset) -> Clients:
-  """Gives each training example to the client that it comes with.
+  """Splits by the client that comes with each example.
 
   Args:
     data: whose `client_train` says so.
@@ -216,7 +216,7 @@ def from_arrays(
     y_train: (n,) labels, integers or strings.
     x_test: (m, *shape).
     y_test: (m,).
-    client_train: (n,) whose each training example is, integers or strings; None where nobody says.
+    client_train: (n,) client of each training example, integers or strings; None if unknown.
     client_test: (m,) as `client_train`.
     name: of the data set.
 

@@ -1,4 +1,4 @@
-"""What every source of data returns, and what the sources share."""
+"""The type of a data set, and the random split into training and test examples."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""What a federated method is.
+"""The interface of a federated method.
 
 Four pure functions make a round, others read the model out, or say what a client keeps between its
 rounds. The laws, tested over all methods:
@@ -34,7 +34,7 @@ from sparsyfed_jax.types import ClientData, Key, Memory, Metrics, Variables
 
 
 class Setup(NamedTuple):
-  """What fixes the compiled program of a method.
+  """The static settings of a run, which determine the compiled program.
 
   Example:
     >>> import optax
@@ -76,7 +76,7 @@ class Init(Protocol):
 
 
 class Broadcast(Protocol):
-  """Makes what every client of the coming round receives."""
+  """Makes the download that every client of the next round receives."""
 
   def __call__(self, state: Any, /) -> Any:
     """Makes the download.
@@ -136,7 +136,7 @@ class Model(Protocol):
 
 
 class MakeMemory(Protocol):
-  """Makes what a client keeps before its first round."""
+  """Makes the initial memory of a client."""
 
   def __call__(self, variables: Variables, hyper: Hyper, /) -> Memory:
     """Makes the memory of one client.

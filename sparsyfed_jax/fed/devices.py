@@ -1,4 +1,4 @@
-"""A cohort shared out to the devices of a mesh, and on which of them the examples lie.
+"""Distribution of a cohort and of the examples over the devices of a mesh.
 
 With D devices, also of several processes:
 

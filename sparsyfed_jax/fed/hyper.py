@@ -1,4 +1,4 @@
-"""The numbers of a run that do not change the compiled program."""
+"""Hyperparameters that are traced, so that changing them does not recompile."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,7 @@ import jax
 
 
 class Hyper(NamedTuple):
-  """What an ablation varies continuously: () float32 arrays in the state, so nothing recompiles.
+  """Traced hyperparameters: () float32 arrays, which the state carries.
 
   Example:
     >>> import sparsyfed_jax as sf

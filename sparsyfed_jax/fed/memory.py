@@ -1,4 +1,4 @@
-"""How many clients to train side by side: what each takes, and what a device has."""
+"""The number of clients to vmap: memory per client and free memory of a device."""
 
 import math
 import pathlib

@@ -101,7 +101,7 @@ def mask_densities(masks: Masks) -> jax.Array:
 
 
 def overall_density(densities: jax.Array, params: Params) -> jax.Array:
-  """Computes the density of all layers together of those of each; () float32."""
+  """Computes the density of the whole model from those of its layers; () float32."""
   sizes = jnp.array([leaf.size for leaf in trees.split_prunable(params)[0]], jnp.float32)
   return jnp.sum(densities * sizes) / jnp.sum(sizes)
 
@@ -112,7 +112,7 @@ def largest_kept(
   densities: Sequence[jax.Array] | jax.Array,
   key: Key,
 ) -> Masks:
-  """Marks each layer's largest parameters among those that somebody kept.
+  """Marks each layer's largest parameters among those that some client kept.
 
   Parameters that have just grown are all 0. They fill what the others leave of the budget, those of
   most votes first, and at random among equals.

@@ -1,4 +1,4 @@
-"""What a method changes in a client's local training."""
+"""Hooks by which a method changes local training."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -42,7 +42,7 @@ class LocalRule(NamedTuple):
 
 
 class Rates(NamedTuple):
-  """The numbers of local training in one round, () float32."""
+  """Learning rate, weight decay and proximal coefficient of a round; () float32."""
 
   client_lr: jax.Array
   weight_decay: jax.Array

@@ -1,4 +1,4 @@
-"""Who takes part in a round, and how much of its work each one gets done."""
+"""Client sampling, dropout and stragglers."""
 
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias

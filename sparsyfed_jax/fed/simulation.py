@@ -1,4 +1,4 @@
-"""Many rounds in one compiled call, and the central evaluation."""
+"""The round loop, compiled as one call, and evaluation on the central test set."""
 
 from collections.abc import Callable
 from functools import partial
@@ -101,7 +101,7 @@ def simulate(
     matmul_precision: of float32 products on accelerators, as `jax.default_matmul_precision` has it:
       "float32" or "tensorfloat32". The CPU knows only one.
     measures: what every round reports of the global model; a method may know better.
-    compared_clients: of a round at most, by `agree`.
+    compared_clients: maximum number of clients that `agree` compares.
     num_clients: for how many `init` makes memories; for one, where they are placed otherwise.
 
   Example:
@@ -222,7 +222,7 @@ def sample_cohort(
   hyper: Hyper,
   keys: RoundKeys,
 ) -> Cohort:
-  """Draws who takes part in a round.
+  """Samples the clients of a round.
 
   Args:
     clients_per_round: as in `simulate`.

@@ -1,4 +1,4 @@
-"""What is learned: a model, a loss, and how stored examples become the model's input."""
+"""Learning problems as pure functions: initialisation, loss and evaluation of a model."""
 
 from collections.abc import Callable
 from functools import partial

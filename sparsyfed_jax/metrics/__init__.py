@@ -1,4 +1,4 @@
-"""What is measured besides accuracy: sparsity, masks, communication, computation."""
+"""Metrics besides accuracy: sparsity, masks, communication, computation."""
 
 from sparsyfed_jax.metrics.cost import dense_bytes
 from sparsyfed_jax.metrics.flops import (

@@ -1,4 +1,4 @@
-"""What a dense model costs on the wire; `sparsyfed_jax.wire.size` counts that of any model."""
+"""The size of a dense model on the wire; `sparsyfed_jax.wire.size` counts that of any model."""
 
 from sparsyfed_jax import trees
 from sparsyfed_jax.types import Variables

@@ -1,4 +1,4 @@
-"""How masks move: weights that were pruned and come back."""
+"""Changes of masks: regrowth of pruned weights, and overlap."""
 
 import chex
 import jax

@@ -1,4 +1,4 @@
-"""How sparse a model is."""
+"""Sparsity of a model."""
 
 import jax
 import jax.numpy as jnp
