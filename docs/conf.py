@@ -109,9 +109,7 @@ def _room_page(room: ModuleType, own: Sequence[str], elsewhere: Sequence[str]) -
   return "\n".join(lines)
 
 
-def show_fields(
-  app: Any, what: str, name: str, value: object, options: Any, lines: list[str]
-) -> None:
+def show_fields(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
   """Shows comments: those of a named tuple's fields, with its definition, and that of a value."""
   if what == "data":
     lines[:] = _comment_above(name.rpartition(".")[2])
