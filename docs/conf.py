@@ -33,6 +33,7 @@ extensions = [
 html_theme = "furo"
 html_title = "sparsyfed_jax"
 html_show_sphinx = False
+html_show_copyright = False
 html_static_path = ["_static"]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "runs"]
@@ -110,14 +111,17 @@ def _room_page(room: ModuleType, own: Sequence[str], elsewhere: Sequence[str]) -
 
 
 def show_fields(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
-  """Shows comments: those of a named tuple's fields, with its definition, and that of a value."""
+  """Shows comments: those of a named tuple's fields, beside them, and that of a value."""
   if what == "data":
     lines[:] = _comment_above(name.rpartition(".")[2])
   if not lines:
     logger.warning("%s has no docstring", name)
   if what == "class" and hasattr(value, "_fields"):
-    source = inspect.getsource(value)
-    lines += ["", ".. code-block:: python", "", *(f"   {line}" for line in source.splitlines()), ""]
+    fields = re.sub(
+      r'^  """.*?"""\n+', "", inspect.getsource(value), flags=re.DOTALL | re.MULTILINE
+    )
+    fields = re.split(r"^ +(?:@|def )", fields, flags=re.MULTILINE)[0].rstrip()
+    lines += ["", ".. code-block:: python", "", *(f"   {line}" for line in fields.splitlines()), ""]
 
 
 def skip_fields(
