@@ -32,6 +32,7 @@ extensions = [
 ]
 html_theme = "furo"
 html_title = "sparsyfed_jax"
+html_theme_options = {"light_css_variables": {"code-font-size": "0.74em"}}
 html_show_sphinx = False
 html_show_copyright = False
 html_static_path = ["_static"]
@@ -52,7 +53,8 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
-os.environ["COLUMNS"] = "100"
+nb_render_markdown_format = "myst"
+os.environ["COLUMNS"] = "88"
 os.environ["IPYTHONDIR"] = str(HERE / "runs" / "ipython")
 os.environ["PATH"] = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]])
 
@@ -150,7 +152,5 @@ for place in (API, HERE / "runs"):  # what an earlier build has left
   place.mkdir()
 startup = pathlib.Path(os.environ["IPYTHONDIR"], "profile_default", "startup")
 startup.mkdir(parents=True)
-(startup / "plain.py").write_text(
-  'import os\n\ndel os.environ["FORCE_COLOR"]  # a page is no terminal\n'
-)
+shutil.copy(HERE / "shell_cells.py", startup)
 autosummary_generate = write_api()
