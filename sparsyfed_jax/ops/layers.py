@@ -17,7 +17,12 @@ from sparsyfed_jax.ops.pruned import activation_threshold, prune_residual
 
 
 class LayerOps(NamedTuple):
-  """The operations of a model's layers; the signatures are those of `jax.lax`."""
+  """The operations of a model's layers; the signatures are those of `jax.lax`.
+
+  Example:
+    >>> from flax import linen as nn
+    >>> layer = nn.Dense(3, dot_general=PLAIN.dot_general)
+  """
 
   dot_general: Callable[..., jax.Array]
   conv_general_dilated: Callable[..., jax.Array]
