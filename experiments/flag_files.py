@@ -32,15 +32,13 @@ def _is_preset(name: str) -> bool:
 
 def define(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   """Defines --preset, for --help alone: `expand` replaces it before flags are parsed."""
-  flags.DEFINE_string(
-    "preset",
-    None,
-    f"settings that come with the program, which later flags override: {', '.join(presets())}",
-    flag_values=flag_values,
-  )
+  flags.DEFINE_string("preset", None, HELP, flag_values=flag_values)
   flags.register_validator(
     "preset", lambda value: value is None, "must have been expanded", flag_values
   )
+
+
+HELP = f"settings that come with the program, which later flags override: {', '.join(presets())}"
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

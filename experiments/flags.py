@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -64,6 +65,25 @@ def define(flag_values: flags.FlagValues = _FLAGS, strangers: Sequence[Method] =
     owner = f"of {flag.owner.name}: " if flag.owner else ""
     definers[flag.type](name, shown, owner + flag.rule.help, flag_values=flag_values)
   flag_files.define(flag_values)
+
+
+def describe(strangers: Sequence[Method] = ()) -> str:
+  """Writes the help of all flags, those of each method in a group of their own."""
+  groups: dict[str, list[str]] = {}
+  for name, flag in flags_of(*strangers).items():
+    owner = flag.owner
+    title = f"--algorithm={owner.name} ({owner.title})" if owner else "every run"
+    default = ",".join(map(str, flag.default)) if isinstance(flag.default, tuple) else flag.default
+    text = f"--{name}: {flag.rule.help}" + (
+      f" (default: {default})" if default not in ("", None) else ""
+    )
+    groups.setdefault(title, []).append(
+      textwrap.fill(text, 96, initial_indent="  ", subsequent_indent="    ")
+    )
+  groups["every run"].append(
+    textwrap.fill(f"--preset: {flag_files.HELP}", 96, initial_indent="  ", subsequent_indent="    ")
+  )
+  return "\n\n".join("\n".join([f"{title}:", *lines]) for title, lines in groups.items())
 
 
 def strangers_in(argv: Sequence[str]) -> tuple[Method, ...]:

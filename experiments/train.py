@@ -206,10 +206,13 @@ def _parse(argv: list[str]) -> list[str]:
 
 if __name__ == "__main__":
   try:
-    flags.define(strangers=flags.strangers_in(sys.argv))
+    strangers = flags.strangers_in(sys.argv)
+    flags.define(strangers=strangers)
   except flags.ConfigError as error:
     processes.refuse(error, sys.argv)
     flags.fail(error)
-  absl_flags.adopt_module_key_flags(flags)  # for --help
+  if {"--help", "-help", "-h", "--helpshort"} & set(sys.argv):
+    print(f"{__doc__}\n{flags.describe(strangers)}")
+    sys.exit()
   logging.set_verbosity(logging.WARNING)  # jax tells at length which backends it did not find
   app.run(main, flags_parser=_parse)

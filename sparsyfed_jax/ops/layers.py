@@ -28,7 +28,7 @@ class LayerOps(NamedTuple):
   conv_general_dilated: Callable[..., jax.Array]
 
 
-# The operations of layers that are left as they are, with the short cuts of `ops.conv`.
+# The operations of ordinary layers, tuned to the platform.
 PLAIN = LayerOps(dot_general, conv_general_dilated)
 # Equal to `PLAIN` to rounding, but never tuned: for counting operations.
 NATIVE = LayerOps(lax.dot_general, lax.conv_general_dilated)

@@ -26,13 +26,14 @@ def read(*arguments):
 
 
 def test_each_preset_is_read_from_any_folder():
-  assert len(flag_files.presets()) == 10
+  assert len(flag_files.presets()) == 11
   known = {"cifar10": "tfds:cifar10", "cifar100": "tfds:cifar100", "speech": "tfds:speech_commands"}
   for name in flag_files.presets():
     config = read(f"--preset={name}")
     data, _, alpha = name.partition("-lda")
     assert config.dataset == known.get(data, "digits")
-    assert config.dirichlet_alpha == float(alpha or {"digits-skewed": 0.1}.get(name, 1))
+    skews = {"digits-skewed": 0.1, "digits-drift": 0.05}
+    assert config.dirichlet_alpha == float(alpha or skews.get(name, 1))
 
 
 def test_a_preset_that_names_another_overrides_it_and_later_flags_override_both():
