@@ -307,9 +307,10 @@ def _check_pattern(name: str, pattern: str, task: Task) -> None:
 def _federation(clients: Clients) -> Federation:
   indices, sizes = stack_clients(clients.parts)
   scales = np.ones(len(sizes), np.float32)
-  last, size = max(np.max(part, initial=0) for part in clients.parts), len(clients.data.y_train)
-  if last >= size or indices.min() < 0:
-    raise ValueError(f"clients: parts hold index {last}, must be 0 to {size - 1}, of the examples")
+  size = len(clients.data.y_train)
+  outside = indices[(indices < 0) | (indices >= size)]
+  if len(outside):
+    raise ValueError(f"clients: parts hold {outside[0]}, must hold indices from 0 to {size - 1}")
   return Federation(clients.data.x_train, clients.data.y_train, indices, sizes, scales)
 
 
