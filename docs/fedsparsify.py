@@ -69,8 +69,8 @@ def fedsparsify(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     new, row = averaging.server(setup, state, upload)
     # Momentum of a server optimizer would move what is pruned.
     params = apply_masks(new.variables["params"], masks_of_zeros(state))  # +
-    is_due = (new.round % new.hyper.own.every == 0) & (upload.weight > 0)  # +
-    density = jnp.where(is_due, 1 - row["target_sparsity"], 1)  # +
+    is_due = new.round % new.hyper.own.every.astype(jnp.int32) == 0  # +
+    density = jnp.where(is_due & (upload.weight > 0), 1 - row["target_sparsity"], 1)  # +
     params = apply_masks(params, largest(params, density))  # +
     return new._replace(variables={**new.variables, "params": params}), row  # +
 

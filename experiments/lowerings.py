@@ -2,7 +2,7 @@
 
 Each client has a kernel of its own, as in a round. Prints a JSON line for each layer, each way to
 run the clients (one after the other, or side by side) and each lowering: the time of the values and
-of both gradients. What wins belongs into the table of `sparsyfed_jax.ops.conv`.
+of both gradients. What wins on CPUs is chosen in `sparsyfed_jax.ops.backend.conv`.
 """
 
 import json

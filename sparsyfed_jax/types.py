@@ -3,16 +3,32 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 _SHIFTS = (0, 11, 22)  # of the parts of a `Tally`
+_SPLIT, _PARTITION, _INIT, _ROUNDS = range(4)  # what uses of a run's one key are folded in with
 
 Key: TypeAlias = jax.Array  # a typed PRNG key, jax.random.key(seed)
 Params: TypeAlias = Any  # pytree of float arrays that are trained
 Memory: TypeAlias = Any  # pytree of arrays that a client keeps between its rounds; () for none
 Variables: TypeAlias = Mapping[str, Any]  # flax collections: "params", and "batch_stats" if any
+
+
+class Keys(NamedTuple):
+  """The streams of randomness of a run, all from one key."""
+
+  split: Key  # train and test, where the data set has no split of its own
+  partition: Key  # examples to clients
+  init: Key  # the model
+  rounds: Key  # folded in with the round's number: sampling, shuffling, dropout
+
+
+def make_keys(key: Key) -> Keys:
+  """Derives the streams of a run from its key."""
+  return Keys(*(jax.random.fold_in(key, use) for use in (_SPLIT, _PARTITION, _INIT, _ROUNDS)))
 
 
 class Batch(NamedTuple):
@@ -73,6 +89,7 @@ def tally(number: jax.Array, is_counted: jax.Array | bool = True) -> Tally:
     number: () of a whole number below 2^32, of any dtype.
     is_counted: () bool, False for a number that counts as 0.
   """
+  chex.assert_rank([number, is_counted], 0)
   whole = jnp.where(is_counted, number.astype(jnp.uint32), jnp.uint32(0))
   return Tally(*(whole >> jnp.uint32(shift) & jnp.uint32(2047) for shift in _SHIFTS))
 
@@ -91,6 +108,7 @@ def total(parts: Any) -> np.ndarray:
 
 def weighted(value: jax.Array, weight: jax.Array) -> Mean:
   """Makes a Mean of one observation; a weight of 0 leaves even a NaN out."""
+  chex.assert_rank([value, weight], 0)
   weight = jnp.asarray(weight, jnp.float32)
   total = jnp.where(weight > 0, jnp.asarray(value, jnp.float32) * weight, 0.0)
   return Mean(total, weight)

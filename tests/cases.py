@@ -63,18 +63,18 @@ VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
 }
 # The default form of each method, and all forms; of the chosen method alone if there is one.
 DEFAULT_FORMS = (record.name,) if CHOSEN else tuple(RECORDS)
-FORMS = tuple(name for name, (base, _) in VARIANTS.items() if base in DEFAULT_FORMS)
+# Forms whose parts are other forms'; tests/algorithms/test_reference.py has their starts.
+COMPOSED = ("sparsyfed-first-batch", "flash-pdst", "flash-masked-mean", "static-erk")
+FORMS = tuple(
+  name for name, (base, _) in VARIANTS.items() if base in DEFAULT_FORMS and name not in COMPOSED
+)
 # Compiling is what takes time: forms whose laws are those of another form, run with -m slow.
 SLOW_FORMS = (
-  "sparsyfed-first-batch",
   "sparsyfed-spectral",
   "sparsyfed-changes",
   "zerofl-masked-changes",
   "zerofl-changes",
-  "flash-pdst",
   "flash-magnitude",
-  "flash-masked-mean",
-  "static-erk",
   "static-saliency",
 )
 # Whose server takes the mean of models, of changes to its model, or of what is inside masks.

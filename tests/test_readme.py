@@ -1,3 +1,6 @@
+"""What the README and the pages of docs/ tell to run works, and what they name exists."""
+
+import pathlib
 import re
 import shlex
 
@@ -7,20 +10,30 @@ from absl.flags import FlagValues
 from experiments import flag_files, flags
 from tests import cases
 
-
-@pytest.fixture
-def readme(request):
-  return (request.config.rootpath / "README.md").read_text()
-
-
-def blocks(readme, language):
-  return re.findall(rf"```{language}\n(.*?)```", readme, re.DOTALL)
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 
-def test_the_snippets_train_and_send_a_sparse_layer(readme):
+def blocks(page, language):
+  return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_library_program_of_the_readme_runs(capsys):
+  (program,) = blocks(ROOT / "README.md", "python")
+  assert len(program.splitlines()) <= 15
+  exec(compile(program, "README.md", "exec"), {})
+  assert "test_accuracy" in capsys.readouterr().out
+
+
+def test_the_readme_is_short():
+  assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_the_snippets_train_and_send_a_sparse_layer():
   names = {}
-  for snippet in blocks(readme, "python"):
-    exec(compile(snippet, "README.md", "exec"), names)
+  for snippet in blocks(ROOT / "docs" / "own_loop.md", r"\{code-cell\} ipython3"):
+    exec(compile(snippet, "own_loop.md", "exec"), names)
   kernel = names["theta"]["kernel"]
   assert (kernel == 0).mean() == 0.75
   accuracy = (names["logits"].argmax(axis=1) == names["y"]).mean()
@@ -29,22 +42,30 @@ def test_the_snippets_train_and_send_a_sparse_layer(readme):
   cases.assert_same_bits(names["again"], names["theta"])
 
 
-def test_commands_name_presets_and_flags_that_exist(readme, request, monkeypatch):
-  monkeypatch.chdir(request.config.rootpath)
+@every_page
+def test_commands_name_presets_and_flags_that_exist(page, monkeypatch):
+  monkeypatch.chdir(ROOT)
   commands = [
-    line for block in blocks(readme, "sh") for line in block.splitlines() if "experiments" in line
+    line
+    for block in blocks(page, "sh")
+    for line in block.splitlines()
+    if "experiments.train" in line and ":METHOD" not in line
   ]
-  assert len(commands) >= 4
+  assert commands or page.stem not in ("README", "first_run", "devices")
   for command in commands:
-    arguments = shlex.split(command.partition("-m experiments.train")[2])
+    arguments = shlex.split(command.partition("-m experiments.train")[2], comments=True)
     values = FlagValues()
     flags.define(values)
-    own = [argument for argument in arguments if argument != "--help"]
+    own = [argument for argument in arguments if argument not in ("--help", "FLAGS")]
     values(["train", *flag_files.expand(own)])
     flags.read(values)
 
 
-def test_the_files_it_names_exist(readme, request):
-  for path in re.findall(r"`((?:sparsyfed_jax|experiments)/[^`]*)`|\]\((?!http)([^)]+)\)", readme):
-    (name,) = filter(None, path)
-    assert (request.config.rootpath / name).exists(), name
+@every_page
+def test_the_files_it_names_exist(page):
+  text = page.read_text(encoding="utf-8")
+  named = re.findall(r"`((?:sparsyfed_jax|experiments|tests|findings)/[^`\s]*)`", text)
+  linked = re.findall(r"\]\((?!http)([^)#]+)\)", text)
+  for place, names in ((ROOT, named), (page.parent, linked)):
+    for name in names:
+      assert (place / name.replace("NAME", "fedavg")).exists(), name

@@ -119,7 +119,8 @@ def method_title(name: str) -> str:
 def label_of(point: Mapping[str, str]) -> str:
   """Names a setting that was run: by its words alone, by its numbers with their flags."""
   titled = {
-    flag: find(value).title if flag == "algorithm" else value for flag, value in point.items()
+    flag: find(value).title if flag == "algorithm" and value else value
+    for flag, value in point.items()
   }
   return ", ".join(
     value if value[0].isalpha() else f"{flag} {value}" for flag, value in titled.items() if value
@@ -144,12 +145,9 @@ def looks_of(methods: Sequence[str]) -> list[tuple[str, str]]:
   return looks
 
 
-def column(rows: Rows, key: str, x_key: str = "round") -> tuple[np.ndarray, np.ndarray]:
-  """Reads a column against another one, where both are finite; rounds may be left out."""
-  pairs = [
-    (row.get(x_key, number if x_key == "round" else None), row.get(key))
-    for number, row in enumerate(rows, start=1)
-  ]
+def column(rows: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
+  """Reads the rounds and values of a column, where it is finite; rounds may be left out."""
+  pairs = [(row.get("round", number), row.get(key)) for number, row in enumerate(rows, start=1)]
   table = np.array(pairs, float).reshape(-1, 2)  # None becomes NaN
   x, y = table[np.isfinite(table).all(axis=1)].T
   return x, y
@@ -172,16 +170,10 @@ def mean_curve(runs: Sequence[Rows], key: str, x_key: str = "round") -> Points:
     key: the column.
     x_key: another column, whose means are the x, of the rounds that have both.
   """
-
-  def read(name: str) -> Points:
-    both = [[row for row in rows if row.get(x_key, 0) is not None] for rows in runs]
-    return mean_points([dict(zip(*column(rows, name), strict=True)) for rows in both])
-
-  points = read(key)
   if x_key == "round":
-    return points
-  x = read(x_key)
-  return points._replace(x=x.y[np.isin(x.x, points.x)])
+    return mean_points([dict(zip(*column(rows, key), strict=True)) for rows in runs])
+  both = [[row for row in rows if None not in (row.get(key), row.get(x_key))] for rows in runs]
+  return mean_curve(both, key)._replace(x=mean_curve(both, x_key).y)
 
 
 def make_line(points: Points, label: str, look: tuple[str, str], scale: float = 1.0) -> Line:

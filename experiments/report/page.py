@@ -7,7 +7,6 @@ from typing import Any
 
 import jinja2
 from markdown_it import MarkdownIt
-from markupsafe import Markup
 
 from experiments.pictures.panels import method_title
 from experiments.report import pictures, runs
@@ -130,8 +129,8 @@ def _png(content: bytes) -> str:
   return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
-def _markdown(source: str) -> Markup:
-  """Renders Markdown, whose links and pictures stay text: they lead out of the page."""
+def _markdown(source: str) -> str:
+  """Renders Markdown, whose tags, links and pictures stay text: they lead out of the page."""
   parser = MarkdownIt("commonmark", {"html": False}).enable("table")
   parser.disable(["link", "autolink", "image", "reference"])
   # The page shows the pictures that lie beside.
@@ -142,7 +141,7 @@ def _markdown(source: str) -> Markup:
       token.tag = f"h{min(int(token.tag[1]) + 2, 6)}"  # the page has two levels of its own
   text = parser.renderer.render(tokens, parser.options, {})
   text = text.replace("<table>", "<div class=scroll><table>").replace("</table>", "</table></div>")
-  return Markup(text)
+  return str(text)
 
 
 def _details(run: Run, report: Report) -> tuple[str, Run, list[tuple[str, str]], list[Any] | None]:

@@ -15,11 +15,12 @@ from experiments.run import processes
 from experiments.run.config import VALUE, Config, ConfigError
 from experiments.run.data import TestOwners, deal_phases, deal_tests, density_scales, load
 from experiments.run.identity import digest, examples_digest
-from experiments.run.models import batch_rows, choose_chunk, make_model
+from experiments.run.models import choose_chunk, make_model
 from experiments.run.settings import all_flags, method_of, own_hyper, own_options
 from experiments.run.split import Split, count_phases
 from sparsyfed_jax import trees
 from sparsyfed_jax.data import partition, scaling, sources
+from sparsyfed_jax.data.batches import batch_rows
 from sparsyfed_jax.data.remarks import remarks
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.client import LocalTraining
@@ -34,9 +35,10 @@ from sparsyfed_jax.fed.ragged import are_uneven
 from sparsyfed_jax.fed.sampling import AVAILABILITIES
 from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES
 from sparsyfed_jax.fed.server import CLIENT_WEIGHTS
-from sparsyfed_jax.fed.simulation import Keys, Simulation, make_keys, simulate
+from sparsyfed_jax.fed.simulation import Simulation, simulate
 from sparsyfed_jax.fed.task import classification
 from sparsyfed_jax.metrics.flops import LayerCost, layer_costs
+from sparsyfed_jax.types import Keys, make_keys
 
 EVAL_BATCH_SIZE = 500
 

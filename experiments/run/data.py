@@ -9,7 +9,7 @@ from experiments.flags import input_range
 from experiments.run.config import Config, ConfigError
 from sparsyfed_jax.data import partition, sources
 from sparsyfed_jax.data.shift import SHIFTS
-from sparsyfed_jax.fed.simulation import make_keys
+from sparsyfed_jax.types import make_keys
 
 DEFAULT_NUM_CLIENTS = 100
 

@@ -38,19 +38,6 @@ def describe_environment() -> dict[str, Any]:
   }
 
 
-def free_bytes() -> float:
-  """Returns the memory that is free on a device of this process; infinity where nobody says."""
-  known = jax.local_devices()[0].memory_stats()
-  if known and "bytes_limit" in known:
-    return known["bytes_limit"] - known["bytes_in_use"]
-  try:
-    lines = pathlib.Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-  except OSError:
-    return float("inf")
-  kilobytes = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-  return int(kilobytes[0]) * 1024 if kilobytes else float("inf")
-
-
 def keep_compiled(directory: str) -> None:
   """Lets compiled programs be kept for later processes.
 

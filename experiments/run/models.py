@@ -4,18 +4,12 @@ import math
 from typing import NoReturn
 
 import jax
-import numpy as np
 from flax import linen as nn
 
 from experiments.run.config import AUTO, Config, ConfigError
-from experiments.run.environment import free_bytes
+from sparsyfed_jax.fed import memory
 from sparsyfed_jax.fed.algorithm import Setup
-from sparsyfed_jax.fed.memory import client_bytes
 from sparsyfed_jax.models import CNN, MLP, ResNet18, SpeechResNet18, ViT
-
-MAX_CHUNK = 128  # clients side by side, where nothing better was measured
-_VECTOR = 16  # rows, which a CPU computes together
-MEMORY_SHARE = 0.5  # of what is free, for the clients of a chunk
 
 
 def make_model(config: Config, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
@@ -46,22 +40,6 @@ def make_model(config: Config, input_shape: tuple[int, ...], num_classes: int) -
   return cnn
 
 
-def batch_rows(batch_size: int, sizes: np.ndarray) -> int:
-  """Chooses how many rows a batch has, some of them padding.
-
-  No client fills more rows than it has examples, and every row costs time. What a step computes
-  does not depend on padding.
-
-  Args:
-    batch_size: the flag.
-    sizes: (num_clients,) numbers of examples.
-
-  Returns:
-    At most `batch_size`: the largest client, rounded up to whole vectors of 16 rows.
-  """
-  return min(batch_size, -(-max(int(np.max(sizes)), 1) // _VECTOR) * _VECTOR)
-
-
 def choose_chunk(
   clients_per_chunk: str,
   model: nn.Module,
@@ -84,6 +62,4 @@ def choose_chunk(
   # small dense layers need many clients side by side.
   if jax.default_backend() == "cpu" and not isinstance(model, MLP):
     return 1
-  fitting = MEMORY_SHARE * free_bytes() // client_bytes(setup, example)
-  most = int(max(1, min(clients_per_device, MAX_CHUNK, fitting)))
-  return -(-clients_per_device // -(-clients_per_device // most))  # as many chunks, all filled
+  return memory.choose_chunk(setup, example, clients_per_device)

@@ -28,6 +28,8 @@ METHODS: dict[str, Method] = {
 # Those that others are held against: the paper's, and training without pruning.
 OURS, DENSE = sparsyfed.METHOD.name, fedavg.METHOD.name
 
+__all__ = ["METHODS", "find"]
+
 
 def find(name: str) -> Method:
   """Finds a method.
@@ -38,6 +40,10 @@ def find(name: str) -> Method:
 
   Raises:
     ValueError: in one line, what is wrong with it.
+
+  Example:
+    >>> find("topk").title
+    'Top-K'
   """
   if name in METHODS:
     return METHODS[name]

@@ -1,6 +1,19 @@
-"""FedDST: masks that clients readjust, and that the server prunes back to fixed layer densities.
+"""FedDST: sparse training inside masks that clients readjust and the server agrees upon.
+
+Layers have Erdős–Rényi–kernel densities. Every `update_every` rounds t, until `update_until`, each
+client ends its training with a readjustment: of every layer it drops the share
+
+    drop_rate / 2 * (1 + cos(pi * t / update_until))
+
+of smallest weights, and grows as many where the gradient of one batch is largest. The server takes
+each weight's mean over the clients that have it and keeps the largest, by the layer's density.
 
 Bibikar et al., Federated dynamic sparse training, AAAI 2022, arXiv 2112.09824.
+
+Example:
+  >>> import sparsyfed_jax as sf
+  >>> sf.feddst(sparsity=0.8, update_every=5).hyper.update_every
+  5
 """
 
 from functools import partial

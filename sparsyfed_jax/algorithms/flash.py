@@ -1,8 +1,23 @@
 """FLASH: a few clients find how sensitive each layer is, then all train inside one mask.
 
+Forms, by their names in the paper:
+
+- spdst: in warm-up rounds clients train from random masks, exchange weights after every epoch, and
+  send the masks alone; then a new model is trained inside one random mask of the layer densities
+  found.
+- jmwst: the same warm-up; later, every `update_every` rounds, clients exchange weights again, and
+  the server takes each layer's largest weights at the mean of the clients' densities.
+- pdst: inside one random mask with the same density in each layer.
+- nst: each client prunes what it receives and exchanges weights by itself.
+- magnitude, as SparsyFed's authors ran it: round 1 is dense, then the server prunes once.
+
 Babakniya et al., Revisiting sparsity hunting in federated learning: Why does sparsity consensus
-matter?, TMLR 2023, arXiv 2208.13092, with its baselines; and the simpler form that SparsyFed was
-compared with.
+matter?, TMLR 2023, arXiv 2208.13092, with its baselines.
+
+Example:
+  >>> import sparsyfed_jax as sf
+  >>> sf.flash(sparsity=0.9, form="jmwst").options.form
+  'jmwst'
 """
 
 from collections.abc import Callable

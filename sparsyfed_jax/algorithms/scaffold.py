@@ -14,6 +14,12 @@ paper's `c + |S|/N * mean(c_i+ - c_i)`, and otherwise what suits the weighted me
 gradient includes the L2 and the proximal term and is clipped, if there are such; a step that
 remembers earlier ones, as momentum and AdamW do, tells nothing of the mean gradient and is refused.
 The rate may change from round to round.
+
+Example:
+  >>> import sparsyfed_jax as sf
+  >>> data = sf.data.digits()
+  >>> task = sf.classification(sf.models.MLP(10), data)
+  >>> run = sf.simulate(sf.scaffold(), task, sf.data.dirichlet(data, alpha=0.1))
 """
 
 from typing import NamedTuple
@@ -35,7 +41,7 @@ from sparsyfed_jax.wire.rounding import round_to_wire
 
 
 class Upload(NamedTuple):
-  """What a client sends, times its weight."""
+  """The upload of a client, multiplied by its weight."""
 
   variables: Variables
   control: Params  # c_i+ - c_i

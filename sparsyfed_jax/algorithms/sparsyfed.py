@@ -1,9 +1,22 @@
 """SparsyFed: sparse training from the first round, with masks that agree.
 
+A weight is a power of the parameter theta that is trained,
+
+    w = theta * |theta|^(beta - 1),
+
+so that small parameters gain little and pruned ones, whose gradient is 0, stay pruned. In the
+backward pass every layer keeps its input's largest activations only, as large a share as the layer
+has weights that are not 0. At the end of a round a client uploads the parameters of largest
+magnitude over the whole model, a share of 1 - sparsity; the server averages parameters.
+
 Guastella et al., SparsyFed: Sparse adaptive federated training, ICLR 2025, arXiv 2504.05153.
-Weights are a power of the trained parameters, so that small ones gain little and pruned ones stay
-pruned; activations are pruned in the backward pass to each layer's own sparsity; the parameters of
-largest magnitude over the whole model are uploaded.
+
+Example:
+  >>> import sparsyfed_jax as sf
+  >>> data = sf.data.digits()
+  >>> task = sf.classification(sf.models.MLP(10), data)
+  >>> clients = sf.data.dirichlet(data, num_clients=50, alpha=0.1)
+  >>> run = sf.simulate(sf.sparsyfed(sparsity=0.95, beta=1.25), task, clients)
 """
 
 from collections.abc import Sequence

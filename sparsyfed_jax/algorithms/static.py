@@ -1,7 +1,16 @@
 """Fixed masks: FedAvg inside a mask that is chosen once and never changes.
 
-Random masks, or the weights of largest saliency at initialisation: SNIP (Lee et al., ICLR 2019,
-arXiv 1810.02340), federated as in SSFL (Ohib et al., 2024, arXiv 2405.09037).
+The mask is random, with the same density in each layer; `erk`, random at Erdős–Rényi–kernel
+densities; or of largest `saliency`: in round 1 clients do not train, but send |gradient * weight|
+of one batch, and the entries whose mean is largest over the whole model are trained from then on.
+
+Saliency is SNIP (Lee et al., ICLR 2019, arXiv 1810.02340), federated as in SSFL (Ohib et al., 2024,
+arXiv 2405.09037).
+
+Example:
+  >>> import sparsyfed_jax as sf
+  >>> sf.static(sparsity=0.9, mask="erk").options.mask
+  'erk'
 """
 
 from functools import partial

@@ -1,8 +1,15 @@
 """Top-K: dense local training, magnitude pruning of the upload.
 
-The plain baseline of SparsyFed (Guastella et al., ICLR 2025, arXiv 2504.05153, section 4): a pruned
-weight may grow back in any client, so that the server's model, the union of the clients' masks, is
-denser than each upload.
+A client uploads the 1 - sparsity largest parameters of the whole model. A pruned weight may grow
+back in any client, so that the server's model, the union of the clients' masks, is denser than
+each upload.
+
+The plain baseline of SparsyFed (Guastella et al., ICLR 2025, arXiv 2504.05153, section 4).
+
+Example:
+  >>> import sparsyfed_jax as sf
+  >>> sf.topk(sparsity=0.9, sparsity_schedule="constant").sparsity.sparsity
+  0.9
 """
 
 from functools import partial

@@ -1,9 +1,17 @@
 """ZeroFL: sparse weights and activations in every step, dense weights between steps.
 
+In a step each layer computes with its 1 - sparsity largest weights, and its weight gradient with
+the largest activations; the gradient goes to all weights, so that small ones may grow. A client
+uploads the 1 - sparsity + mask_ratio largest weights of each layer, or changes of weights.
+
 Qiu et al., ZeroFL: Efficient on-device training for federated learning with local sparsity, ICLR
 2022, arXiv 2208.02507; its layers are those of SWAT (Raihan & Aamodt, NeurIPS 2020, arXiv
-2001.01969): forward with the largest weights, weight gradients of the largest activations. The
-gradient of all weights is used, so that small ones may grow.
+2001.01969).
+
+Example:
+  >>> import sparsyfed_jax as sf
+  >>> sf.zerofl(sparsity=0.9, mask_ratio=0.1).hyper.mask_ratio
+  0.1
 """
 
 from collections.abc import Callable

@@ -3,10 +3,14 @@
 A partial last batch stays partial, and nothing depends on how far a client's index list is padded.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sparsyfed_jax.types import Batch, ClientData
+
+_VECTOR = 16  # rows, which a CPU computes together
 
 
 def num_batches(data: ClientData, batch_size: int) -> jax.Array:
@@ -25,6 +29,7 @@ def take_batch(data: ClientData, step: jax.Array, batch_size: int) -> Batch:
   Returns:
     The batch; rows past the client's last example are zeros and not valid.
   """
+  chex.assert_rank([data.y, data.indices, data.size, step], [1, 1, 0, 0])
   positions = step * batch_size + jnp.arange(batch_size)
   valid = positions < data.size
   rows = data.indices[jnp.where(valid, positions, 0)]
@@ -34,3 +39,19 @@ def take_batch(data: ClientData, step: jax.Array, batch_size: int) -> Batch:
     y=jnp.where(valid, y, 0),
     valid=valid,
   )
+
+
+def batch_rows(batch_size: int, sizes: np.ndarray) -> int:
+  """Chooses how many rows a batch has, some of them padding.
+
+  No client fills more rows than it has examples, and every row costs time. What a step computes
+  does not depend on padding.
+
+  Args:
+    batch_size: examples of a step at most.
+    sizes: (num_clients,) numbers of examples.
+
+  Returns:
+    At most `batch_size`: the largest client, rounded up to whole vectors of 16 rows.
+  """
+  return min(batch_size, -(-max(int(np.max(sizes)), 1) // _VECTOR) * _VECTOR)

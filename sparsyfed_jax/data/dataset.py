@@ -1,4 +1,4 @@
-"""What every source of data returns, and what the sources share."""
+"""The type of a data set, and the random split into training and test examples."""
 
 from typing import NamedTuple
 
@@ -10,11 +10,25 @@ from sparsyfed_jax.data.labels import Label
 
 
 class DataError(ValueError):
-  """Data that cannot be used; the one-line message names what is wrong and what would be right."""
+  """Data that cannot be used; the one-line message names what is wrong and what would be right.
+
+  Example:
+    >>> import sparsyfed_jax as sf
+    >>> sf.data.load("npz:missing.npz")
+    Traceback (most recent call last):
+    sparsyfed_jax.data.dataset.DataError: missing.npz: no such file, must be an .npz file
+  """
 
 
 class Dataset(NamedTuple):
-  """A classification data set in host memory."""
+  """A classification data set in host memory.
+
+  Example:
+    >>> import sparsyfed_jax as sf
+    >>> data = sf.data.digits()
+    >>> data.num_classes, data.x_train.dtype.name, data.mean
+    (10, 'uint8', 8.0)
+  """
 
   name: str
   x_train: np.ndarray  # (n, *shape) uint8, int16 or float32; images NHWC

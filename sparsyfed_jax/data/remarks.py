@@ -1,4 +1,4 @@
-"""What a user should look at twice in a data set that is used as it is."""
+"""Warnings about data that is valid but often a mistake."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Which training examples there are before and after the data of a run changes.
+"""Changes of the clients' data during a run.
 
 The clients of a real federation change while they train. SparsyFed (arXiv 2504.05153) claims that
 its masks adapt to unseen distributions; a run whose data changes half-way can tell.

@@ -7,6 +7,7 @@ belong to their position.
 from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +36,7 @@ def shuffle(key: Key, data: ClientData, is_ragged: bool = False) -> ClientData:
     is_ragged: whether clients differ much in size. Then little time goes to the padding of small
       ones that are vmapped, or run alone; the order is the same.
   """
+  chex.assert_rank([key, data.size, data.indices], [0, 0, 1])
   operands = key, data.size, data.indices
   # An accelerator would have to ask the host for the length.
   indices = by_platform(*operands, cpu=_by_size, default=_whole) if is_ragged else _whole(*operands)

@@ -110,12 +110,30 @@ def npz(path: str, key: jax.Array) -> Dataset:
   Raises:
     DataError: the file cannot be read or an array in it cannot be used.
   """
-  arrays = _read(path)
+  name = os.path.splitext(os.path.basename(path))[0]
+  return from_arrays(_read(path), key, path, name)
+
+
+def from_arrays(
+  arrays: dict[str, np.ndarray], key: jax.Array | None, path: str, name: str
+) -> Dataset:
+  """Checks arrays of one of the two layouts of an .npz file, and makes a data set of them.
+
+  Args:
+    arrays: by name.
+    key: a JAX PRNG key; not used where there is a test set.
+    path: where they come from, for messages.
+    name: of the data set.
+
+  Raises:
+    DataError: an array cannot be used.
+  """
   if "x" in arrays:
     x = _examples(path, "x", arrays)
     if len(x) < 2:
       raise DataError(f"{path}: x: holds {len(x)} example, must be 2 or more to be split 80/20")
     (y,), classes = _numbered(path, ("y",), arrays, "labels", (len(x),))
+    assert key is not None
     train, test = split_80_20(len(x), key)
     x_train, y_train, x_test, y_test = x[train], y[train], x[test], y[test]
     (clients,), owners = _clients(path, ("client",), arrays, (len(x),))
@@ -136,7 +154,7 @@ def npz(path: str, key: jax.Array) -> Dataset:
   mean, std = scaling.mean_and_std(scaling.find_range(x_train))
   x_train, x_test = scaling.narrow(x_train, x_test)
   return Dataset(
-    name=os.path.splitext(os.path.basename(path))[0],
+    name=name,
     x_train=x_train,
     y_train=y_train,
     x_test=x_test,

@@ -1,4 +1,4 @@
-"""How far the masks of a round's clients agree.
+"""Agreement between the masks of the clients of a round.
 
 SparsyFed (arXiv 2504.05153) argues that its clients come to one mask by themselves; methods of this
 kind are judged by the intersection over union of the masks that two clients upload. All masks of a

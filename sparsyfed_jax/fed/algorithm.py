@@ -1,4 +1,4 @@
-"""What a federated method is.
+"""The interface of a federated method.
 
 Four pure functions make a round, others read the model out, or say what a client keeps between its
 rounds. The laws, tested over all methods:
@@ -16,7 +16,7 @@ rounds. The laws, tested over all methods:
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,19 @@ from sparsyfed_jax.types import ClientData, Key, Memory, Metrics, Variables
 
 
 class Setup(NamedTuple):
-  """What fixes the compiled program of a method."""
+  """The static settings of a run, which determine the compiled program.
+
+  Example:
+    >>> import optax
+    >>> import sparsyfed_jax as sf
+    >>> from sparsyfed_jax import fed
+    >>> data = sf.data.digits()
+    >>> task = sf.classification(sf.models.MLP(10), data)
+    >>> local = fed.LocalTraining(batch_size=16, epochs=1, optimizer=fed.sgd())
+    >>> setup = Setup(task, local, optax.sgd, fed.SPARSITY_SCHEDULES["constant"])
+    >>> sorted(sf.METHODS["fedavg"].algorithm(setup)._fields)[:2]
+    ['broadcast', 'client']
+  """
 
   task: Task
   local: LocalTraining
@@ -45,6 +57,111 @@ class Setup(NamedTuple):
   is_heterogeneous: bool = False  # whether clients differ in `density_scale`
   measures: Measures = MEASURES
   wire_dtype: Any = jnp.float32  # to which models are rounded before they are sent
+
+
+class Init(Protocol):
+  """Makes the server's state before round 1."""
+
+  def __call__(self, variables: Variables, hyper: Hyper, key: Key, /) -> Any:
+    """Makes the state.
+
+    Args:
+      variables: of the plain model, as it is initialised.
+      hyper: the numbers of the run, which the state keeps.
+      key: of what the server draws; a method that draws keeps it.
+
+    Returns:
+      A pytree with `round`, () int32 0, and `hyper`.
+    """
+
+
+class Broadcast(Protocol):
+  """Makes the download that every client of the next round receives."""
+
+  def __call__(self, state: Any, /) -> Any:
+    """Makes the download.
+
+    Args:
+      state: of the server.
+
+    Returns:
+      A pytree with `variables`, the model as the server sends it.
+    """
+
+
+class Client(Protocol):
+  """Runs one client's round; never vmaps and never sees another client."""
+
+  def __call__(
+    self, download: Any, memory: Memory, data: ClientData, key: Key, /
+  ) -> tuple[Any, Memory, Metrics]:
+    """Trains one client.
+
+    Args:
+      download: what `broadcast` makes.
+      memory: what the client kept of the last round in which it took part.
+      data: its examples.
+      key: of all that chance decides in the client's round.
+
+    Returns:
+      The upload, a pytree of arrays times the client's weight, with the weight among them; the new
+      memory, like the old one; and metrics, each a `Mean` or a `Tally`, `train_loss` among them.
+    """
+
+
+class Server(Protocol):
+  """Takes the step of the server."""
+
+  def __call__(self, state: Any, upload: Any, /) -> tuple[Any, dict[str, jax.Array]]:
+    """Makes the next state.
+
+    Args:
+      state: before the round.
+      upload: the clients' uploads, summed; all zeros where no client had an example.
+
+    Returns:
+      The state after the round, like the one before it, and columns of the round's row.
+    """
+
+
+class Model(Protocol):
+  """Reads the model out."""
+
+  def __call__(self, state: Any, /) -> Variables:
+    """Makes the variables with which the plain model predicts.
+
+    Args:
+      state: of the server.
+    """
+
+
+class MakeMemory(Protocol):
+  """Makes the initial memory of a client."""
+
+  def __call__(self, variables: Variables, hyper: Hyper, /) -> Memory:
+    """Makes the memory of one client.
+
+    Args:
+      variables: as `Init` takes them.
+      hyper: the numbers of the run.
+
+    Returns:
+      A pytree of arrays; () costs nothing.
+    """
+
+
+class ReadMasks(Protocol):
+  """Finds the masks of what is sent."""
+
+  def __call__(self, sent: Any, /) -> Masks:
+    """Finds masks.
+
+    Args:
+      sent: a download, or the upload of one client.
+
+    Returns:
+      A bool array for each prunable leaf, in the order of `trees.split_prunable`.
+    """
 
 
 def no_memory(variables: Variables, hyper: Hyper) -> Memory:
@@ -58,24 +175,29 @@ def masks_of_zeros(sent: Any) -> Masks:
 
 
 class Algorithm(NamedTuple):
-  """A federated method.
+  """A federated method, as pure functions.
 
-  States, downloads and uploads are pytrees of the method's own making, with two conventions: a
-  state has `round`, () int32, the number of rounds done, and `hyper`; a download has `variables`,
-  the model as the server sends it. A memory is what one client keeps until it takes part again. It
-  stays as it was where the client vanishes, has no examples, or sends what is not finite.
+  States, downloads and uploads are pytrees of the method's own making. A memory is what one client
+  keeps until it takes part again; it stays as it was where the client vanishes, has no examples, or
+  sends what is not finite.
+
+  Example:
+    >>> import sparsyfed_jax as sf
+    >>> data = sf.data.digits()
+    >>> task = sf.classification(sf.models.MLP(10), data)
+    >>> run = sf.simulate(sf.fedavg(), task, sf.data.iid(data))
+    >>> download = run.algorithm.broadcast(run.init().server)
+    >>> sorted(download.variables["params"])
+    ['Dense_0', 'Dense_1', 'Dense_2']
   """
 
-  init: Callable[[Variables, Hyper, Key], Any]  # server state before round 1
-  broadcast: Callable[[Any], Any]  # state -> what every client receives
-  # One client's round: (download, memory, data, key) -> (upload, memory, metrics)
-  client: Callable[[Any, Memory, ClientData, Key], tuple[Any, Memory, Metrics]]
-  server: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]  # upload: summed over the cohort
-  model: Callable[[Any], Variables]  # state -> variables with which the plain model predicts
-  # Memory of a client before its first round, of the initial model
-  memory: Callable[[Variables, Hyper], Memory] = no_memory
-  # A download, or one client's upload -> masks of the prunable parameters
-  masks: Callable[[Any], Masks] = masks_of_zeros
+  init: Init
+  broadcast: Broadcast
+  client: Client
+  server: Server
+  model: Model
+  memory: MakeMemory = no_memory
+  masks: ReadMasks = masks_of_zeros
 
 
 def require_prunable(method: str, task: Task) -> None:
@@ -83,6 +205,13 @@ def require_prunable(method: str, task: Task) -> None:
 
   Raises:
     ValueError: it has none.
+
+  Example:
+    >>> import sparsyfed_jax as sf
+    >>> task = sf.classification(sf.models.MLP(10), sf.data.digits())
+    >>> require_prunable("mine", task._replace(kernels=()))
+    Traceback (most recent call last):
+    ValueError: mine: the model has no prunable parameters, ...
   """
   if task.kernels is not None and not task.kernels:
     raise ValueError(
@@ -101,6 +230,11 @@ def require_injected(method: str, task: Task, is_plain: Callable[[str], bool]) -
 
   Raises:
     ValueError: naming the layers that do not compute with the model's `ops`.
+
+  Example:
+    >>> import sparsyfed_jax as sf
+    >>> task = sf.classification(sf.models.MLP(10), sf.data.digits())
+    >>> require_injected("mine", task, lambda name: False)
   """
   missed = [
     name for name in task.kernels or () if name not in task.layer_names and not is_plain(name)

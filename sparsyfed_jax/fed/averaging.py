@@ -1,4 +1,4 @@
-"""What methods share that send a model, train it locally, and average what returns."""
+"""Building blocks for methods that send a model, train it locally and average the uploads."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from sparsyfed_jax.fed.server import Upload, weigh
 from sparsyfed_jax.types import ClientData, Key, Memory, Metrics, Params, Variables
 from sparsyfed_jax.wire.rounding import round_to_wire
 
-# What is sent of the parameters: (received, trained, density) -> pytree like them.
+# Selects the parameters to upload: (received, trained, density) -> pytree like them.
 Selection = Callable[[Params, Params, jax.Array], Params]
 
 
@@ -35,7 +35,7 @@ class State(NamedTuple):
 
 
 class Download(NamedTuple):
-  """What every client of a round receives."""
+  """The download of a round, the same for all clients."""
 
   variables: Variables
   rates: Rates
@@ -52,18 +52,18 @@ def init(setup: Setup, variables: Variables, hyper: Hyper) -> State:
 
 
 def server_optimizer(setup: Setup, hyper: Hyper) -> optax.GradientTransformation:
-  """Makes the optimizer of a setup with the numbers of a run."""
+  """Makes the server optimizer with the learning rate and tau of a run."""
   return optimizers.server_optimizer(setup.server_optimizer, hyper.server_lr, hyper.server_tau)
 
 
 def rates_at(setup: Setup, hyper: Hyper, round_number: jax.Array) -> Rates:
-  """Makes the numbers of local training of a round."""
+  """Computes the learning rate, weight decay and proximal coefficient of a round."""
   lr = client_lr_at(setup.rate_schedule, hyper, round_number)
   return Rates(lr, hyper.weight_decay, hyper.proximal_mu)
 
 
 def broadcast(setup: Setup, state: State) -> Download:
-  """Makes what the clients of the coming round receive."""
+  """Makes the download of the next round."""
   hyper = state.hyper
   number = state.round + 1
   return Download(
@@ -79,22 +79,22 @@ def broadcast(setup: Setup, state: State) -> Download:
 
 
 def all_trained(received: Params, trained: Params, density: jax.Array) -> Params:
-  """Sends everything."""
+  """Selects all parameters."""
   return trained
 
 
 def largest_trained(received: Params, trained: Params, density: jax.Array) -> Params:
-  """Sends the parameters of largest magnitude of the whole model."""
+  """Selects the parameters of largest magnitude over the whole model."""
   return prune_globally(trained, density)
 
 
 def largest_changes(received: Params, trained: Params, density: jax.Array) -> Params:
-  """Sends the largest changes of the whole model's prunable parameters, and all others whole."""
+  """Selects the largest changes of prunable parameters; the others are sent as they are."""
   return prune_globally(changes(received, trained), density)
 
 
 def changes(received: Params, trained: Params) -> Params:
-  """Subtracts prunable parameters; leaves the others as they are trained."""
+  """Subtracts the received prunable parameters from the trained; keeps the others as trained."""
   moved = trees.map_prunable(jnp.subtract, trees.widened(trained), trees.widened(received))
   return trees.cast_like(moved, trained)
 
@@ -109,7 +109,7 @@ def client(
   data: ClientData,
   key: Key,
 ) -> tuple[Upload, Memory, Metrics]:
-  """Trains what was received and weighs what is selected of it.
+  """Trains the received model, selects what is uploaded, and multiplies it by the weight.
 
   Args:
     setup: of the method.
@@ -161,7 +161,7 @@ def _kernels(params: Params) -> list[jax.Array]:
 
 
 def receive(setup: Setup, download: Download, data: ClientData) -> Variables:
-  """Makes what a client starts from: what was sent, pruned to what this client can hold.
+  """Makes the model a client starts from: the download, pruned to the density of this client.
 
   With clients of one density nothing is pruned: what was sent is the union of their masks.
   """
@@ -173,7 +173,7 @@ def receive(setup: Setup, download: Download, data: ClientData) -> Variables:
 
 
 def scaled(setup: Setup, density: jax.Array, data: ClientData) -> jax.Array:
-  """Makes a client's own density of the run's; () float32, at most 1."""
+  """Scales the density of the run to this client; () float32, at most 1."""
   if not setup.is_heterogeneous:
     return density
   return jnp.where(density < 1, jnp.minimum(density * data.density_scale, 1), 1)

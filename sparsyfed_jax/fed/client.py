@@ -21,7 +21,13 @@ _AFTER_EPOCH = 2**31 - 1  # no epoch has as many steps
 
 
 class LocalTraining(NamedTuple):
-  """How every client trains."""
+  """Settings of local training, the same for all clients.
+
+  Example:
+    >>> from sparsyfed_jax.fed import sgd
+    >>> LocalTraining(batch_size=16, epochs=5, optimizer=sgd(momentum=0.9)).is_proximal
+    False
+  """
 
   batch_size: int
   epochs: int | jax.Array
@@ -31,7 +37,7 @@ class LocalTraining(NamedTuple):
 
 
 class Hooks(NamedTuple):
-  """What happens to a client's variables besides gradient steps; the defaults do nothing."""
+  """Functions applied to a client's variables between gradient steps; they default to none."""
 
   before_step: Callable[[Variables], Variables] = lambda variables: variables
   # (variables, number of the epoch from 0, key) -> variables
@@ -108,7 +114,7 @@ def last_batch(local: LocalTraining, data: ClientData, key: Key) -> Batch:
 
 
 def train_metrics(scores: Metrics) -> Metrics:
-  """Names the scores of a task as those of training."""
+  """Renames the metrics of a task to `train_loss` and `train_accuracy`."""
   return {"train_loss": scores["loss"], "train_accuracy": scores["accuracy"]}
 
 
@@ -118,6 +124,6 @@ def num_steps(local: LocalTraining, data: ClientData) -> jax.Array:
 
 
 def _steps_of_epoch(local: LocalTraining, data: ClientData) -> jax.Array:
-  """Steps of an epoch; a straggler gets a part of them done, at least one."""
+  """Counts the steps of an epoch; a straggler does a part of them, at least one."""
   whole = num_batches(data, local.batch_size)
   return jnp.minimum(whole, jnp.ceil(data.work * whole.astype(jnp.float32)).astype(jnp.int32))

@@ -1,18 +1,16 @@
 """The sum of a cohort's uploads in bounded memory: a loop over chunks of a vmap."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sparsyfed_jax.fed.algorithm import Client
 from sparsyfed_jax.fed.sampling import Cohort
 from sparsyfed_jax.ops import count_each
 from sparsyfed_jax.types import ClientData, Key, Mean, Memory, Metrics
-
-# (download, memory, data, key) -> (upload, memory, metrics), as in `Algorithm`
-Client: TypeAlias = Callable[[Any, Memory, ClientData, Key], tuple[Any, Memory, Metrics]]
 
 # Counts, as totals of metrics: of clients whose upload is not finite, and of those summed up.
 EXCLUDED = "excluded_clients"
@@ -23,6 +21,14 @@ class Federation(NamedTuple):
   """All clients' training data: one copy of the examples, and whose they are.
 
   On the host its leaves are NumPy arrays.
+
+  Example:
+    >>> import numpy as np
+    >>> from sparsyfed_jax.data.partition import stack_clients
+    >>> indices, sizes = stack_clients([np.array([0, 2]), np.array([1])])
+    >>> x, y = np.zeros((3, 5), np.float32), np.zeros(3, np.int32)
+    >>> Federation(x, y, indices, sizes, np.ones(2, np.float32)).sizes
+    array([2, 1], dtype=int32)
   """
 
   x: Any  # (num_examples, *shape), as stored
@@ -120,6 +126,8 @@ def sum_over_first(
   def first_of(members: Cohort) -> Cohort:
     return jax.tree.map(lambda leaf: leaf[0], members)
 
+  ranked = federation.y, federation.indices, federation.sizes, federation.density_scales
+  chex.assert_rank(ranked, [1, 2, 1, 1])
   common = download, federation, key
   chunks = _cut(cohort, clients_per_chunk)
   num_chunks = -(-num_clients // clients_per_chunk)

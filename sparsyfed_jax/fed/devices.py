@@ -1,4 +1,4 @@
-"""A cohort shared out to the devices of a mesh, and on which of them the examples lie.
+"""Distribution of a cohort and of the examples over the devices of a mesh.
 
 With D devices, also of several processes:
 
@@ -23,7 +23,8 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from sparsyfed_jax.fed.cohort import Client, Federation, sum_over_first
+from sparsyfed_jax.fed.algorithm import Client
+from sparsyfed_jax.fed.cohort import Federation, sum_over_first
 from sparsyfed_jax.fed.sampling import Cohort
 from sparsyfed_jax.types import Key, Memory, Metrics
 

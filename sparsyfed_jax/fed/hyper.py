@@ -1,4 +1,4 @@
-"""The numbers of a run that do not change the compiled program."""
+"""Hyperparameters that are traced, so that changing them does not recompile."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,16 @@ import jax
 
 
 class Hyper(NamedTuple):
-  """What an ablation varies continuously: () float32 arrays in the state, so nothing recompiles."""
+  """Traced hyperparameters: () float32 arrays, which the state carries.
+
+  Example:
+    >>> import sparsyfed_jax as sf
+    >>> data = sf.data.digits()
+    >>> task = sf.classification(sf.models.MLP(10), data)
+    >>> run = sf.simulate(sf.sparsyfed(sparsity=0.75), task, sf.data.iid(data))
+    >>> run.hyper.density
+    Array(0.25, dtype=float32)
+  """
 
   rounds: jax.Array  # planned length of the run, T
   client_lr: jax.Array  # rate of round 0

@@ -1,4 +1,4 @@
-"""What methods share that train inside masks.
+"""Building blocks for methods that train within a mask.
 
 A weight that has just grown is 0 and active, so a mask is not where the parameters are not 0, and
 is sent beside them.
@@ -35,7 +35,7 @@ class State(NamedTuple):
 
 
 class Download(NamedTuple):
-  """What every client of a round receives."""
+  """The download of a round, the same for all clients."""
 
   round: jax.Array  # () int32, the number of the coming round
   update: jax.Array  # () int32, the same, counting only rounds that had an update
@@ -46,7 +46,7 @@ class Download(NamedTuple):
 
 
 class Upload(NamedTuple):
-  """What a client sends, times its weight."""
+  """The upload of a client, multiplied by its weight."""
 
   variables: Variables  # 0 outside the client's masks
   kept: Masks  # the weight where a mask is True, 0 elsewhere; float32
@@ -59,7 +59,7 @@ class Upload(NamedTuple):
 
 
 def masks_beside(sent: Download | Upload) -> Masks:
-  """Reads the masks that are sent beside the parameters."""
+  """Returns the masks of a download or an upload."""
   return sent.masks
 
 
@@ -72,7 +72,7 @@ def init(setup: Setup, variables: Variables, masks: Masks, hyper: Hyper, key: Ke
 
 
 def broadcast(setup: Setup, state: State) -> Download:
-  """Makes what the clients of the coming round receive."""
+  """Makes the download of the next round."""
   number = state.round + 1
   rates = rates_at(setup, state.hyper, number)
   variables = round_to_wire(state.variables, setup.wire_dtype)
@@ -80,7 +80,7 @@ def broadcast(setup: Setup, state: State) -> Download:
 
 
 def training(masks: Masks) -> LocalRule:
-  """Makes the rule of training inside masks: all gradients outside are 0, and so all updates."""
+  """Makes the rule of training within masks, outside of which gradients and updates are 0."""
 
   def weights(params: Params, carry: Carry) -> Params:
     return apply_masks(params, masks)
@@ -91,7 +91,7 @@ def training(masks: Masks) -> LocalRule:
 def send(
   setup: Setup, download: Download, variables: Variables, masks: Masks, data: ClientData
 ) -> tuple[Upload, Metrics]:
-  """Weighs what a client has inside its masks, and measures it."""
+  """Makes the upload of a client from its model within its masks, and measures it."""
   weight = setup.client_weight(data.size)
   pruned = {**variables, "params": apply_masks(variables["params"], masks)}
   inside = round_to_wire(pruned, setup.wire_dtype)
@@ -103,13 +103,13 @@ def send(
 
 
 def marked(variables: Variables, masks: Masks) -> Variables:
-  """Puts masks, as 1 and 0, in the place of the parameters, to be counted."""
+  """Replaces the prunable parameters by their masks, as 1 and 0, to be counted."""
   _, rebuild = trees.split_prunable(variables["params"])
   return {**variables, "params": rebuild([mask.astype(jnp.float32) for mask in masks])}
 
 
 def mean(upload: Upload, state: State, of_masks: bool) -> Variables:
-  """Makes the mean of the uploads; the state's model where nobody had an example.
+  """Averages the uploads; returns the state's model if no client had examples.
 
   Args:
     upload: summed over the cohort.
@@ -131,7 +131,7 @@ def mean(upload: Upload, state: State, of_masks: bool) -> Variables:
 
 
 def advance(setup: Setup, state: State, target: Variables) -> State:
-  """Takes the server's step towards a model; the masks are left as they were."""
+  """Takes the server step towards a model; keeps the masks."""
   optimizer = server_optimizer(setup, state.hyper)
   params, opt_state = server_step.step(
     optimizer, state.opt_state, state.variables["params"], target["params"]
@@ -141,18 +141,18 @@ def advance(setup: Setup, state: State, target: Variables) -> State:
 
 
 def count_round(state: State) -> State:
-  """Counts a round that had an update."""
+  """Increments the numbers of rounds and of updates."""
   return state._replace(round=state.round + 1, updates=state.updates + 1)
 
 
 def with_masks(state: State, masks: Masks) -> State:
-  """Changes the masks, and sets what is outside to 0."""
+  """Replaces the masks, and sets parameters outside them to 0."""
   params = apply_masks(state.variables["params"], masks)
   return state._replace(variables={**state.variables, "params": params}, masks=masks)
 
 
 def unless_nobody(upload: Upload, masks: Masks, old: Masks) -> Masks:
-  """Takes masks made of an upload; the old ones where nobody had an example."""
+  """Returns the new masks, or the old ones if no client had examples."""
   pairs = zip(masks, old, strict=True)
   return [jnp.where(upload.weight == 0, before, mask) for mask, before in pairs]
 
@@ -160,9 +160,9 @@ def unless_nobody(upload: Upload, masks: Masks, old: Masks) -> Masks:
 def finish(
   setup: Setup, old: State, new: State, weight: jax.Array
 ) -> tuple[State, dict[str, jax.Array]]:
-  """Drops the server's step if nobody had an example, and describes it.
+  """Discards the server step if no client had examples, and reports the round.
 
-  What is sent and what regrows is counted by masks.
+  Bytes and regrowth are counted from the masks, not from zeros.
 
   Args:
     setup: of the method.

@@ -1,4 +1,4 @@
-"""What a round reports of models and masks, besides training."""
+"""Metrics of a round besides training: bytes, sparsity, regrowth and overlap of masks."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from sparsyfed_jax.wire.size import count_changes, update_bytes, whole_bytes
 
 
 class Measures(NamedTuple):
-  """What is measured of what is sent; masks are where parameters are not 0."""
+  """Functions that measure models and uploads; a mask is where parameters are not 0."""
 
   # (model as the client received it, model as it sends it, () int32 number of its examples) ->
   # means and sums over clients
@@ -33,7 +33,7 @@ NO_MEASURES = Measures(
 
 
 def measures(wire_dtype: Any = jnp.float32) -> Measures:
-  """Makes the measures that cost a few readings of the parameters.
+  """Makes the default measures, which read the parameters a few times.
 
   Bytes are those of `sparsyfed_jax.wire.codec`, to the byte: a client's upload with the model that
   it received as the reference, the download with none, because a client that is sampled rarely

@@ -1,6 +1,7 @@
-"""How much memory a client takes while it trains, estimated without compiling anything."""
+"""The number of clients to vmap: memory per client and free memory of a device."""
 
 import math
+import pathlib
 from typing import Any
 
 import jax
@@ -13,6 +14,37 @@ from sparsyfed_jax.types import Batch, Params
 # Of the parameters, in a step: those trained and their update, the gradient, powers of them with
 # their derivative, and what the optimizer or the method keeps.
 _COPIES = 6
+_SHARE = 0.5  # of what is free, for the clients of a chunk
+_MOST = 128  # clients side by side, where nothing better was measured
+
+
+def choose_chunk(setup: Setup, example: jax.ShapeDtypeStruct, clients_per_device: int) -> int:
+  """Chooses how many clients to vmap, as far as memory allows.
+
+  Args:
+    setup: of the method.
+    example: shape and dtype of one example, as stored.
+    clients_per_device: of a round.
+
+  Returns:
+    A size of which all chunks of a round are as full as they can be.
+  """
+  fitting = _SHARE * free_bytes() // client_bytes(setup, example)
+  most = int(max(1, min(clients_per_device, _MOST, fitting)))
+  return -(-clients_per_device // -(-clients_per_device // most))
+
+
+def free_bytes() -> float:
+  """Returns the memory that is free on a device of this process; infinity where nobody says."""
+  known = jax.local_devices()[0].memory_stats()
+  if known and "bytes_limit" in known:
+    return known["bytes_limit"] - known["bytes_in_use"]
+  try:
+    lines = pathlib.Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+  except OSError:
+    return float("inf")
+  kilobytes = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+  return int(kilobytes[0]) * 1024 if kilobytes else float("inf")
 
 
 def client_bytes(setup: Setup, example: jax.ShapeDtypeStruct) -> int:

@@ -5,78 +5,31 @@ flags with help, ranges and refusals, axes of sweeps, arguments of the factory a
 """
 
 import functools
-import math
-import typing
+import inspect
+import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import jax.numpy as jnp
 
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.hyper import Hyper
+from sparsyfed_jax.fed.rules import (
+  Argument,
+  Choice,
+  Knob,
+  Pattern,
+  Rule,
+  arguments,
+  refusal,
+  refuse,
+  with_arguments,
+  without_dashes,
+)
+from sparsyfed_jax.fed.schedules import SPARSITY_SCHEDULES
 from sparsyfed_jax.metrics.flops import LayerShares, dense_shares
-from sparsyfed_jax.trees import is_pattern
 
-
-class Knob(NamedTuple):
-  """A number, or anything without a rule, that a user may set."""
-
-  help: str
-  low: float = -math.inf  # least value that is right
-  high: float = math.inf
-  above: float = -math.inf  # the value must be larger
-  below: float = math.inf
-  default: Callable[[Any], Any] | None = None  # of all settings, where the value is None
-
-
-class Choice(NamedTuple):
-  """A name out of a list, which chooses the form of a method."""
-
-  help: str
-  known: tuple[str, ...]
-
-
-class Pattern(NamedTuple):
-  """A regular expression over names of layers; empty for none."""
-
-  help: str
-
-
-Rule = Knob | Choice | Pattern
-
-
-def refusal(rule: Rule, value: Any) -> str:
-  """Says what would be right in the place of a value.
-
-  Returns:
-    Words such as "at least 1", which follow "must be"; "" for a value that is right.
-
-  Example:
-    >>> refusal(Knob("share of the weights", low=0, below=1), 1.5)
-    'at least 0 and below 1'
-  """
-  if isinstance(rule, Choice):
-    return "" if value in rule.known else "one of " + ", ".join(rule.known)
-  if isinstance(rule, Pattern):
-    return "" if is_pattern(value) else "a regular expression"
-  if isinstance(value, bool) or not isinstance(value, int | float) or _is_within(rule, value):
-    return ""
-  if rule.low > -math.inf and rule.high < math.inf:
-    return f"between {rule.low} and {rule.high}"
-  parts = [
-    f"at least {rule.low}" if rule.low > -math.inf else "",
-    f"above {rule.above}" if rule.above not in (-math.inf, 0) else "",
-    "positive" if rule.above == 0 else "",
-    f"at most {rule.high}" if rule.high < math.inf else "",
-    f"below {rule.below}" if rule.below < math.inf else "",
-    "finite" if isinstance(value, float) and min(rule.high, rule.below) == math.inf else "",
-  ]
-  return " and ".join(part for part in parts if part)
-
-
-def _is_within(rule: Knob, value: float) -> bool:
-  is_inside = rule.low <= value <= rule.high and rule.above < value < rule.below
-  return is_inside and math.isfinite(value)
+__all__ = ["Choice", "Configured", "Knob", "Method", "Pattern", "refusal"]
 
 
 class Setting(NamedTuple):
@@ -94,8 +47,50 @@ class Nothing(NamedTuple):
   """No numbers, or no forms."""
 
 
+class Sparsity(NamedTuple):
+  """The numbers that methods share which prune."""
+
+  sparsity: Annotated[
+    float,
+    Knob("share of the prunable weights that a client's upload leaves at 0", low=0, below=1),
+  ] = 0.95
+  sparsity_schedule: Annotated[
+    str,
+    Choice(
+      "how uploads become sparse: constant (full sparsity from round 1), cubic or linear (a ramp"
+      " from dense over --sparsity_ramp_rounds)",
+      tuple(SPARSITY_SCHEDULES),
+    ),
+  ] = "cubic"
+  sparsity_ramp_rounds: Annotated[
+    int | None,
+    Knob(
+      "rounds of the ramp; by default half of the run's, or none where the schedule is constant",
+      low=0,
+      default=lambda settings: (
+        0 if settings.sparsity_schedule == "constant" else settings.rounds // 2
+      ),
+    ),
+  ] = None
+
+
+# Of the numbers that methods share, those that follow from a field of `Hyper` that a method reads.
+_SPARSITY_OF = {
+  "density": ("sparsity",),
+  "ramp_rounds": ("sparsity_schedule", "sparsity_ramp_rounds"),
+}
+
+
 class Method(NamedTuple):
-  """A federated method as programs see it."""
+  """A federated method as programs see it.
+
+  Called with its arguments by name, it gives what `sparsyfed_jax.simulate` takes.
+
+  Example:
+    >>> from sparsyfed_jax.algorithms import METHODS
+    >>> METHODS["feddst"](sparsity=0.9, drop_rate=0.3).hyper.drop_rate
+    0.3
+  """
 
   name: str  # the value of --algorithm
   title: str  # in tables and pictures
@@ -122,6 +117,36 @@ class Method(NamedTuple):
       return self.make(setup)
     return self.make(setup, self.options() if options is None else options)
 
+  def __call__(self, **values: Any) -> "Configured":
+    """Configures the method.
+
+    Args:
+      **values: as `arguments` lists them; the others are as by default.
+
+    Raises:
+      TypeError: an argument is unknown.
+      ValueError: a value is wrong; the message names it and what would be right.
+    """
+    known = {one.name: one for one in self.arguments()}
+    unknown = [name for name in values if name not in known]
+    if unknown:
+      listed = ", ".join(known) or "none"
+      raise TypeError(f"{self.name}() has no argument {unknown[0]!r}; its arguments are {listed}")
+    refuse({known[name]: value for name, value in values.items()})
+
+    def choose(holder: Any) -> Any:
+      return holder(**{name: value for name, value in values.items() if name in holder._fields})
+
+    configured = Configured(self, *map(choose, (Sparsity, self.hyper, self.options)))
+    return configured.checked() if None not in configured.hyper else configured
+
+  def arguments(self) -> tuple[Argument, ...]:
+    """Lists what it can be called with: the numbers that it shares with others, then its own."""
+    shared = [name for field in self.reads for name in _SPARSITY_OF.get(field, ())]
+    holders: tuple[Any, ...] = self.hyper, self.options
+    own = [one for holder in holders for one in _fields(holder)]
+    return (*(one for one in _fields(Sparsity) if one.name in shared), *own)
+
   def settings(self) -> tuple[Setting, ...]:
     """Lists its knobs, numbers first.
 
@@ -131,30 +156,96 @@ class Method(NamedTuple):
     return _settings(self)
 
 
+class Configured(NamedTuple):
+  """A method with its arguments, as the factories make it and `sparsyfed_jax.simulate` takes it.
+
+  Example:
+    >>> from sparsyfed_jax.algorithms import METHODS
+    >>> METHODS["sparsyfed"](beta=1.5).sparsity.sparsity
+    0.95
+  """
+
+  method: Method
+  sparsity: Sparsity
+  hyper: Any  # of the method's file
+  options: Any  # of the method's file
+
+  def completed(self, settings: Any) -> "Configured":
+    """Fills in the numbers whose defaults follow from others.
+
+    Args:
+      settings: has the numbers of the run, such as `rounds`, as attributes.
+    """
+
+    def fill(values: Any) -> Any:
+      missing = [one for one in _fields(type(values)) if getattr(values, one.name) is None]
+      found = {one.name: cast(Any, one.rule).default(settings) for one in missing}
+      return values._replace(**found)
+
+    return self._replace(sparsity=fill(self.sparsity), hyper=fill(self.hyper)).checked()
+
+  def checked(self) -> "Configured":
+    """Returns itself; raises a ValueError if one of its numbers contradicts another."""
+    found = self.method.check(self.hyper, self.sparsity.sparsity)
+    if found:
+      field, right = found
+      value = getattr(self.hyper, field)
+      raise ValueError(f"{field}={value!r}: must be {without_dashes(right)}")
+    return self
+
+
+def factory(method: Method) -> Callable[..., Configured]:
+  """Makes a function of a method, with its signature and its documentation.
+
+  The documentation is the docstring of the method's file, and what the rules of its arguments say.
+
+  Example:
+    >>> from sparsyfed_jax.algorithms import METHODS
+    >>> fedavg = factory(METHODS["fedavg"])
+    >>> fedavg().method.title
+    'FedAvg'
+  """
+
+  def make(**values: Any) -> Configured:
+    return method(**values)
+
+  listed = method.arguments()
+  module = sys.modules.get(getattr(method.make, "__module__", ""))
+  told = inspect.getdoc(module) if module else None
+  documented = cast(Any, make)
+  documented.__name__ = documented.__qualname__ = method.name
+  documented.__doc__ = with_arguments(told or f"{method.title}.", listed)
+  documented.__signature__ = inspect.Signature(
+    [
+      inspect.Parameter(
+        one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=one.type
+      )
+      for one in listed
+    ],
+    return_annotation=Configured,
+  )
+  return make
+
+
 @functools.cache
 def _settings(method: Method) -> tuple[Setting, ...]:
   prefix = f"{method.name}_" if method.prefix is None else method.prefix
   return tuple(
-    Setting(prefix + field, field, kind, default, rule, holder is method.hyper)
+    Setting(prefix + one.name, one.name, one.type, one.default, one.rule, holder is method.hyper)
     for holder in (method.hyper, method.options)
-    for field, kind, default, rule in _fields(holder)
+    for one in _fields(holder)
   )
 
 
-@functools.cache
-def _fields(holder: Any) -> tuple[tuple[str, Any, Any, Rule], ...]:
-  hints = typing.get_type_hints(holder, include_extras=True)
-  found = []
+def _fields(holder: Any) -> tuple[Argument, ...]:
+  found = {one.name: one for one in arguments(holder)}
   for field in holder._fields:
-    kind, *rules = typing.get_args(hints[field]) or (hints[field],)
-    is_ruled = len(rules) == 1 and isinstance(rules[0], Rule)
-    if field not in holder._field_defaults or not is_ruled:
+    if field not in holder._field_defaults or field not in found:
       raise ValueError(
         f"{holder.__module__}.{holder.__name__}.{field}: must be written as"
         " Annotated[type, Knob(...), Choice(...) or Pattern(...)] = default"
       )
-    found.append((field, kind, holder._field_defaults[field], rules[0]))
-  return tuple(found)
+  return tuple(found.values())
 
 
 def check_options(options: Any) -> None:
@@ -163,11 +254,7 @@ def check_options(options: Any) -> None:
   Raises:
     ValueError: naming the field, its value and what is known.
   """
-  for field, _, _, rule in _fields(cast(Any, type(options))):
-    value = getattr(options, field)
-    right = refusal(rule, value)
-    if right:
-      raise ValueError(f"{field}={value!r}: must be {right}")
+  refuse({one: getattr(options, one.name) for one in _fields(type(options))})
 
 
 def with_own(hyper: Hyper, own: Any) -> Hyper:

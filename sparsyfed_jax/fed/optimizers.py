@@ -58,7 +58,14 @@ def apply_updates(params: Params, updates: Params) -> Params:
 
 
 def sgd(momentum: float = 0.0, nesterov: bool = False) -> ClientOptimizer:
-  """Makes SGD whose L2 term is added to the gradient of all parameters, as in PyTorch."""
+  """Makes SGD whose L2 term is added to the gradient of all parameters, as in PyTorch.
+
+  Example:
+    >>> step = sgd(momentum=0.9)(jnp.float32(0.1), jnp.float32(0))
+    >>> updates, _ = step.update(jnp.ones(1), step.init(jnp.ones(1)), jnp.ones(1))
+    >>> updates
+    Array([-0.1], dtype=float32)
+  """
 
   def make(lr: jax.Array, weight_decay: jax.Array) -> optax.GradientTransformation:
     # No momentum keeps no trace, which would cost memory and time.
@@ -69,12 +76,26 @@ def sgd(momentum: float = 0.0, nesterov: bool = False) -> ClientOptimizer:
 
 
 def adamw(lr: jax.Array, weight_decay: jax.Array) -> optax.GradientTransformation:
-  """Makes AdamW, whose decay is decoupled from the gradient."""
+  """Makes AdamW, whose decay is decoupled from the gradient.
+
+  Example:
+    >>> step = adamw(jnp.float32(0.01), jnp.float32(0))
+    >>> updates, _ = step.update(jnp.ones(1), step.init(jnp.ones(1)), jnp.ones(1))
+    >>> updates.round(4)
+    Array([-0.01], dtype=float32)
+  """
   return optax.adamw(lr, weight_decay=weight_decay)
 
 
 def clipped(optimizer: ClientOptimizer, max_norm: float) -> ClientOptimizer:
-  """Clips the gradient of each step by its global norm, before the L2 term."""
+  """Clips the gradient of each step by its global norm, before the L2 term.
+
+  Example:
+    >>> step = clipped(sgd(), max_norm=1.0)(jnp.float32(1), jnp.float32(0))
+    >>> updates, _ = step.update(jnp.array([3.0, 4.0]), step.init(jnp.ones(2)), jnp.ones(2))
+    >>> updates
+    Array([-0.6, -0.8], dtype=float32)
+  """
 
   def make(lr: jax.Array, weight_decay: jax.Array) -> optax.GradientTransformation:
     return optax.chain(clip_by_global_norm(max_norm), optimizer(lr, weight_decay))
@@ -188,6 +209,13 @@ def fedopt(second_moment: SecondMoment, b1: float) -> FedOpt:
   Args:
     second_moment: the rule of v, entry by entry.
     b1: weight of the old m, in [0, 1).
+
+  Example:
+    >>> adagrad = fedopt(lambda v, square: v + square, b1=0.0)
+    >>> step = adagrad.make(jnp.float32(1), jnp.float32(0))
+    >>> updates, _ = step.update(jnp.full(1, 2.0), step.init(jnp.ones(1)))
+    >>> updates
+    Array([-1.], dtype=float32)
   """
 
   def make(lr: jax.Array, tau: jax.Array) -> optax.GradientTransformation:

@@ -22,17 +22,38 @@ def prune_globally(params: Params, density: jax.Array) -> Params:
 
   Returns:
     Pytree like `params`; leaves that are not prunable are untouched.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> params = {"Dense_0": {"kernel": jnp.array([[3.0, -1.0], [0.0, 2.0]]), "bias": jnp.ones(2)}}
+    >>> prune_globally(params, jnp.float32(0.5))["Dense_0"]["kernel"]
+    Array([[3., 0.],
+           [0., 2.]], dtype=float32)
   """
   return apply_masks(params, global_masks(params, density))
 
 
 def global_masks(params: Params, density: jax.Array) -> Masks:
-  """Marks what `prune_globally` keeps; leaves of several dtypes are ranked in float32."""
+  """Marks what `prune_globally` keeps; leaves of several dtypes are ranked in float32.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> a, b = {"kernel": jnp.array([[3.0, -1.0]])}, {"kernel": jnp.array([[0.5, 2.0]])}
+    >>> global_masks({"a": a, "b": b}, jnp.float32(0.5))
+    [Array([[ True, False]], dtype=bool), Array([[False,  True]], dtype=bool)]
+  """
   return topk_mask(trees.widened(trees.split_prunable(params)[0]), density)
 
 
 def apply_masks(params: Params, masks: Masks) -> Params:
-  """Sets the prunable parameters outside the masks to 0."""
+  """Sets the prunable parameters outside the masks to 0.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> params = {"Dense_0": {"kernel": jnp.ones((1, 2)), "bias": jnp.ones(2)}}
+    >>> apply_masks(params, [jnp.array([[True, False]])])["Dense_0"]["kernel"]
+    Array([[1., 0.]], dtype=float32)
+  """
   kernels, rebuild = trees.split_prunable(params)
   return rebuild([jnp.where(mask, leaf, 0) for mask, leaf in zip(masks, kernels, strict=True)])
 
@@ -43,12 +64,24 @@ def largest_masks(params: Params, densities: Sequence[jax.Array] | jax.Array) ->
   Args:
     params: pytree of parameters.
     densities: () float32 share to keep of each prunable leaf.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> largest_masks({"kernel": jnp.array([[3.0, -1.0, 0.5, -2.0]])}, [jnp.float32(0.5)])
+    [Array([[ True, False, False,  True]], dtype=bool)]
   """
   return layerwise_mask(trees.split_prunable(params)[0], list(densities))
 
 
 def random_masks(params: Params, densities: Sequence[jax.Array] | jax.Array, key: Key) -> Masks:
-  """Marks a random share of each layer's prunable parameters; arguments as in `largest_masks`."""
+  """Marks a random share of each layer's prunable parameters; arguments as in `largest_masks`.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> masks = random_masks({"kernel": jnp.ones((4, 5))}, [jnp.float32(0.25)], jax.random.key(0))
+    >>> int(masks[0].sum())
+    5
+  """
   kernels, _ = trees.split_prunable(params)
   keys = jax.random.split(key, max(len(kernels), 1))
   return [
@@ -68,7 +101,7 @@ def mask_densities(masks: Masks) -> jax.Array:
 
 
 def overall_density(densities: jax.Array, params: Params) -> jax.Array:
-  """Computes the density of all layers together of those of each; () float32."""
+  """Computes the density of the whole model from those of its layers; () float32."""
   sizes = jnp.array([leaf.size for leaf in trees.split_prunable(params)[0]], jnp.float32)
   return jnp.sum(densities * sizes) / jnp.sum(sizes)
 
@@ -79,7 +112,7 @@ def largest_kept(
   densities: Sequence[jax.Array] | jax.Array,
   key: Key,
 ) -> Masks:
-  """Marks each layer's largest parameters among those that somebody kept.
+  """Marks each layer's largest parameters among those that some client kept.
 
   Parameters that have just grown are all 0. They fill what the others leave of the budget, those of
   most votes first, and at random among equals.

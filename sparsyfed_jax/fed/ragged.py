@@ -1,9 +1,9 @@
-"""A loop that clients side by side run each as often as it needs.
+"""A `fori_loop` whose trip count may differ between vmapped clients.
 
-`vmap` makes such a loop run for all as often as for the longest. Here, whenever the first part of
-the clients is done, the rest goes on without it: the same step, compiled for fewer and fewer
-clients. That saves time where those of few steps come first, as they do in a cohort; the result is
-the same in any order. A client alone, or few of them, loop as usual.
+Under `vmap` a loop with a traced trip count runs every client for the longest count. Here the
+clients that have finished are dropped in stages, and the step is compiled for each smaller batch.
+That saves time when clients are sorted by their number of steps, as they are in a cohort; the
+result does not depend on the order. One client, or a few, use an ordinary loop.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a method changes in a client's local training."""
+"""Hooks by which a method changes local training."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -17,7 +17,14 @@ _CARRY = "carry"  # the collection in which carry travels through local training
 
 
 class LocalRule(NamedTuple):
-  """Local training as a method wants it; the defaults are plain training."""
+  """Local training as a method wants it; the defaults are plain training.
+
+  Example:
+    >>> import jax
+    >>> halved = LocalRule(weights=lambda params, carry: jax.tree.map(lambda w: w / 2, params))
+    >>> halved.weights({"kernel": 3.0}, {})
+    {'kernel': 1.5}
+  """
 
   # The weights that layers compute with, of the trained parameters; differentiated.
   weights: Callable[[Params, Carry], Params] = lambda params, carry: params
@@ -35,7 +42,7 @@ class LocalRule(NamedTuple):
 
 
 class Rates(NamedTuple):
-  """The numbers of local training in one round, () float32."""
+  """Learning rate, weight decay and proximal coefficient of a round; () float32."""
 
   client_lr: jax.Array
   weight_decay: jax.Array
@@ -66,6 +73,21 @@ def train_client(
 
   Returns:
     Trained variables, the carry after the last step, and metrics of training.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> import sparsyfed_jax as sf
+    >>> from sparsyfed_jax import fed
+    >>> data = sf.data.digits()
+    >>> task = sf.classification(sf.models.MLP(10, hidden=(8,)), data)
+    >>> one, key = jnp.float32(1), jax.random.key(0)
+    >>> mine = ClientData(data.x_train, data.y_train, jnp.arange(64), jnp.int32(64), one, one)
+    >>> local = fed.LocalTraining(batch_size=16, epochs=1, optimizer=fed.sgd())
+    >>> start, rates = task.init(key), Rates(one / 2, 0 * one, 0 * one)
+    >>> trained = train_client(fed.LocalRule(), task, local, rates, start, {}, mine, key)
+    >>> variables, carry, metrics = trained
+    >>> metrics["train_loss"].weight
+    Array(64., dtype=float32)
   """
 
   def grad_fn(

@@ -1,8 +1,9 @@
-"""Who takes part in a round, and how much of its work each one gets done."""
+"""Client sampling, dropout and stragglers."""
 
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,6 +62,7 @@ def sample(
     hyper: whose `client_dropout` and `straggler_fraction` are probabilities. A straggler does a
       share of its work between 0 and 1, drawn uniformly.
   """
+  chex.assert_rank([key, fate_key, sizes], [0, 0, 1])
   if availability is uniformly:
     drawn = _permutation(key, sizes.shape[0])[:clients_per_round]
   else:

@@ -1,4 +1,4 @@
-"""What changes from round to round: the clients' learning rate and the density of their uploads."""
+"""Schedules over rounds: the clients' learning rate and the density of their uploads."""
 
 from collections.abc import Callable
 from typing import TypeAlias

@@ -6,6 +6,7 @@ sent and averaged is float32 at least, whatever the dtypes of the model.
 
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -16,7 +17,13 @@ from sparsyfed_jax.types import Params, Variables
 
 
 class Upload(NamedTuple):
-  """What a client sends: its model times its weight, so that uploads can be summed."""
+  """The upload of a client: its model times its weight, so that uploads can be summed.
+
+  Example:
+    >>> upload = weigh({"params": {"kernel": jnp.full(2, 3.0)}}, jnp.float32(10))
+    >>> upload.variables["params"]["kernel"]
+    Array([30., 30.], dtype=float32)
+  """
 
   variables: Variables
   weight: jax.Array  # () float32
@@ -28,7 +35,7 @@ def by_size(size: jax.Array) -> jax.Array:
 
 
 def alike(size: jax.Array) -> jax.Array:
-  """Weighs all clients that have an example alike."""
+  """Gives all clients that have examples the same weight."""
   return (size > 0).astype(jnp.float32)
 
 
@@ -36,7 +43,13 @@ CLIENT_WEIGHTS = {"size": by_size, "uniform": alike}
 
 
 def weigh(variables: Variables, weight: jax.Array) -> Upload:
-  """Multiplies a client's model by its weight, () float32."""
+  """Multiplies a client's model by its weight, () float32.
+
+  Example:
+    >>> weigh({"params": jnp.ones(2)}, jnp.float32(5)).weight
+    Array(5., dtype=float32)
+  """
+  chex.assert_rank(weight, 0)
   return Upload(weighed(dict(variables), weight), weight)
 
 
@@ -51,7 +64,8 @@ def weighed(tree: Any, weight: jax.Array) -> Any:
 
 
 def mean(upload: Upload, fallback: Variables) -> Variables:
-  """Divides the sum of uploads by the sum of weights; `fallback` where nobody had an example."""
+  """Divides the summed uploads by the summed weights; `fallback` if no client had examples."""
+  chex.assert_rank(upload.weight, 0)
   is_empty = upload.weight == 0
   weight = jnp.where(is_empty, 1.0, upload.weight)
 
@@ -62,7 +76,7 @@ def mean(upload: Upload, fallback: Variables) -> Variables:
 
 
 def unless_nobody(weight: jax.Array, new: Any, old: Any) -> Any:
-  """Takes the state after a round; where nobody had an example, the one before it.
+  """Returns the state after a round, or the one before it if no client had examples.
 
   Such a round has no update: only its number counts. Momentum does not decay, no mask is chosen,
   and what a method does in its first round it does in the next one.

@@ -1,9 +1,10 @@
-"""Many rounds in one compiled call, and the central evaluation."""
+"""The round loop, compiled as one call, and evaluation on the central test set."""
 
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -20,30 +21,12 @@ from sparsyfed_jax.fed.streaming import Staged
 from sparsyfed_jax.fed.task import Task
 from sparsyfed_jax.types import ClientData, Key, Memory, Metrics, tally
 
-# What each use of a run's one key is folded in with.
-_SPLIT, _PARTITION, _INIT, _ROUNDS = range(4)
-
-
 # As `sum_over_clients`.
 SumCohort: TypeAlias = Callable[..., tuple[Any, Memory, Metrics]]
 
 
-class Keys(NamedTuple):
-  """The streams of randomness of a run, all from one key."""
-
-  split: Key  # train and test, where the data set has no split of its own
-  partition: Key  # examples to clients
-  init: Key  # the model
-  rounds: Key  # folded in with the round's number: sampling, shuffling, dropout
-
-
-def make_keys(key: Key) -> Keys:
-  """Derives the streams of a run from its key."""
-  return Keys(*(jax.random.fold_in(key, use) for use in (_SPLIT, _PARTITION, _INIT, _ROUNDS)))
-
-
 class RoundKeys(NamedTuple):
-  """What decides all that chance decides in a round."""
+  """PRNG keys of one round."""
 
   sampling: Key
   training: Key
@@ -58,7 +41,17 @@ class State(NamedTuple):
 
 
 class Simulation(NamedTuple):
-  """A federated run as jitted functions, compiled when first called; a state is a `State`."""
+  """A federated run as jitted functions, compiled when first called; a state is a `State`.
+
+  Example:
+    >>> import sparsyfed_jax as sf
+    >>> data = sf.data.digits()
+    >>> task = sf.classification(sf.models.MLP(10), data)
+    >>> run = sf.simulate(sf.fedavg(), task, sf.data.iid(data))
+    >>> state = run.simulation.init(run.hyper, jax.random.key(0))
+    >>> state.server.round
+    Array(0, dtype=int32)
+  """
 
   init: Wrapped  # (hyper, key) -> state before round 1
   # (state, federation, key, num_rounds) -> (state, rows): the state given is donated. Rows are
@@ -108,8 +101,20 @@ def simulate(
     matmul_precision: of float32 products on accelerators, as `jax.default_matmul_precision` has it:
       "float32" or "tensorfloat32". The CPU knows only one.
     measures: what every round reports of the global model; a method may know better.
-    compared_clients: of a round at most, by `agree`.
+    compared_clients: maximum number of clients that `agree` compares.
     num_clients: for how many `init` makes memories; for one, where they are placed otherwise.
+
+  Example:
+    >>> import sparsyfed_jax as sf
+    >>> data = sf.data.digits()
+    >>> task = sf.classification(sf.models.MLP(10), data)
+    >>> run = sf.simulate(sf.fedavg(), task, sf.data.iid(data))
+    >>> sizes = dict(clients_per_round=5, clients_per_chunk=5, rounds_per_call=1)
+    >>> engine = simulate(run.algorithm, task, **sizes, eval_batch_size=100)
+    >>> state = engine.init(run.hyper, jax.random.key(0))
+    >>> scores = engine.evaluate(state, run.x_test, run.y_test)
+    >>> sorted(scores)
+    ['test_accuracy', 'test_loss']
   """
   sampled = partial(sample_cohort, clients_per_round, availability)
   one_round = partial(run_round, algorithm, clients_per_chunk, sum_cohort, measures)
@@ -158,6 +163,7 @@ def simulate(
     return lax.map(lambda n: sampled(sizes, state.server.hyper, keys_of_round(key, n)), numbers)
 
   def over_batches(score: Callable[..., Any], state: State, x: jax.Array, y: jax.Array) -> Any:
+    chex.assert_equal_shape_prefix([x, y], 1)  # or gathering would repeat the last rows
     variables = algorithm.model(state.server)
     size = y.shape[0]
     data = ClientData(x, y, jnp.arange(size), jnp.int32(size), jnp.float32(1), jnp.float32(1))
@@ -216,7 +222,7 @@ def sample_cohort(
   hyper: Hyper,
   keys: RoundKeys,
 ) -> Cohort:
-  """Draws who takes part in a round.
+  """Samples the clients of a round.
 
   Args:
     clients_per_round: as in `simulate`.

@@ -18,7 +18,7 @@ from sparsyfed_jax.types import Memory
 
 
 class Staged(NamedTuple):
-  """What the devices hold of a round: the cohort and its examples alone."""
+  """The data of one round on the devices: the cohort and its examples."""
 
   federation: Federation
   cohort: Cohort

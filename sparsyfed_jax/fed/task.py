@@ -1,9 +1,10 @@
-"""What is learned: a model, a loss, and how stored examples become the model's input."""
+"""Learning problems as pure functions: initialisation, loss and evaluation of a model."""
 
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -26,7 +27,14 @@ def plain_layers(name: str) -> LayerOps:
 
 
 class Task(NamedTuple):
-  """A learning problem as pure functions."""
+  """A learning problem as pure functions.
+
+  Example:
+    >>> import sparsyfed_jax as sf
+    >>> task = sf.classification(sf.models.MLP(10), sf.data.digits())
+    >>> task.layer_names
+    ('Dense_0', 'Dense_1', 'Dense_2')
+  """
 
   init: Callable[[Key], Variables]
   loss: LossFn
@@ -42,6 +50,7 @@ def classification(
   mean: float = 0.0,
   std: float = 1.0,
   dtype: Any = jnp.float32,
+  num_classes: int | None = None,
 ) -> Task:
   """Makes a task of a classifier: softmax cross entropy, averaged over valid examples.
 
@@ -53,10 +62,25 @@ def classification(
     std: see `mean`.
     dtype: in which the model's layers compute, in training and evaluation; parameters, and all
       between the layers, are float32 all the same.
+    num_classes: how many logits there must be; None for any number.
 
   Returns:
     The task, whose `init` raises a ValueError if the model has no parameters.
+
+  Raises:
+    ValueError: the model has no `ops`, or another number of logits.
+
+  Example:
+    >>> from sparsyfed_jax.models import MLP
+    >>> task = classification(MLP(10), input_shape=(8, 8, 1), mean=8.0, std=8.0)
+    >>> task.kernels
+    ('Dense_0', 'Dense_1', 'Dense_2')
   """
+  if not isinstance(model, nn.Module) or not hasattr(model, "ops"):
+    raise ValueError(
+      f"{type(model).__name__}: must be a flax.linen module with an attribute `ops`, a LayerOps"
+      " that its layers compute with, as sparsyfed_jax.models.MLP has"
+    )
 
   def in_dtype(layers: Layers) -> Layers:
     if dtype == jnp.float32:
@@ -101,7 +125,13 @@ def classification(
   def is_correct(variables: Variables, batch: Batch) -> jax.Array:
     return _is_correct(predict(variables, batch), batch)
 
-  return Task(init, loss, evaluate, is_correct, *_layer_names(model, input_shape))
+  logits, *names = _trace(model, input_shape)
+  if num_classes not in (None, logits[-1]):
+    raise ValueError(
+      f"{type(model).__name__}: has {logits[-1]} logits, must have {num_classes} for the classes of"
+      " the data"
+    )
+  return Task(init, loss, evaluate, is_correct, *names)
 
 
 def _named(layers: Layers) -> tuple[LayerOps, Callable[..., Any]]:
@@ -117,10 +147,10 @@ def _named(layers: Layers) -> tuple[LayerOps, Callable[..., Any]]:
   return LayerOps(dot_general, conv_general_dilated), interceptor
 
 
-def _layer_names(
+def _trace(
   model: nn.Module, input_shape: tuple[int, ...]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """Names the layers with injected operations, and those of the prunable parameters."""
+) -> tuple[tuple[int, ...], tuple[str, ...], tuple[str, ...]]:
+  """Finds the shape of logits, the layers with injected operations, and those with kernels."""
   names: dict[str, None] = {}
 
   def note(name: str) -> LayerOps:
@@ -131,11 +161,13 @@ def _layer_names(
   layered: Any = model.clone(ops=ops)
   with nn.intercept_methods(interceptor):
     x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    shapes = jax.eval_shape(partial(layered.init, train=False), jax.random.key(0), x)
-  return tuple(names), tuple(trees.layer_names(shapes.get("params", {})))
+    init = partial(layered.init_with_output, train=False)
+    logits, shapes = jax.eval_shape(init, jax.random.key(0), x)
+  return logits.shape, tuple(names), tuple(trees.layer_names(shapes.get("params", {})))
 
 
 def _score(logits: jax.Array, batch: Batch) -> Metrics:
+  chex.assert_rank([logits, batch.y, batch.valid], [2, 1, 1])
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.y)
   hits = _is_correct(logits, batch).astype(jnp.float32)
   count = jnp.sum(batch.valid, dtype=jnp.float32)

@@ -1,5 +1,6 @@
-"""How masks move: weights that were pruned and come back."""
+"""Changes of masks: regrowth of pruned weights, and overlap."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -22,9 +23,15 @@ def regrowth(before: Params, after: Params) -> jax.Array:
 
   Returns:
     () float32 in [0, 1].
+
+  Example:
+    >>> before, after = {"kernel": jnp.eye(2)}, {"kernel": jnp.ones((2, 2))}
+    >>> regrowth(before, after)
+    Array(0.5, dtype=float32)
   """
   old, _ = trees.split_prunable(before)
   new, _ = trees.split_prunable(after)
+  chex.assert_trees_all_equal_shapes(old, new)
   (regrown,) = count_each(lambda a, b: [(a == 0) & (b != 0)], old, new)
   return jnp.sum(regrown, dtype=jnp.int32).astype(jnp.float32) / max(trees.size(old), 1)
 
@@ -38,9 +45,14 @@ def mask_iou(before: Params, after: Params) -> jax.Array:
 
   Returns:
     () float32 in [0, 1]; 1 for two empty masks.
+
+  Example:
+    >>> mask_iou({"kernel": jnp.eye(2)}, {"kernel": jnp.ones((2, 2))})
+    Array(0.5, dtype=float32)
   """
   old, _ = trees.split_prunable(before)
   new, _ = trees.split_prunable(after)
+  chex.assert_trees_all_equal_shapes(old, new)
   counts = count_each(lambda a, b: [(a != 0) & (b != 0), (a != 0) | (b != 0)], old, new)
   both, either = (jnp.sum(count, dtype=jnp.int32) for count in counts)
   ratio = both.astype(jnp.float32) / jnp.maximum(either, 1).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""How sparse a model is."""
+"""Sparsity of a model."""
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +9,32 @@ from sparsyfed_jax.types import Params
 
 
 def global_sparsity(params: Params) -> jax.Array:
-  """Computes the share of zeros among all parameters; () float32 in [0, 1]."""
+  """Computes the share of zeros among all parameters; () float32 in [0, 1].
+
+  Example:
+    >>> global_sparsity({"Dense_0": {"kernel": jnp.zeros((2, 3)), "bias": jnp.ones(2)}})
+    Array(0.75, dtype=float32)
+  """
   return _sparsity(params)
 
 
 def prunable_sparsity(params: Params) -> jax.Array:
-  """Computes the share of zeros among the prunable parameters; () float32 in [0, 1]."""
+  """Computes the share of zeros among the prunable parameters; () float32 in [0, 1].
+
+  Example:
+    >>> prunable_sparsity({"Dense_0": {"kernel": jnp.zeros((2, 3)), "bias": jnp.ones(2)}})
+    Array(1., dtype=float32)
+  """
   return _sparsity(trees.split_prunable(params)[0])
 
 
 def layer_densities(params: Params) -> dict[str, jax.Array]:
-  """Computes the share of non-zeros of each prunable leaf, by the name of its path."""
+  """Computes the share of non-zeros of each prunable leaf, by the name of its path.
+
+  Example:
+    >>> layer_densities({"Dense_0": {"kernel": jnp.eye(2)}})
+    {'Dense_0/kernel': Array(0.5, dtype=float32)}
+  """
   flat, _ = jax.tree_util.tree_flatten_with_path(params)
   return {
     trees.path_name(path): 1 - _sparsity(leaf)

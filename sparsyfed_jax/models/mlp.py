@@ -13,6 +13,12 @@ class MLP(nn.Module):
     num_classes: outputs.
     hidden: width of each hidden layer.
     ops: what the layers compute with.
+
+  Example:
+    >>> model = MLP(num_classes=10, hidden=(32,))
+    >>> variables = model.init(jax.random.key(0), jax.numpy.zeros((1, 8, 8, 1)))
+    >>> variables["params"]["Dense_0"]["kernel"].shape
+    (64, 32)
   """
 
   num_classes: int

@@ -50,6 +50,12 @@ class BatchNorm(nn.Module):
   Attributes:
     momentum: what the running statistics keep of their old value.
     epsilon: added to the variance.
+
+  Example:
+    >>> x = jnp.array([[1.0], [3.0]])
+    >>> variables = BatchNorm().init(jax.random.key(0), x, train=True)
+    >>> variables["batch_stats"]["mean"].shape
+    (1,)
   """
 
   momentum: float = 0.9

@@ -57,6 +57,11 @@ class ResNet18(nn.Module):
     width: features of the stem; the four stages have 1, 2, 4 and 8 times as many.
     norm: 'batch' or 'group', as in `normalize`.
     ops: what the layers compute with.
+
+  Example:
+    >>> model, x = ResNet18(num_classes=10), jax.ShapeDtypeStruct((2, 32, 32, 3), float)
+    >>> jax.eval_shape(lambda key, x: model.init_with_output(key, x)[0], jax.random.key(0), x).shape
+    (2, 10)
   """
 
   num_classes: int

@@ -56,6 +56,11 @@ class ViT(nn.Module):
     mlp_ratio: width of each perceptron, in `dim`.
     dropout: rate in training, on the tokens and in each block; needs an rng "dropout" if not 0.
     ops: what the layers compute with.
+
+  Example:
+    >>> model, x = ViT(num_classes=10), jax.ShapeDtypeStruct((2, 32, 32, 3), float)
+    >>> jax.eval_shape(lambda key, x: model.init_with_output(key, x)[0], jax.random.key(0), x).shape
+    (2, 10)
   """
 
   num_classes: int

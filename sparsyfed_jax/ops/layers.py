@@ -17,13 +17,18 @@ from sparsyfed_jax.ops.pruned import activation_threshold, prune_residual
 
 
 class LayerOps(NamedTuple):
-  """The operations of a model's layers; the signatures are those of `jax.lax`."""
+  """The operations of a model's layers; the signatures are those of `jax.lax`.
+
+  Example:
+    >>> from flax import linen as nn
+    >>> layer = nn.Dense(3, dot_general=PLAIN.dot_general)
+  """
 
   dot_general: Callable[..., jax.Array]
   conv_general_dilated: Callable[..., jax.Array]
 
 
-# The operations of layers that are left as they are, with the short cuts of `ops.conv`.
+# The operations of ordinary layers, tuned to the platform.
 PLAIN = LayerOps(dot_general, conv_general_dilated)
 # Equal to `PLAIN` to rounding, but never tuned: for counting operations.
 NATIVE = LayerOps(lax.dot_general, lax.conv_general_dilated)

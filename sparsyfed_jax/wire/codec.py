@@ -92,6 +92,15 @@ def encode(
     TypeError: a leaf, a key or a container of another type.
     ValueError: `tree` does not fit `reference`; an unknown `value_dtype`, or a finite value too
       large for it; or a tree beyond the format's limits.
+
+  Example:
+    >>> import numpy as np
+    >>> model = {"kernel": np.where(np.arange(1000) % 20, 0, 1).astype(np.float32)}
+    >>> payload = encode(model)
+    >>> len(payload) < 1000
+    True
+    >>> np.array_equal(decode(payload)["kernel"], model["kernel"])
+    True
   """
   value_dtype = checked_value_dtype(value_dtype)
   layout = make_layout(tree, reference)
@@ -131,6 +140,10 @@ def decode(payload: Payload, reference: Any = None, max_bytes: int = 2**30) -> A
     CodecError: the payload is damaged, of another version, or too large; or `reference` has other
       leaves than that of `encode`, or is zero at other places.
     TypeError: a leaf of `reference` is not an array that `encode` takes.
+
+  Example:
+    >>> decode(encode({"bias": [1, 2]}))
+    {'bias': [array(1), array(2)]}
   """
   view = memoryview(payload).cast("B")
   if len(view) < HEADER_BYTES + CRC_BYTES:

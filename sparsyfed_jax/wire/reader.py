@@ -8,7 +8,14 @@ Count: TypeAlias = Any  # an int, or an array of uint32
 
 
 class CodecError(ValueError):
-  """A payload that cannot be decoded; the one-line message says why."""
+  """A payload that cannot be decoded; the one-line message says why.
+
+  Example:
+    >>> from sparsyfed_jax.wire import decode
+    >>> decode(b"not a payload of this format")
+    Traceback (most recent call last):
+    sparsyfed_jax.wire.reader.CodecError: a payload begins with b'SFJW', not b'not '
+  """
 
 
 class Reader:

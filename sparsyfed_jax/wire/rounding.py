@@ -41,6 +41,12 @@ def round_to_wire(tree: Any, dtype: Any) -> Any:
   Args:
     tree: pytree of arrays; integers stay as they are.
     dtype: `jnp.float32`, `jnp.bfloat16` or `jnp.float16`.
+
+  Example:
+    >>> round_to_wire(jnp.float32(1.001), jnp.bfloat16)
+    Array(1., dtype=float32)
+    >>> round_to_wire(jnp.float32(1e-30), jnp.float16) > 0
+    Array(True, dtype=bool)
   """
   if dtype == jnp.float32:
     return tree

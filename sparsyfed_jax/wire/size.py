@@ -63,6 +63,12 @@ def payload_bytes(
   Raises:
     TypeError: as `encode`; or a leaf of 64 bits where JAX has none.
     ValueError: as `encode`; or a tree that is larger.
+
+  Example:
+    >>> from sparsyfed_jax.wire import encode
+    >>> model = {"kernel": jnp.eye(100)}
+    >>> int(payload_bytes(model)) == len(encode(model))
+    True
   """
   if reference is not None:
     changes = count_changes(tree, reference, keep_signed_zeros)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sparsyfed_jax import ops
 from sparsyfed_jax.algorithms import METHODS
 from tests import cases
 from tests.algorithms import reference, reference_masked
@@ -30,14 +31,10 @@ VALUES = {
   "flash_warmup_rounds": 2.0,
 }
 
-STARTS = cases.VARIANTS | {
-  "static-erk": ("static", {"mask": "erk"}),
-  "flash-pdst": ("flash", {"form": "pdst"}),
-}
 AVERAGED = [
   name
-  for name, (base, _) in cases.VARIANTS.items()
-  if base not in ("feddst", "flash", "static") and name not in cases.KEEP_MEMORY
+  for name in cases.FORMS
+  if cases.VARIANTS[name][0] not in ("feddst", "flash", "static") and name not in cases.KEEP_MEMORY
 ]
 # Name, variant, values that differ, and what happens in each round.
 MASKED = [
@@ -147,9 +144,9 @@ def assert_noticed(compare, others):
     pytest.fail(f"could be {other}")
 
 
-@pytest.mark.parametrize("variant", STARTS)
+@pytest.mark.parametrize("variant", cases.VARIANTS)
 def test_the_server_starts_like_the_plain_reference(variant):
-  base, options = STARTS[variant]
+  base, options = cases.VARIANTS[variant]
   setup = cases.make_setup(cases.problem("cnn").task)
   made = METHODS[base].algorithm(setup, METHODS[base].options(**options))
   method = reference.Method(base, options, cases.HYPER | VALUES)
@@ -204,6 +201,33 @@ def test_a_round_is_that_of_the_plain_reference(variant, start):
     for one in options
   ]
   assert_noticed(compare, with_values(method, changes) + forms)
+
+
+@pytest.mark.parametrize("variant", [name for name in AVERAGED if name in cases.DEFAULT_FORMS])
+def test_a_round_without_tuning_is_that_of_the_plain_reference(variant):
+  key = jax.random.key(30)
+  state = cases.start(variant, "cnn", cases.hyper(variant, **VALUES))
+  params = thinned(state.variables["params"], DENSITIES["sparse"])
+  state = state._replace(round=jnp.int32(ROUND - 1), variables={"params": params})
+  with ops.untuned():
+    new, report = library_round(variant, state, key)
+  method = plain_method(variant)
+  expected = reference.run_round(method, ROUND, params, plain_clients(key), cases.EPOCHS)
+  cases.assert_close((new.variables["params"], report), expected, TOLERANCE)
+
+
+@pytest.mark.parametrize("variant", ["feddst", "flash", "static"])
+def test_rounds_with_masks_without_tuning_are_those_of_the_plain_reference(variant):
+  state = cases.start(variant, "cnn", cases.hyper(variant, **VALUES))
+  method = plain_method(variant)
+  for number in (1, 2):
+    key = jax.random.key(30 + number)
+    with ops.untuned():
+      new, report = library_round(variant, state, key)
+    before = state.variables["params"], named_masks(state), state.extra, plain_clients(key)
+    expected = reference_masked.run_round(method, number, *before, cases.EPOCHS)
+    compare_round(new, report, expected, TOLERANCE)
+    state = new
 
 
 @pytest.mark.parametrize(

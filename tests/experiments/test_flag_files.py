@@ -32,7 +32,8 @@ def test_each_preset_is_read_from_any_folder():
     config = read(f"--preset={name}")
     data, _, alpha = name.partition("-lda")
     assert config.dataset == known.get(data, "digits")
-    assert config.dirichlet_alpha == float(alpha or {"digits-skewed": 0.1, "digits-drift": 0.05}.get(name, 1))
+    skews = {"digits-skewed": 0.1, "digits-drift": 0.05}
+    assert config.dirichlet_alpha == float(alpha or skews.get(name, 1))
 
 
 def test_a_preset_that_names_another_overrides_it_and_later_flags_override_both():

@@ -19,7 +19,10 @@ ACCEPTED = flags.DEFAULTS
     (dict(beta=0.9), "at least 1"),
     (dict(activation_floor=-0.1), "between 0 and 1"),
     (dict(model="resnet1"), "one of mlp, cnn"),
-    (dict(algorithm="nosuch"), "one of fedavg, feddst, flash, scaffold, sparsyfed, static, topk, zerofl"),
+    (
+      dict(algorithm="nosuch"),
+      "one of fedavg, feddst, flash, scaffold, sparsyfed, static, topk, zerofl",
+    ),
     (dict(sparsity_schedule="step"), "one of constant, cubic, linear"),
     (dict(server_optimizer="lion"), "one of sgd"),
     (dict(partition="label"), "one of dirichlet"),

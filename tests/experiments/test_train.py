@@ -10,7 +10,7 @@ from absl.flags import FlagValues
 from experiments import flags, train
 from experiments.run import failures
 from experiments.run.build import build
-from experiments.run.models import batch_rows
+from sparsyfed_jax.data.batches import batch_rows
 from sparsyfed_jax.data.sources import DataError
 from sparsyfed_jax.io.writers import read_metrics
 

@@ -11,8 +11,8 @@ from sparsyfed_jax.algorithms import METHODS
 from sparsyfed_jax.fed.algorithm import Algorithm
 from sparsyfed_jax.fed.cohort import Federation
 from sparsyfed_jax.fed.hyper import Hyper
-from sparsyfed_jax.fed.simulation import State, make_keys, simulate
-from sparsyfed_jax.types import total, weighted
+from sparsyfed_jax.fed.simulation import State, simulate
+from sparsyfed_jax.types import make_keys, total, weighted
 from tests import cases
 
 every_method = pytest.mark.parametrize("method", METHODS)

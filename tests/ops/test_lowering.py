@@ -74,7 +74,7 @@ def round_of(method):
   """One round of a small CNN, one client at a time, and its arguments."""
   run = cases.simulation(method, "cnn", clients_per_chunk=1).run
   federation = cases.problem("cnn").federation
-  return run, (cases.start(method, "cnn"), federation, jax.random.key(0), jnp.int32(1))
+  return run, (cases.whole(method, "cnn"), federation, jax.random.key(0), jnp.int32(1))
 
 
 @pytest.mark.parametrize("method", ["fedavg", "sparsyfed"])

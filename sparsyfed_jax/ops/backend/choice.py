@@ -29,14 +29,14 @@ def untuned() -> AbstractContextManager[None]:
   return _is_tuned(False)
 
 
-@partial(jax.jit, static_argnames=("cpu", "default", "static"), inline=True)
+@partial(jax.jit, static_argnames=("cpu", "default", "settings"), inline=True)
 def by_platform(
   *operands: Any,
   cpu: Callable[..., Any],
   default: Callable[..., Any],
-  static: tuple[Any, ...] = (),
+  settings: tuple[Any, ...] = (),
 ) -> Any:
-  """Computes `cpu(*operands, *static)` if the program is lowered for CPUs, else `default` of them.
+  """Computes `cpu(*operands, *settings)` if lowered for CPUs, else `default(*operands, *settings)`.
 
   Both are traced, and one is compiled. Differentiating through the choice would keep the residuals
   of both: call it in the rules of a custom derivative, or where nothing is differentiated.
@@ -47,14 +47,14 @@ def by_platform(
       the same choice between arrays of the same shapes once.
     default: plain XLA operations, with results of the same shapes and dtypes; alone traced under
       `untuned`.
-    static: hashable further arguments of both.
+    settings: hashable further arguments of both.
   """
   if not _is_tuned.value:
-    return default(*operands, *static)
+    return default(*operands, *settings)
   return lax.platform_dependent(
     *operands,
-    cpu=lambda *operands: cpu(*operands, *static),
-    default=lambda *operands: default(*operands, *static),
+    cpu=lambda *operands: cpu(*operands, *settings),
+    default=lambda *operands: default(*operands, *settings),
   )
 
 
@@ -73,7 +73,7 @@ def short_cut(
     full: another, with results of the same shapes and dtypes.
     *operands: pytrees of arrays.
   """
-  return by_platform(is_open, operands, cpu=_branch, default=_full, static=(quick, full))
+  return by_platform(is_open, operands, cpu=_branch, default=_full, settings=(quick, full))
 
 
 def _branch(is_open: jax.Array, operands: Any, quick: Any, full: Any) -> Any:

@@ -98,7 +98,7 @@ def conv_general_dilated(
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x: jax.Array, w: jax.Array, how: Any) -> jax.Array:
-  return by_platform(x, w, cpu=conv_winograd, default=conv_native, static=how)
+  return by_platform(x, w, cpu=conv_winograd, default=conv_native, settings=how)
 
 
 def _forward(x: jax.Array, w: jax.Array, how: Any) -> Any:
@@ -107,7 +107,7 @@ def _forward(x: jax.Array, w: jax.Array, how: Any) -> Any:
 
 # What the forward pass computed, such as patches, is traced again, and the compiler merges both.
 def _backward(how: Any, residuals: Any, cotangent: jax.Array) -> Any:
-  return by_platform(*residuals, cotangent, cpu=_of_winograd, default=_of_native, static=how)
+  return by_platform(*residuals, cotangent, cpu=_of_winograd, default=_of_native, settings=how)
 
 
 def _of_winograd(x: jax.Array, w: jax.Array, cotangent: jax.Array, *how: Any) -> Any:

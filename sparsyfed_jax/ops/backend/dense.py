@@ -59,7 +59,7 @@ def _forward(x: jax.Array, w: jax.Array, precision: Any) -> Any:
 def _backward(precision: Any, residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
   x, w = residuals
   of_kernel = by_platform(
-    x, cotangent, cpu=_outer_products, default=_matrix_product, static=(precision,)
+    x, cotangent, cpu=_outer_products, default=_matrix_product, settings=(precision,)
   )
   return jnp.matmul(cotangent, w.T, precision=precision), of_kernel
 

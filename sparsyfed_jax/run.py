@@ -1,0 +1,317 @@
+"""A whole simulation in a few lines: a task, a method, clients, and the rounds of a run."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from sparsyfed_jax import trees
+from sparsyfed_jax.data.batches import batch_rows
+from sparsyfed_jax.data.clients import Clients
+from sparsyfed_jax.data.dataset import Dataset
+from sparsyfed_jax.data.partition import stack_clients
+from sparsyfed_jax.fed import simulation as engine
+from sparsyfed_jax.fed import task as tasks
+from sparsyfed_jax.fed.algorithm import Algorithm, Setup
+from sparsyfed_jax.fed.client import LocalTraining
+from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
+from sparsyfed_jax.fed.devices import AXIS, place, put, sum_over_devices
+from sparsyfed_jax.fed.hyper import Hyper
+from sparsyfed_jax.fed.measures import measures
+from sparsyfed_jax.fed.memory import choose_chunk
+from sparsyfed_jax.fed.method import Configured, Method, with_own
+from sparsyfed_jax.fed.optimizers import ClientOptimizer, ServerOptimizer, sgd
+from sparsyfed_jax.fed.ragged import are_uneven
+from sparsyfed_jax.fed.rules import Knob, checked
+from sparsyfed_jax.fed.sampling import Availability, uniformly
+from sparsyfed_jax.fed.schedules import SPARSITY_SCHEDULES, RateSchedule, exponential_rate
+from sparsyfed_jax.fed.server import by_size
+from sparsyfed_jax.fed.task import Task
+from sparsyfed_jax.types import Key, Memory, Variables, make_keys, total
+
+_SGD = sgd()
+
+
+class State(NamedTuple):
+  """A run between two rounds: a pytree of arrays.
+
+  Example:
+    >>> import sparsyfed_jax as sf
+    >>> data = sf.data.digits()
+    >>> task = sf.classification(sf.models.MLP(10), data)
+    >>> run = sf.simulate(sf.scaffold(), task, sf.data.iid(data, num_clients=20))
+    >>> run.init(seed=0).memories["Dense_0"]["bias"].shape
+    (20, 128)
+  """
+
+  server: Any  # as the method makes it; `server.round` is the number of rounds done
+  memories: Memory  # what clients keep: (num_clients, ...) arrays, () of a method without memory
+  key: Key  # of the chance in all rounds
+
+
+class Run(NamedTuple):
+  """A simulation, as `simulate` makes it; what it needs is compiled when first called.
+
+  Example:
+    >>> import sparsyfed_jax as sf
+    >>> data = sf.data.digits()
+    >>> task = sf.classification(sf.models.MLP(10), data)
+    >>> run = sf.simulate(sf.fedavg(), task, sf.data.iid(data))
+    >>> sorted(run.evaluate(run.init(seed=0)))
+    ['test_accuracy', 'test_loss']
+  """
+
+  algorithm: Algorithm
+  simulation: engine.Simulation  # the compiled functions, for a loop of your own
+  federation: Federation  # the clients' examples, on the devices
+  x_test: jax.Array
+  y_test: jax.Array
+  hyper: Hyper  # of numbers; the state holds its own copy
+  num_rounds: int  # for which the run is planned
+  rounds_per_call: int
+
+  def init(self, seed: int = 0) -> State:
+    """Makes the state before the first round.
+
+    Args:
+      seed: of the initial model and of all that chance decides in rounds.
+    """
+    keys = make_keys(jax.random.key(seed))
+    init_key, rounds_key = put((keys.init, keys.rounds), self.federation.sizes.sharding)
+    start = self.simulation.init(self.hyper, init_key)
+    return State(start.server, start.memories, rounds_key)
+
+  def rounds(self, state: State, num_rounds: int) -> tuple[State, dict[str, np.ndarray]]:
+    """Runs rounds.
+
+    Args:
+      state: from `init` or of earlier rounds. It is copied, not consumed, so that rounds can be run
+        from it again; the engine's own `simulation.run` donates its argument.
+      num_rounds: how many.
+
+    Returns:
+      The state after the rounds and what was measured in each, arrays (num_rounds, ...) by column,
+      such as `train_loss`, `global_sparsity` and `round_uplink_bytes`.
+
+    Raises:
+      ValueError: the run is not planned for so many rounds; rates would leave their schedules.
+    """
+    done = int(state.server.round)
+    if not 0 < num_rounds <= self.num_rounds - done:
+      raise ValueError(
+        f"num_rounds={num_rounds}: must be between 1 and {self.num_rounds - done}, as {done} of"
+        f" the {self.num_rounds} rounds that the run is planned for are done; `simulate` takes"
+        " more as rounds="
+      )
+    now, parts = jax.tree.map(jnp.copy, engine.State(state.server, state.memories)), []
+    for start in range(0, num_rounds, self.rounds_per_call):
+      count = min(self.rounds_per_call, num_rounds - start)
+      now, rows = self.simulation.run(now, self.federation, state.key, np.int32(count))
+      parts.append({name: np.asarray(column)[:count] for name, column in rows.items()})
+    columns = {name: _whole([part[name] for part in parts]) for name in parts[0]}
+    return State(now.server, now.memories, state.key), columns
+
+  def evaluate(self, state: State) -> dict[str, float]:
+    """Computes `test_loss` and `test_accuracy` of the server's model on all test examples."""
+    server = engine.State(state.server, ())
+    scores = self.simulation.evaluate(server, self.x_test, self.y_test)
+    return {name: float(score) for name, score in scores.items()}
+
+  def model(self, state: State) -> Variables:
+    """Reads out the variables with which the plain model, such as `MLP(10)`, predicts."""
+    return self.algorithm.model(state.server)
+
+
+def classification(model: nn.Module, data: Dataset, dtype: Any = jnp.float32) -> Task:
+  """Makes the task of classifying the examples of a data set: softmax cross entropy.
+
+  Args:
+    model: a flax module that takes its layers' operations as an attribute `ops`, a `LayerOps`, as
+      those of `sparsyfed_jax.models` do; called as `model(x, train=..., valid=...)`.
+    data: whose shape, scale and number of classes count.
+    dtype: in which layers compute: `jnp.float32` or `jnp.bfloat16`. Parameters are float32.
+
+  Raises:
+    ValueError: the model is of another kind, or its logits are not as many as the classes.
+
+  Example:
+    >>> import sparsyfed_jax as sf
+    >>> data = sf.data.digits()
+    >>> sf.classification(sf.models.MLP(data.num_classes), data).kernels
+    ('Dense_0', 'Dense_1', 'Dense_2')
+  """
+  shape = data.x_train.shape[1:]
+  return tasks.classification(model, shape, data.mean, data.std, dtype, data.num_classes)
+
+
+@checked
+def simulate(  # noqa: D417 (`checked` describes the others)
+  method: Configured | Method,
+  task: Task,
+  clients: Clients,
+  *,
+  clients_per_round: Annotated[
+    int, Knob("clients sampled each round, without replacement", low=1)
+  ] = 10,
+  rounds: Annotated[int, Knob("for which the run is planned; rates decay over them", low=1)] = 100,
+  local_epochs: Annotated[int, Knob("passes of a client over its examples", low=1)] = 5,
+  batch_size: Annotated[int, Knob("examples of a local step", low=1)] = 16,
+  client_optimizer: ClientOptimizer = _SGD,
+  client_lr: Annotated[float, Knob("rate of the clients in the beginning", above=0)] = 0.5,
+  client_lr_final: Annotated[
+    float | None, Knob("rate after the last round; by default client_lr / 10", above=0)
+  ] = None,
+  rate_schedule: RateSchedule = exponential_rate,
+  weight_decay: Annotated[float, Knob("L2 on trained parameters, in the clients", low=0)] = 1e-3,
+  proximal_mu: Annotated[float, Knob("coefficient of FedProx's term", low=0)] = 0.0,
+  server_optimizer: ServerOptimizer = optax.sgd,
+  server_lr: Annotated[float, Knob("rate of the server; 1 adopts the mean", above=0)] = 1.0,
+  server_tau: Annotated[float, Knob("adaptivity of FedAdagrad, FedAdam, FedYogi", above=0)] = 1e-3,
+  client_weight: Callable[[jax.Array], jax.Array] = by_size,
+  availability: Availability = uniformly,
+  client_dropout: Annotated[
+    float, Knob("probability that a sampled client vanishes", low=0, below=1)
+  ] = 0.0,
+  straggler_fraction: Annotated[
+    float, Knob("probability that a client does only a part of its steps", low=0, high=1)
+  ] = 0.0,
+  wire_dtype: Any = jnp.float32,
+  clients_per_chunk: Annotated[
+    int | None, Knob("clients vmapped at a time; by default as many as is fast and fits", low=1)
+  ] = None,
+  rounds_per_call: Annotated[int, Knob("most rounds of one compiled call", low=1)] = 10,
+) -> Run:
+  """Simulates a federation of clients, on all devices of this process.
+
+  The defaults are those of the program, so that with the same seed both compute the same.
+
+  Args:
+    method: `sparsyfed(sparsity=0.95)`, `fedavg()` and the like; or a `Method`, for its defaults.
+    task: what is learned, as `classification` makes it.
+    clients: a data set and whose examples are whose, such as `data.dirichlet` makes.
+    client_optimizer: (rate, weight decay) -> optax optimizer of one client's round.
+    rate_schedule: (first rate, last rate, share of the rounds done) -> the clients' rate.
+    server_optimizer: (server_lr) -> optax optimizer on the pseudo-gradient.
+    client_weight: (number of examples) -> weight of a client in the server's mean.
+    availability: (sizes) -> how likely each client is.
+    wire_dtype: to which models are rounded before they are sent; bytes are counted in it.
+
+  Returns:
+    The run; nothing is compiled yet.
+
+  Raises:
+    ValueError: an argument is wrong; the message names it, its value and what would be right.
+
+  Example:
+    >>> import sparsyfed_jax as sf
+    >>> data = sf.data.digits(seed=0)
+    >>> clients = sf.data.dirichlet(data, num_clients=100, alpha=0.1, seed=0)
+    >>> task = sf.classification(sf.models.MLP(10, hidden=(8,)), data)
+    >>> run = sf.simulate(sf.sparsyfed(sparsity=0.9), task, clients, local_epochs=1)
+    >>> state, rows = run.rounds(run.init(seed=0), 2)
+    >>> rows["train_loss"].shape
+    (2,)
+  """
+  if not isinstance(method, Configured | Method):
+    raise TypeError(f"method={method!r}: must be called, as in sparsyfed_jax.sparsyfed()")
+  data, sizes = clients.data, clients.sizes
+  if clients_per_round > len(sizes):
+    raise ValueError(
+      f"clients_per_round={clients_per_round}: must be at most {len(sizes)}, the number of clients"
+    )
+  numbers = {
+    "rounds": rounds,
+    "client_lr": client_lr,
+    "client_lr_final": client_lr / 10 if client_lr_final is None else client_lr_final,
+    "weight_decay": weight_decay,
+    "proximal_mu": proximal_mu,
+    "server_lr": server_lr,
+    "server_tau": server_tau,
+    "client_dropout": client_dropout,
+    "straggler_fraction": straggler_fraction,
+  }
+  chosen = method() if isinstance(method, Method) else method
+  settings = numbers | chosen.sparsity._asdict() | {"local_epochs": local_epochs}
+  chosen = chosen.completed(SimpleNamespace(**settings))
+  hyper = Hyper(
+    **{name: jnp.float32(value) for name, value in numbers.items()},
+    density=jnp.float32(1 - chosen.sparsity.sparsity),
+    ramp_rounds=jnp.float32(chosen.sparsity.sparsity_ramp_rounds),
+    total_weight=jnp.sum(client_weight(jnp.asarray(sizes, jnp.int32))),
+  )
+  setup = Setup(
+    task=task,
+    local=LocalTraining(
+      batch_rows(batch_size, sizes),
+      local_epochs,
+      client_optimizer,
+      is_proximal=proximal_mu > 0,
+      is_ragged=straggler_fraction > 0 or are_uneven(sizes, batch_size),
+    ),
+    server_optimizer=server_optimizer,
+    sparsity_schedule=SPARSITY_SCHEDULES[chosen.sparsity.sparsity_schedule],
+    rate_schedule=rate_schedule,
+    client_weight=client_weight,
+    measures=measures(jnp.dtype(wire_dtype)),
+    wire_dtype=jnp.dtype(wire_dtype),
+  )
+  algorithm = chosen.method.algorithm(setup, chosen.options)
+  mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
+  federation = _federation(clients)
+  per_device = -(-clients_per_round // mesh.size)
+  chunk = clients_per_chunk or _chunk(setup, federation, per_device)
+  simulation = engine.simulate(
+    algorithm,
+    task,
+    clients_per_round=clients_per_round,
+    clients_per_chunk=min(chunk, per_device),
+    rounds_per_call=min(rounds_per_call, rounds),
+    eval_batch_size=min(500, len(data.y_test)),
+    availability=availability,
+    sum_cohort=(
+      sum_over_clients if mesh.size == 1 else partial(sum_over_devices, mesh, "replicated")
+    ),
+    measures=setup.measures,
+    num_clients=len(sizes),
+  )
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  x_test, y_test, hyper = put((data.x_test, data.y_test, with_own(hyper, chosen.hyper)), everywhere)
+  return Run(
+    algorithm=algorithm,
+    simulation=simulation,
+    federation=place(federation, mesh, "replicated"),
+    x_test=x_test,
+    y_test=y_test,
+    hyper=hyper,
+    num_rounds=rounds,
+    rounds_per_call=min(rounds_per_call, rounds),
+  )
+
+
+def _federation(clients: Clients) -> Federation:
+  indices, sizes = stack_clients(clients.parts)
+  scales = np.ones(len(sizes), np.float32)
+  return Federation(clients.data.x_train, clients.data.y_train, indices, sizes, scales)
+
+
+def _chunk(setup: Setup, federation: Federation, clients_per_device: int) -> int:
+  """On CPU convolutions fill the cores one client at a time; dense layers need many clients."""
+  shapes = jax.eval_shape(setup.task.init, jax.eval_shape(lambda: jax.random.key(0)))
+  kernels, _ = trees.split_prunable(shapes["params"])
+  if jax.default_backend() == "cpu" and any(kernel.ndim > 2 for kernel in kernels):
+    return 1
+  example = jax.ShapeDtypeStruct(federation.x.shape[1:], federation.x.dtype)
+  return choose_chunk(setup, example, clients_per_device)
+
+
+def _whole(parts: Sequence[np.ndarray]) -> np.ndarray:
+  """Joins a column, and puts sums together that came in parts."""
+  column = np.concatenate(parts)
+  return total(column) if column.dtype == np.uint32 and column.ndim == 2 else column
