@@ -29,7 +29,7 @@ from sparsyfed_jax.fed.memory import choose_chunk
 from sparsyfed_jax.fed.method import Configured, Method, with_own
 from sparsyfed_jax.fed.optimizers import ClientOptimizer, ServerOptimizer, sgd
 from sparsyfed_jax.fed.ragged import are_uneven
-from sparsyfed_jax.fed.rules import Knob, checked
+from sparsyfed_jax.fed.rules import Knob, Pattern, checked
 from sparsyfed_jax.fed.sampling import Availability, uniformly
 from sparsyfed_jax.fed.schedules import SPARSITY_SCHEDULES, RateSchedule, exponential_rate
 from sparsyfed_jax.fed.server import by_size
@@ -246,6 +246,9 @@ def simulate(  # noqa: D417 (`checked` describes the others)
     ramp_rounds=jnp.float32(chosen.sparsity.sparsity_ramp_rounds),
     total_weight=jnp.sum(client_weight(jnp.asarray(sizes, jnp.int32))),
   )
+  for one in chosen.method.arguments():
+    if isinstance(one.rule, Pattern):
+      _check_pattern(one.name, getattr(chosen.options, one.name), task)
   setup = Setup(
     task=task,
     local=LocalTraining(
@@ -295,9 +298,19 @@ def simulate(  # noqa: D417 (`checked` describes the others)
   )
 
 
+def _check_pattern(name: str, pattern: str, task: Task) -> None:
+  if pattern and not any(map(trees.name_finder(pattern), task.layer_names)):
+    names = ", ".join(task.layer_names)
+    raise ValueError(f"{name}={pattern!r}: must find a layer of the model: {names}")
+
+
 def _federation(clients: Clients) -> Federation:
   indices, sizes = stack_clients(clients.parts)
   scales = np.ones(len(sizes), np.float32)
+  size = len(clients.data.y_train)
+  outside = indices[(indices < 0) | (indices >= size)]
+  if len(outside):
+    raise ValueError(f"clients: parts hold {outside[0]}, must hold indices from 0 to {size - 1}")
   return Federation(clients.data.x_train, clients.data.y_train, indices, sizes, scales)
 
 

@@ -23,6 +23,10 @@ FINDER = doctest.DocTestFinder(exclude_empty=True)
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
+def _home(value):
+  return getattr(value, "__module__", None)
+
+
 def has_example(value):
   """Whether a name has an example or needs none, as modules, values and types do."""
   is_alias = isinstance(value, functools.partial) or typing.get_origin(value) is not None
@@ -38,7 +42,10 @@ def has_example(value):
 def test_examples_do_what_they_show(module):
   runner = doctest.DocTestRunner(optionflags=OPTIONS)
   failures = []
-  for test in FINDER.find(importlib.import_module(module)):
+  room = importlib.import_module(module)
+  # What the module imports, a reader has to import too.
+  known = {key: value for key, value in vars(room).items() if module == _home(value)}
+  for test in FINDER.find(room, globs=known):
     runner.run(test, out=failures.append)
   assert not failures, "\n".join(failures)
 

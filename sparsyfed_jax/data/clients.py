@@ -132,8 +132,8 @@ def dirichlet_per_class(
   are those of `dirichlet`.
 
   Example:
-    >>> dirichlet_per_class(digits(), num_clients=3).sizes.sum()
-    np.int64(1438)
+    >>> int(dirichlet_per_class(digits(), num_clients=3).sizes.sum())
+    1438
   """
   key = make_keys(jax.random.key(seed)).partition
   return Clients(data, partition.dirichlet_per_class(key, data.y_train, num_clients, alpha))
