@@ -56,7 +56,7 @@ def test_a_program_of_a_few_lines():
 
 @pytest.mark.parametrize("method", sf.METHODS)
 def test_computes_as_the_program_does(method, clients, task):
-  run = make_run(clients, task, getattr(sf, method)(), rounds=20, rounds_per_call=5)
+  run = make_run(clients, task, getattr(sf, method)(), rounds=20)
   start = run.init(seed=3)
   state, rows = run.rounds(start, ROUNDS)
   scores = run.evaluate(state)
@@ -68,6 +68,7 @@ def test_computes_as_the_program_does(method, clients, task):
     clients_per_round=4,
     local_epochs=1,
     rounds=20,
+    eval_every=20,
     num_devices=1,
   )
   other = build(resolve(config))
