@@ -63,15 +63,22 @@ def write_api() -> list[str]:
     The files, for autosummary, which by itself would take those of the build before.
   """
   rooms = [sparsyfed_jax, *_below(sparsyfed_jax, packages=True)]
+  at_front: list[str] = []  # classes, which autodoc describes once
   for room in rooms:
     modules = _below(room)
     for module in (room, *modules):
       _unwrap_functions(module)
-    listed = getattr(room, "__all__", ())
-    names = [name for name in listed if not inspect.ismodule(getattr(room, name))]
+    public = {name: getattr(room, name) for name in getattr(room, "__all__", ())}
+    names = [name for name, value in public.items() if not inspect.ismodule(value)]
+    elsewhere = [name for name in names if name in at_front]
+    if room is sparsyfed_jax:
+      at_front = [name for name in names if inspect.isclass(public[name])]
+      shown = {getattr(public[name], "__module__", None) for name in names}
+      modules = [module for module in modules if module.__name__ not in shown]
     if not names or room is sparsyfed_jax:
       names += [module.__name__.rpartition(".")[2] for module in modules]
-    (API / f"{room.__name__}.rst").write_text(_room_page(room, names))
+    own = [name for name in names if name not in elsewhere]
+    (API / f"{room.__name__}.rst").write_text(_room_page(room, own, elsewhere))
   index = ["API", "===", "", ".. toctree::", "   :maxdepth: 1", ""]
   (API / "index.rst").write_text("\n".join([*index, *(f"   {room.__name__}" for room in rooms)]))
   return [f"api/{room.__name__}.rst" for room in rooms]
@@ -91,11 +98,15 @@ def _below(package: ModuleType, packages: bool = False) -> list[ModuleType]:
   return [importlib.import_module(module.name) for module in found if module.ispkg == packages]
 
 
-def _room_page(room: ModuleType, names: Sequence[str]) -> str:
+def _room_page(room: ModuleType, own: Sequence[str], elsewhere: Sequence[str]) -> str:
   title = f"``{room.__name__}``"
   lines = [title, "=" * len(title), "", f".. automodule:: {room.__name__}", "   :no-members:", ""]
   lines += [".. autosummary::", "   :toctree: names", "   :nosignatures:", ""]
-  return "\n".join([*lines, *(f"   {name}" for name in names), ""])
+  lines += [*(f"   {name}" for name in own), ""]
+  if elsewhere:
+    lines += [".. autosummary::", "   :nosignatures:", ""]
+    lines += [*(f"   sparsyfed_jax.{name}" for name in elsewhere), ""]
+  return "\n".join(lines)
 
 
 def show_fields(

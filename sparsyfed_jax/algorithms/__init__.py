@@ -21,6 +21,7 @@ from sparsyfed_jax.algorithms import (
 )
 from sparsyfed_jax.fed.method import Method
 
+# The methods by name.
 METHODS: dict[str, Method] = {
   module.METHOD.name: module.METHOD
   for module in (fedavg, feddst, flash, scaffold, sparsyfed, static, topk, zerofl)

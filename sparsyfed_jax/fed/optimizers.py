@@ -252,6 +252,7 @@ FEDOPT: dict[str, FedOpt] = {
   "fedadam": fedopt(lambda v, square: _B2 * v + (1 - _B2) * square, b1=0.9),
   "fedyogi": fedopt(lambda v, square: v - (1 - _B2) * square * jnp.sign(v - square), b1=0.9),
 }
+# The server optimizers by name.
 SERVER_OPTIMIZERS: dict[str, ServerOptimizer] = {
   "sgd": optax.sgd,
   "momentum": partial(optax.sgd, momentum=0.9),
