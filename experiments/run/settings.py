@@ -11,7 +11,6 @@ from sparsyfed_jax import algorithms
 from sparsyfed_jax.algorithms import METHODS
 from sparsyfed_jax.fed.method import Knob, Method, Rule, Setting
 
-
 # What config.json has besides flags, and what commands and absl have besides those of runs.
 _TAKEN = frozenset(
   "data device jax_enable_x64 xla_flags versions method_sha256 resumed"

@@ -158,8 +158,9 @@ class Method(NamedTuple):
       ValueError: a field of `Hyper` or `Options` has no default or no rule, or is of a type that
         cannot be; or `reads` names what is not read.
     """
-    if not isinstance(self.reads, tuple) or not set(self.reads) <= set(_SPARSITY_OF):
-      raise ValueError(f"reads={self.reads!r}: must be a tuple of some of {', '.join(_SPARSITY_OF)}")
+    if not isinstance(self.reads, tuple) or not set(self.reads) <= set(Hyper._fields):
+      known = ", ".join(Hyper._fields)
+      raise ValueError(f"reads={self.reads!r}: must be a tuple of some of {known}")
     return _settings(self)
 
 

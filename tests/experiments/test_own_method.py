@@ -149,7 +149,7 @@ def test_it_is_swept_beside_others(name, tmp_path):
     (("every: Annotated[int,", "every: Annotated[str,"), "Hyper.every: must be float, int, bool"),
     ((", default=lambda settings: settings.rounds", ""), "Hyper.until: must have a number"),
     (("Annotated[int, ", "Annotated[nosuch, "), "name 'nosuch' is not defined"),
-    (('reads=("density",)', 'reads=("densty",)'), "some of density, ramp_rounds"),
+    (('reads=("density",)', 'reads=("densty",)'), "a tuple of some of rounds"),
     (('reads=("density",)', 'reads=["density"]'), "must be a tuple"),
     (("Options, reads", 'Options, prefix="my-", reads'), "--my-every is none"),
     (("Options, reads", 'Options, prefix="_", reads'), "--_every is none"),
@@ -218,7 +218,7 @@ def test_files_of_one_name_are_modules_of_their_own(tmp_path):
 def test_the_file_that_is_named_is_part_of_what_a_run_goes_on_with(tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(tmp_path)
   path = tmp_path / "mine.py"
-  text = "import functools\nimport nth_of\nMETHOD = nth_of.METHOD._replace(name='mine', prefix='mine_'"
+  text = "import functools\nimport nth_of\nMETHOD = nth_of.METHOD._replace(name='mine'"
   (tmp_path / "nth_of.py").write_text(SOURCE)
   digests = []
   for more in (")", ", title='Other')", ", make=functools.partial(nth_of.nth))"):
