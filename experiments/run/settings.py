@@ -80,6 +80,8 @@ def strangers_of(names: Iterable[str]) -> tuple[Method, ...]:
         found.append(algorithms.find(name))
       except ValueError as error:
         raise ConfigError(f"--algorithm={error}") from error
+      if found[-1].name in {method.name for method in found[:-1]}:
+        raise ConfigError(f"--algorithm={name}: another method is called {found[-1].name}, too")
   return tuple(found)
 
 

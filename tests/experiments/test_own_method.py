@@ -121,6 +121,31 @@ def test_it_runs_is_titled_and_goes_on_with_its_own_code_alone(name, tmp_path, c
     train.check_resumable(config._replace(resume=True), directory)
 
 
+def test_where_it_cannot_be_traced_nothing_is_left_and_the_same_command_runs(
+  tmp_path, monkeypatch, capsys
+):
+  path, directory = tmp_path / "nth.py", tmp_path / "run"
+  path.write_text(SOURCE.replace("(received, trained, jnp.where", "(trained, jnp.where"))
+  config, _ = read(f"{path}:METHOD", "--rounds=2", f"--output_dir={directory}")
+  monkeypatch.setattr(flags, "read", lambda: config)
+  monkeypatch.setattr(train, "leave_on_signal", lambda leave: None)
+  with pytest.raises(TypeError):
+    train.main([])
+  assert not directory.exists()
+  path.write_text(SOURCE)
+  algorithms._load.cache_clear()
+  capsys.readouterr()
+  train.main([])
+  assert capsys.readouterr().out.startswith("nth on digits")
+  assert len(read_metrics(directory / "metrics.jsonl")) == 2
+
+
+def test_two_of_one_name_are_refused(name, tmp_path):
+  (tmp_path / "other.py").write_text(SOURCE)
+  with pytest.raises(flags.ConfigError, match="other.py:METHOD: another .* is called nth, too$"):
+    flags.strangers_in(["sweep", f"--algorithm={name},{tmp_path}/other.py:METHOD"])
+
+
 def test_it_is_swept_beside_others(name, tmp_path):
   argv = ["sweep", *COMMON, "--rounds=2", f"--algorithm={name},topk", "--nth_every=1,2"]
   table = absl_flags.FlagValues()
@@ -133,7 +158,8 @@ def test_it_is_swept_beside_others(name, tmp_path):
     runs = sweep.prepare(values, runs, directory, "sequential", stack)
     sweep.run_all(runs, directory, "sequential")
     table = results.write_results(runs, directory)
-  assert "nth.py" in table and (directory / "sweep.png").exists()
+  assert "| nth | 1 |" in table and (directory / "sweep.png").exists()
+  assert name in (directory / "sweep.csv").read_text()
 
 
 @pytest.mark.parametrize(
