@@ -175,6 +175,9 @@ class Configured(NamedTuple):
 
     Args:
       settings: has the numbers of the run, such as `rounds`, as attributes.
+
+    Raises:
+      ValueError: a number contradicts another.
     """
 
     def fill(values: Any) -> Any:
@@ -182,7 +185,13 @@ class Configured(NamedTuple):
       found = {one.name: cast(Any, one.rule).default(settings) for one in missing}
       return values._replace(**found)
 
-    return self._replace(sparsity=fill(self.sparsity), hyper=fill(self.hyper)).checked()
+    sparsity = fill(self.sparsity)
+    if sparsity.sparsity_ramp_rounds > settings.rounds:
+      raise ValueError(
+        f"sparsity_ramp_rounds={sparsity.sparsity_ramp_rounds}: must be at most"
+        f" rounds={settings.rounds}, or the target sparsity is never reached"
+      )
+    return self._replace(sparsity=sparsity, hyper=fill(self.hyper)).checked()
 
   def checked(self) -> "Configured":
     """Returns itself; raises a ValueError if one of its numbers contradicts another."""
