@@ -208,7 +208,7 @@ if __name__ == "__main__":
   try:
     strangers = flags.strangers_in(sys.argv)
     flags.define(strangers=strangers)
-  except flags.ConfigError as error:
+  except (flags.ConfigError, absl_flags.DuplicateFlagError) as error:
     processes.refuse(error, sys.argv)
     flags.fail(error)
   if {"--help", "-help", "-h", "--helpshort"} & set(sys.argv):

@@ -2,8 +2,6 @@
 
 import functools
 import hashlib
-import inspect
-import pathlib
 import typing
 from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
@@ -11,7 +9,13 @@ from typing import Any, NamedTuple, cast
 from experiments.run.config import VALUE, Config, ConfigError
 from sparsyfed_jax import algorithms
 from sparsyfed_jax.algorithms import METHODS
-from sparsyfed_jax.fed.method import Method, Rule, Setting
+from sparsyfed_jax.fed.method import Knob, Method, Rule, Setting
+
+# What config.json has besides flags, and what commands and absl have besides those of runs.
+_TAKEN = frozenset(
+  "data device jax_enable_x64 xla_flags versions method_sha256 resumed"
+  " preset flagfile sweep_mode undefok help helpshort helpfull helpxml".split()
+)
 
 
 class Flag(NamedTuple):
@@ -36,7 +40,7 @@ def flags_of(*strangers: Method) -> dict[str, Flag]:
     found[name] = Flag(kind, Config._field_defaults[name], rule, tuple(marks))
   for method in (*METHODS.values(), *strangers):
     for setting in method.settings():
-      if setting.name in found:
+      if setting.name in found or setting.name in _TAKEN:
         raise ConfigError(
           f"--algorithm: two methods, or one and the program, have --{setting.name}"
         )
@@ -79,17 +83,25 @@ def strangers_of(names: Iterable[str]) -> tuple[Method, ...]:
   return tuple(found)
 
 
+def completed(config: Config) -> Config:
+  """Fills in the defaults that follow from other flags."""
+  for name, flag in all_flags(config).items():
+    if isinstance(flag.rule, Knob) and flag.rule.default and getattr(config, name) is None:
+      config = config._replace(**{name: flag.rule.default(config)})  # type: ignore[arg-type]
+  return config
+
+
 def method_of(config: Config) -> Method:
   """Finds the method of a run, whose name was checked."""
   return algorithms.find(config.algorithm)
 
 
 def source_digest(config: Config) -> str | None:
-  """Makes a SHA-256 of the file of a method that is not in `METHODS`, whose code may change."""
-  method = method_of(config)
-  if method.name in METHODS:
+  """Makes a SHA-256 of the files of a method that is not in `METHODS`, whose code may change."""
+  if config.algorithm in METHODS:
     return None
-  return hashlib.sha256(pathlib.Path(inspect.getfile(method.make)).read_bytes()).hexdigest()
+  contents = [file.read_bytes() for file in algorithms.files_of(config.algorithm)]
+  return hashlib.sha256(b"".join(contents)).hexdigest()
 
 
 def own_hyper(config: Config) -> Any:

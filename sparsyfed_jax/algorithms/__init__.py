@@ -4,8 +4,10 @@ A file ends in its record, `METHOD`, which is all that other modules know of it.
 """
 
 import functools
+import hashlib
 import importlib
 import importlib.util
+import inspect
 import pathlib
 import sys
 
@@ -60,6 +62,18 @@ def find(name: str) -> Method:
     raise ValueError(f"{name}: must be {error}") from error
 
 
+def files_of(name: str) -> list[pathlib.Path]:
+  """Lists the files of somebody else's method: the one named, and that of its `make`.
+
+  Args:
+    name: as in `find`.
+  """
+  module, make = name.rpartition(":")[0], find(name).make
+  named = module if module.endswith(".py") else inspect.getfile(sys.modules[module])
+  files = [named, inspect.getfile(make)] if inspect.isfunction(make) else [named]
+  return list(dict.fromkeys(pathlib.Path(file).resolve() for file in files))
+
+
 @functools.cache
 def _load(module: str, attribute: str) -> Method:
   try:
@@ -71,9 +85,12 @@ def _load(module: str, attribute: str) -> Method:
   if not isinstance(method, Method):
     raise ValueError(f"a sparsyfed_jax.Method, but {attribute} is a {type(method).__name__}")
   taken = {setting.name for own in METHODS.values() for setting in own.settings()}
-  flags = {setting.name for setting in method.settings()}
   if method.name in METHODS or not method.name.isidentifier():
     raise ValueError(f"a method with a name of its own, but it is called {method.name!r}")
+  try:
+    flags = {setting.name for setting in method.settings()}
+  except Exception as error:  # annotations are code, too
+    raise ValueError(f"a method whose record is right ({error})") from error
   if flags & taken:
     raise ValueError(
       f"a method with flags of its own, but other methods have --{min(flags & taken)}"
@@ -82,7 +99,8 @@ def _load(module: str, attribute: str) -> Method:
 
 
 def _import_file(path: pathlib.Path) -> object:
-  name = f"_method_{path.stem}"
+  # Other files may have this stem.
+  name = f"_method_{path.stem}_{hashlib.sha256(bytes(path.resolve())).hexdigest()[:8]}"
   spec = importlib.util.spec_from_file_location(name, path.resolve())
   if spec is None or spec.loader is None or not path.is_file():
     raise FileNotFoundError(f"{path}: no such file")

@@ -2,14 +2,16 @@
 
 import contextlib
 import json
+from types import SimpleNamespace
 
 import pytest
 from absl import flags as absl_flags
 
 from experiments import flags, sweep, train
 from experiments.run.build import build
-from experiments.run.settings import method_of
+from experiments.run.settings import method_of, source_digest
 from experiments.sweeps import grid, results
+from sparsyfed_jax import algorithms
 from sparsyfed_jax.algorithms import METHODS, find
 from sparsyfed_jax.fed.method import Choice, Knob, Method, Pattern, refusal
 from sparsyfed_jax.io.writers import read_metrics
@@ -143,6 +145,14 @@ def test_it_is_swept_beside_others(name, tmp_path):
     (('Method("nth"', 'Method("topk"'), "a name of its own, but it is called 'topk'"),
     (("Options, reads", 'Options, prefix="zerofl_", reads'), None),
     (('Annotated[str, Choice("which of them", ("last", "never"))] = "last"', "str = ''"), "Annot"),
+    (('Annotated[str, Choice("which', 'Annotated[tuple[int], Choice("which'), "but is tuple.int."),
+    (("every: Annotated[int,", "every: Annotated[str,"), "Hyper.every: must be float, int, bool"),
+    ((", default=lambda settings: settings.rounds", ""), "Hyper.until: must have a number"),
+    (("Annotated[int, ", "Annotated[nosuch, "), "name 'nosuch' is not defined"),
+    (('reads=("density",)', 'reads=("densty",)'), "a tuple of some of rounds"),
+    (('reads=("density",)', 'reads=["density"]'), "must be a tuple"),
+    (("Options, reads", 'Options, prefix="my-", reads'), "--my-every is none"),
+    (("Options, reads", 'Options, prefix="_", reads'), "--_every is none"),
   ],
 )
 def test_a_file_that_is_no_method_is_one_line(tmp_path, changed, reason):
@@ -164,6 +174,63 @@ def test_a_flag_that_two_methods_want_is_refused(tmp_path):
   path.write_text(path.read_text().replace("  every:", "  rate:").replace("own.every", "own.rate"))
   with pytest.raises(ValueError, match="other methods have --flash_drop_rate"):
     find(f"{path}:METHOD")
+
+
+@pytest.mark.parametrize("field", ["rounds", "data", "help", "preset", "sweep_mode"])
+def test_a_flag_that_stands_for_something_else_is_refused(tmp_path, field):
+  path = tmp_path / "taken.py"
+  text = SOURCE.replace("  every:", f"  {field}:").replace("own.every", f"own.{field}")
+  path.write_text(text.replace("Options, reads", 'Options, prefix="", reads'))
+  with pytest.raises(flags.ConfigError, match=f"^--algorithm: .* have --{field}$"):
+    flags.define(absl_flags.FlagValues(), [find(f"{path}:METHOD")])
+
+
+def test_a_number_that_follows_from_others_is_checked_like_those_given(tmp_path):
+  path = tmp_path / "nth.py"
+  check = 'lambda hyper, sparsity: ("every", "at most --nth_until") if hyper.every > hyper.until'
+  path.write_text(SOURCE.replace("Options, reads", f"Options, check={check} else None, reads"))
+  name = f"{path}:METHOD"
+  assert read(name, "--rounds=4", "--nth_every=3")[0].nth_until == 4
+  with pytest.raises(flags.ConfigError, match="^--nth_every=5: must be at most --nth_until$"):
+    read(name, "--rounds=4", "--nth_every=5")
+  path.write_text(SOURCE.replace("settings.rounds", "settings.rounds // 2"))
+  algorithms._load.cache_clear()
+  with pytest.raises(flags.ConfigError, match="^--nth_until=0: must be at least 1"):
+    read(name, "--rounds=1")
+  with pytest.raises(ValueError, match="^until=0: must be at least 1"):
+    find(name)().completed(SimpleNamespace(rounds=1, sparsity_schedule="cubic"))
+
+
+def test_files_of_one_name_are_modules_of_their_own(tmp_path):
+  names = []
+  for folder, used in (("a", "Knob"), ("b", "K")):  # whose annotations mean different things
+    path = tmp_path / folder / "nth.py"
+    path.parent.mkdir()
+    text = SOURCE.replace("Knob(", f"{used}(")
+    text = text.replace("Choice, Knob, Method", f"Choice, Method, Knob as {used}")
+    text = text.replace('"nth"', f'"nth_{folder}"')
+    path.write_text(f"from __future__ import annotations\n{text}")
+    names.append(f"{path}:METHOD")
+  for method in [find(name) for name in names]:
+    assert [one.name for one in method.arguments()] == ["sparsity", "every", "until", "when"]
+
+
+def test_the_file_that_is_named_is_part_of_what_a_run_goes_on_with(tmp_path, monkeypatch):
+  monkeypatch.syspath_prepend(tmp_path)
+  path = tmp_path / "mine.py"
+  text = "import functools\nimport nth_of\nMETHOD = nth_of.METHOD._replace(name='mine'"
+  (tmp_path / "nth_of.py").write_text(SOURCE)
+  digests = []
+  for more in (")", ", title='Other')", ", make=functools.partial(nth_of.nth))"):
+    path.write_text(text + more)
+    algorithms._load.cache_clear()
+    config, _ = read(f"{path}:METHOD")
+    digests.append(source_digest(config))
+  assert len(set(digests)) == 3
+  (tmp_path / "nth_of.py").write_text(f"{SOURCE}# changed")
+  path.write_text(text + ")")
+  algorithms._load.cache_clear()
+  assert source_digest(read(f"{path}:METHOD")[0]) not in digests
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
