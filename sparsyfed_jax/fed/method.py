@@ -183,6 +183,9 @@ class Configured(NamedTuple):
 
     Args:
       settings: has the numbers of the run, such as `rounds`, as attributes.
+
+    Raises:
+      ValueError: a number contradicts another.
     """
 
     def fill(values: Any) -> Any:
@@ -191,7 +194,13 @@ class Configured(NamedTuple):
       refuse(found)
       return values._replace(**{one.name: value for one, value in found.items()})
 
-    return self._replace(sparsity=fill(self.sparsity), hyper=fill(self.hyper)).checked()
+    sparsity = fill(self.sparsity)
+    if sparsity.sparsity_ramp_rounds > settings.rounds:
+      raise ValueError(
+        f"sparsity_ramp_rounds={sparsity.sparsity_ramp_rounds}: must be at most"
+        f" rounds={settings.rounds}, or the target sparsity is never reached"
+      )
+    return self._replace(sparsity=sparsity, hyper=fill(self.hyper)).checked()
 
   def checked(self) -> "Configured":
     """Returns itself; raises a ValueError if one of its numbers contradicts another."""
