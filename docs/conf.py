@@ -32,7 +32,9 @@ extensions = [
 ]
 html_theme = "furo"
 html_title = "sparsyfed_jax"
+html_theme_options = {"light_css_variables": {"code-font-size": "0.74em"}}
 html_show_sphinx = False
+html_show_copyright = False
 html_static_path = ["_static"]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "runs"]
@@ -51,7 +53,8 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
-os.environ["COLUMNS"] = "100"
+nb_render_markdown_format = "myst"
+os.environ["COLUMNS"] = "88"
 os.environ["IPYTHONDIR"] = str(HERE / "runs" / "ipython")
 os.environ["PATH"] = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]])
 
@@ -63,15 +66,22 @@ def write_api() -> list[str]:
     The files, for autosummary, which by itself would take those of the build before.
   """
   rooms = [sparsyfed_jax, *_below(sparsyfed_jax, packages=True)]
+  at_front: list[str] = []  # classes, which autodoc describes once
   for room in rooms:
     modules = _below(room)
     for module in (room, *modules):
       _unwrap_functions(module)
-    listed = getattr(room, "__all__", ())
-    names = [name for name in listed if not inspect.ismodule(getattr(room, name))]
+    public = {name: getattr(room, name) for name in getattr(room, "__all__", ())}
+    names = [name for name, value in public.items() if not inspect.ismodule(value)]
+    elsewhere = [name for name in names if name in at_front]
+    if room is sparsyfed_jax:
+      at_front = [name for name in names if inspect.isclass(public[name])]
+      shown = {getattr(public[name], "__module__", None) for name in names}
+      modules = [module for module in modules if module.__name__ not in shown]
     if not names or room is sparsyfed_jax:
       names += [module.__name__.rpartition(".")[2] for module in modules]
-    (API / f"{room.__name__}.rst").write_text(_room_page(room, names))
+    own = [name for name in names if name not in elsewhere]
+    (API / f"{room.__name__}.rst").write_text(_room_page(room, own, elsewhere))
   index = ["API", "===", "", ".. toctree::", "   :maxdepth: 1", ""]
   (API / "index.rst").write_text("\n".join([*index, *(f"   {room.__name__}" for room in rooms)]))
   return [f"api/{room.__name__}.rst" for room in rooms]
@@ -91,24 +101,29 @@ def _below(package: ModuleType, packages: bool = False) -> list[ModuleType]:
   return [importlib.import_module(module.name) for module in found if module.ispkg == packages]
 
 
-def _room_page(room: ModuleType, names: Sequence[str]) -> str:
+def _room_page(room: ModuleType, own: Sequence[str], elsewhere: Sequence[str]) -> str:
   title = f"``{room.__name__}``"
   lines = [title, "=" * len(title), "", f".. automodule:: {room.__name__}", "   :no-members:", ""]
   lines += [".. autosummary::", "   :toctree: names", "   :nosignatures:", ""]
-  return "\n".join([*lines, *(f"   {name}" for name in names), ""])
+  lines += [*(f"   {name}" for name in own), ""]
+  if elsewhere:
+    lines += [".. autosummary::", "   :nosignatures:", ""]
+    lines += [*(f"   sparsyfed_jax.{name}" for name in elsewhere), ""]
+  return "\n".join(lines)
 
 
-def show_fields(
-  app: Any, what: str, name: str, value: object, options: Any, lines: list[str]
-) -> None:
-  """Shows comments: those of a named tuple's fields, with its definition, and that of a value."""
+def show_fields(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+  """Shows comments: those of a named tuple's fields, beside them, and that of a value."""
   if what == "data":
     lines[:] = _comment_above(name.rpartition(".")[2])
   if not lines:
     logger.warning("%s has no docstring", name)
   if what == "class" and hasattr(value, "_fields"):
-    source = inspect.getsource(value)
-    lines += ["", ".. code-block:: python", "", *(f"   {line}" for line in source.splitlines()), ""]
+    fields = re.sub(
+      r'^  """.*?"""\n+', "", inspect.getsource(value), flags=re.DOTALL | re.MULTILINE
+    )
+    fields = re.split(r"^ +(?:@|def )", fields, flags=re.MULTILINE)[0].rstrip()
+    lines += ["", ".. code-block:: python", "", *(f"   {line}" for line in fields.splitlines()), ""]
 
 
 def skip_fields(
@@ -137,7 +152,5 @@ for place in (API, HERE / "runs"):  # what an earlier build has left
   place.mkdir()
 startup = pathlib.Path(os.environ["IPYTHONDIR"], "profile_default", "startup")
 startup.mkdir(parents=True)
-(startup / "plain.py").write_text(
-  'import os\n\ndel os.environ["FORCE_COLOR"]  # a page is no terminal\n'
-)
+shutil.copy(HERE / "shell_cells.py", startup)
 autosummary_generate = write_api()

@@ -1,6 +1,6 @@
 """A whole simulation in a few lines: a task, a method, clients, and the rounds of a run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import Annotated, Any, NamedTuple
@@ -29,7 +29,7 @@ from sparsyfed_jax.fed.memory import choose_chunk
 from sparsyfed_jax.fed.method import Configured, Method, with_own
 from sparsyfed_jax.fed.optimizers import ClientOptimizer, ServerOptimizer, sgd
 from sparsyfed_jax.fed.ragged import are_uneven
-from sparsyfed_jax.fed.rules import Knob, checked
+from sparsyfed_jax.fed.rules import Knob, Pattern, checked
 from sparsyfed_jax.fed.sampling import Availability, uniformly
 from sparsyfed_jax.fed.schedules import SPARSITY_SCHEDULES, RateSchedule, exponential_rate
 from sparsyfed_jax.fed.server import by_size
@@ -75,7 +75,6 @@ class Run(NamedTuple):
   y_test: jax.Array
   hyper: Hyper  # of numbers; the state holds its own copy
   num_rounds: int  # for which the run is planned
-  rounds_per_call: int
 
   def init(self, seed: int = 0) -> State:
     """Makes the state before the first round.
@@ -89,7 +88,7 @@ class Run(NamedTuple):
     return State(start.server, start.memories, rounds_key)
 
   def rounds(self, state: State, num_rounds: int) -> tuple[State, dict[str, np.ndarray]]:
-    """Runs rounds.
+    """Runs rounds, all of them in one compiled call, which cannot be interrupted.
 
     Args:
       state: from `init` or of earlier rounds. It is copied, not consumed, so that rounds can be run
@@ -110,12 +109,9 @@ class Run(NamedTuple):
         f" the {self.num_rounds} rounds that the run is planned for are done; `simulate` takes"
         " more as rounds="
       )
-    now, parts = jax.tree.map(jnp.copy, engine.State(state.server, state.memories)), []
-    for start in range(0, num_rounds, self.rounds_per_call):
-      count = min(self.rounds_per_call, num_rounds - start)
-      now, rows = self.simulation.run(now, self.federation, state.key, np.int32(count))
-      parts.append({name: np.asarray(column)[:count] for name, column in rows.items()})
-    columns = {name: _whole([part[name] for part in parts]) for name in parts[0]}
+    copy = jax.tree.map(jnp.copy, engine.State(state.server, state.memories))
+    now, rows = self.simulation.run(copy, self.federation, state.key, np.int32(num_rounds))
+    columns = {name: _whole(column[:num_rounds]) for name, column in jax.device_get(rows).items()}
     return State(now.server, now.memories, state.key), columns
 
   def evaluate(self, state: State) -> dict[str, float]:
@@ -186,7 +182,6 @@ def simulate(  # noqa: D417 (`checked` describes the others)
   clients_per_chunk: Annotated[
     int | None, Knob("clients vmapped at a time; by default as many as is fast and fits", low=1)
   ] = None,
-  rounds_per_call: Annotated[int, Knob("most rounds of one compiled call", low=1)] = 10,
 ) -> Run:
   """Simulates a federation of clients, on all devices of this process.
 
@@ -246,6 +241,9 @@ def simulate(  # noqa: D417 (`checked` describes the others)
     ramp_rounds=jnp.float32(chosen.sparsity.sparsity_ramp_rounds),
     total_weight=jnp.sum(client_weight(jnp.asarray(sizes, jnp.int32))),
   )
+  for one in chosen.method.arguments():
+    if isinstance(one.rule, Pattern):
+      _check_pattern(one.name, getattr(chosen.options, one.name), task)
   setup = Setup(
     task=task,
     local=LocalTraining(
@@ -272,7 +270,7 @@ def simulate(  # noqa: D417 (`checked` describes the others)
     task,
     clients_per_round=clients_per_round,
     clients_per_chunk=min(chunk, per_device),
-    rounds_per_call=min(rounds_per_call, rounds),
+    rounds_per_call=rounds,
     eval_batch_size=min(500, len(data.y_test)),
     availability=availability,
     sum_cohort=(
@@ -291,13 +289,22 @@ def simulate(  # noqa: D417 (`checked` describes the others)
     y_test=y_test,
     hyper=hyper,
     num_rounds=rounds,
-    rounds_per_call=min(rounds_per_call, rounds),
   )
+
+
+def _check_pattern(name: str, pattern: str, task: Task) -> None:
+  if pattern and not any(map(trees.name_finder(pattern), task.layer_names)):
+    names = ", ".join(task.layer_names)
+    raise ValueError(f"{name}={pattern!r}: must find a layer of the model: {names}")
 
 
 def _federation(clients: Clients) -> Federation:
   indices, sizes = stack_clients(clients.parts)
   scales = np.ones(len(sizes), np.float32)
+  size = len(clients.data.y_train)
+  outside = indices[(indices < 0) | (indices >= size)]
+  if len(outside):
+    raise ValueError(f"clients: parts hold {outside[0]}, must hold indices from 0 to {size - 1}")
   return Federation(clients.data.x_train, clients.data.y_train, indices, sizes, scales)
 
 
@@ -311,7 +318,6 @@ def _chunk(setup: Setup, federation: Federation, clients_per_device: int) -> int
   return choose_chunk(setup, example, clients_per_device)
 
 
-def _whole(parts: Sequence[np.ndarray]) -> np.ndarray:
-  """Joins a column, and puts sums together that came in parts."""
-  column = np.concatenate(parts)
+def _whole(column: np.ndarray) -> np.ndarray:
+  """Puts sums together that came in parts."""
   return total(column) if column.dtype == np.uint32 and column.ndim == 2 else column

@@ -82,4 +82,4 @@ print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
   ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
   brought = set(ran.stdout.split())
   assert "sparsyfed_jax" in brought
-  assert not brought & {"matplotlib", "sklearn", "scipy", "rich", "orbax", "absl", "jinja2"}
+  assert not brought & {"matplotlib", "sklearn", "scipy", "rich", "orbax", "jinja2"}

@@ -7,6 +7,7 @@ import inspect
 import pkgutil
 import typing
 
+import jax
 import pytest
 
 import sparsyfed_jax
@@ -21,6 +22,10 @@ PUBLIC = [
 ]
 FINDER = doctest.DocTestFinder(exclude_empty=True)
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+
+
+def _home(value):
+  return getattr(value, "__module__", None)
 
 
 def has_example(value):
@@ -38,8 +43,12 @@ def has_example(value):
 def test_examples_do_what_they_show(module):
   runner = doctest.DocTestRunner(optionflags=OPTIONS)
   failures = []
-  for test in FINDER.find(importlib.import_module(module)):
-    runner.run(test, out=failures.append)
+  room = importlib.import_module(module)
+  # What the module imports, a reader has to import too.
+  known = {key: value for key, value in vars(room).items() if module == _home(value)}
+  with jax.numpy_dtype_promotion("standard"):  # as a reader's session has it
+    for test in FINDER.find(room, globs=known):
+      runner.run(test, out=failures.append)
   assert not failures, "\n".join(failures)
 
 

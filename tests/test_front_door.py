@@ -56,7 +56,7 @@ def test_a_program_of_a_few_lines():
 
 @pytest.mark.parametrize("method", sf.METHODS)
 def test_computes_as_the_program_does(method, clients, task):
-  run = make_run(clients, task, getattr(sf, method)(), rounds=20, rounds_per_call=5)
+  run = make_run(clients, task, getattr(sf, method)(), rounds=20)
   start = run.init(seed=3)
   state, rows = run.rounds(start, ROUNDS)
   scores = run.evaluate(state)
@@ -68,6 +68,7 @@ def test_computes_as_the_program_does(method, clients, task):
     clients_per_round=4,
     local_epochs=1,
     rounds=20,
+    eval_every=20,
     num_devices=1,
   )
   other = build(resolve(config))
@@ -155,6 +156,18 @@ def test_a_method_knows_its_arguments():
 def test_simulate_refuses_what_is_wrong(settings, message, clients, task):
   with pytest.raises(ValueError, match=message):
     sf.simulate(sf.fedavg(), task, clients, **settings)
+
+
+def test_simulate_refuses_what_does_not_fit(data, clients, task):
+  with pytest.raises(ValueError, match="^reparam_exclude='Conv': must find a layer of .*Dense_0"):
+    make_run(clients, task, sf.sparsyfed(reparam_exclude="Conv"))
+  beyond = sf.data.Clients(data, [np.arange(9), np.array([1438])])
+  with pytest.raises(ValueError, match="^clients: parts hold 1438, must hold .* 0 to 1437"):
+    sf.simulate(sf.fedavg(), task, beyond, clients_per_round=2)
+  with pytest.raises(ValueError, match="^scaffold: clients must train by SGD without momentum"):
+    make_run(clients, task, sf.scaffold(), client_optimizer=sf.fed.sgd(momentum=0.9))
+  with pytest.raises(ValueError, match="^mine: must be one of "):
+    sf.find("mine")
 
 
 def test_simulate_wants_a_method_that_was_called(clients, task):

@@ -25,7 +25,7 @@ def check(config: Config) -> None:
   try:
     method = method_of(config)
   except ValueError as error:
-    raise ConfigError(f"--algorithm={config.algorithm}: must be {error}") from error
+    raise ConfigError(f"--algorithm={error}") from error
   _check_input_range(config)
   for name, flag in known.items():
     right = refusal(flag.rule, getattr(config, name))

@@ -79,7 +79,7 @@ def strangers_of(names: Iterable[str]) -> tuple[Method, ...]:
       try:
         found.append(algorithms.find(name))
       except ValueError as error:
-        raise ConfigError(f"--algorithm={name}: must be {error}") from error
+        raise ConfigError(f"--algorithm={error}") from error
   return tuple(found)
 
 

@@ -23,6 +23,7 @@ from sparsyfed_jax.algorithms import (
 )
 from sparsyfed_jax.fed.method import Method
 
+# The methods by name.
 METHODS: dict[str, Method] = {
   module.METHOD.name: module.METHOD
   for module in (fedavg, feddst, flash, scaffold, sparsyfed, static, topk, zerofl)
@@ -41,7 +42,7 @@ def find(name: str) -> Method:
       code is run.
 
   Raises:
-    ValueError: in one line, what is wrong with it.
+    ValueError: in one line, the name and what would be right.
 
   Example:
     >>> find("topk").title
@@ -52,9 +53,13 @@ def find(name: str) -> Method:
   module, colon, attribute = name.rpartition(":")
   if not colon or not module or not attribute:
     raise ValueError(
-      f"one of {', '.join(METHODS)}, or package.module:METHOD or ./file.py:METHOD of your own"
+      f"{name}: must be one of {', '.join(METHODS)}, or package.module:METHOD or ./file.py:METHOD"
+      " of your own"
     )
-  return _load(module, attribute)
+  try:
+    return _load(module, attribute)
+  except ValueError as error:
+    raise ValueError(f"{name}: must be {error}") from error
 
 
 def files_of(name: str) -> list[pathlib.Path]:

@@ -1,6 +1,6 @@
 """SparsyFed: sparse training from the first round, with masks that agree.
 
-A weight is a power of the parameter theta that is trained,
+A weight is a power of the parameter theta that is trained::
 
     w = theta * |theta|^(beta - 1),
 

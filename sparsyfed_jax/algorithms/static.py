@@ -1,7 +1,7 @@
 """Fixed masks: FedAvg inside a mask that is chosen once and never changes.
 
 The mask is random, with the same density in each layer; `erk`, random at Erdős–Rényi–kernel
-densities; or of largest `saliency`: in round 1 clients do not train, but send |gradient * weight|
+densities; or of largest `saliency`: in round 1 clients do not train, but send `|gradient * weight|`
 of one batch, and the entries whose mean is largest over the whole model are trained from then on.
 
 Saliency is SNIP (Lee et al., ICLR 2019, arXiv 1810.02340), federated as in SSFL (Ohib et al., 2024,
@@ -116,7 +116,7 @@ def static(setup: Setup, options: Options = DEFAULT) -> Algorithm:
 def _saliency(
   setup: Setup, variables: Variables, data: ClientData, key: Key
 ) -> tuple[Variables, Metrics]:
-  """Puts |gradient * weight| of one batch in the place of each prunable parameter."""
+  """Puts `|gradient * weight|` of one batch in the place of each prunable parameter."""
   batch = take_batch(shuffle(key, data), jnp.int32(0), setup.local.batch_size)
 
   def loss(params: Params) -> Any:

@@ -132,8 +132,8 @@ def dirichlet_per_class(
   are those of `dirichlet`.
 
   Example:
-    >>> dirichlet_per_class(digits(), num_clients=3).sizes.sum()
-    np.int64(1438)
+    >>> int(dirichlet_per_class(digits(), num_clients=3).sizes.sum())
+    1438
   """
   key = make_keys(jax.random.key(seed)).partition
   return Clients(data, partition.dirichlet_per_class(key, data.y_train, num_clients, alpha))
@@ -212,9 +212,9 @@ def from_arrays(
   Values are scaled by what the training examples suggest: bytes, for instance, to [-1, 1].
 
   Args:
-    x_train: (n, *shape) booleans, integers or floats; images (n, h, w, channels) or (n, h, w).
+    x_train: `(n, *shape)` booleans, integers or floats; images (n, h, w, channels) or (n, h, w).
     y_train: (n,) labels, integers or strings.
-    x_test: (m, *shape).
+    x_test: `(m, *shape)`.
     y_test: (m,).
     client_train: (n,) client of each training example, integers or strings; None if unknown.
     client_test: (m,) as `client_train`.

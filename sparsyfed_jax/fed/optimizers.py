@@ -61,6 +61,7 @@ def sgd(momentum: float = 0.0, nesterov: bool = False) -> ClientOptimizer:
   """Makes SGD whose L2 term is added to the gradient of all parameters, as in PyTorch.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> step = sgd(momentum=0.9)(jnp.float32(0.1), jnp.float32(0))
     >>> updates, _ = step.update(jnp.ones(1), step.init(jnp.ones(1)), jnp.ones(1))
     >>> updates
@@ -79,6 +80,7 @@ def adamw(lr: jax.Array, weight_decay: jax.Array) -> optax.GradientTransformatio
   """Makes AdamW, whose decay is decoupled from the gradient.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> step = adamw(jnp.float32(0.01), jnp.float32(0))
     >>> updates, _ = step.update(jnp.ones(1), step.init(jnp.ones(1)), jnp.ones(1))
     >>> updates.round(4)
@@ -91,6 +93,7 @@ def clipped(optimizer: ClientOptimizer, max_norm: float) -> ClientOptimizer:
   """Clips the gradient of each step by its global norm, before the L2 term.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> step = clipped(sgd(), max_norm=1.0)(jnp.float32(1), jnp.float32(0))
     >>> updates, _ = step.update(jnp.array([3.0, 4.0]), step.init(jnp.ones(2)), jnp.ones(2))
     >>> updates
@@ -211,6 +214,7 @@ def fedopt(second_moment: SecondMoment, b1: float) -> FedOpt:
     b1: weight of the old m, in [0, 1).
 
   Example:
+    >>> import jax.numpy as jnp
     >>> adagrad = fedopt(lambda v, square: v + square, b1=0.0)
     >>> step = adagrad.make(jnp.float32(1), jnp.float32(0))
     >>> updates, _ = step.update(jnp.full(1, 2.0), step.init(jnp.ones(1)))
@@ -248,6 +252,7 @@ FEDOPT: dict[str, FedOpt] = {
   "fedadam": fedopt(lambda v, square: _B2 * v + (1 - _B2) * square, b1=0.9),
   "fedyogi": fedopt(lambda v, square: v - (1 - _B2) * square * jnp.sign(v - square), b1=0.9),
 }
+# The server optimizers by name.
 SERVER_OPTIMIZERS: dict[str, ServerOptimizer] = {
   "sgd": optax.sgd,
   "momentum": partial(optax.sgd, momentum=0.9),

@@ -77,6 +77,7 @@ def random_masks(params: Params, densities: Sequence[jax.Array] | jax.Array, key
   """Marks a random share of each layer's prunable parameters; arguments as in `largest_masks`.
 
   Example:
+    >>> import jax
     >>> import jax.numpy as jnp
     >>> masks = random_masks({"kernel": jnp.ones((4, 5))}, [jnp.float32(0.25)], jax.random.key(0))
     >>> int(masks[0].sum())

@@ -75,13 +75,16 @@ def train_client(
     Trained variables, the carry after the last step, and metrics of training.
 
   Example:
+    >>> import jax
     >>> import jax.numpy as jnp
     >>> import sparsyfed_jax as sf
     >>> from sparsyfed_jax import fed
+    >>> from sparsyfed_jax.types import ClientData
     >>> data = sf.data.digits()
     >>> task = sf.classification(sf.models.MLP(10, hidden=(8,)), data)
     >>> one, key = jnp.float32(1), jax.random.key(0)
-    >>> mine = ClientData(data.x_train, data.y_train, jnp.arange(64), jnp.int32(64), one, one)
+    >>> x, y = jax.device_put((data.x_train, data.y_train))
+    >>> mine = ClientData(x, y, jnp.arange(64), jnp.int32(64), one, one)
     >>> local = fed.LocalTraining(batch_size=16, epochs=1, optimizer=fed.sgd())
     >>> start, rates = task.init(key), Rates(one / 2, 0 * one, 0 * one)
     >>> trained = train_client(fed.LocalRule(), task, local, rates, start, {}, mine, key)

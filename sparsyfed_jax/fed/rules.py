@@ -160,6 +160,7 @@ def checked(fn: _Fn) -> _Fn:
     ValueError: of the function that is returned, naming the argument, its value and what is right.
 
   Example:
+    >>> from typing import Annotated
     >>> @checked
     ... def half(share: Annotated[float, Knob("to halve", low=0)]) -> float:
     ...   return share / 2

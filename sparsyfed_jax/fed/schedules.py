@@ -32,6 +32,7 @@ def cubic(progress: jax.Array) -> jax.Array:
   return 1 - (1 - progress) ** 3
 
 
+# How the sparsity grows over the rounds, by name.
 SPARSITY_SCHEDULES: dict[str, SparsitySchedule] = {
   "constant": constant,
   "cubic": cubic,
@@ -75,6 +76,7 @@ def constant_rate(first: jax.Array, last: jax.Array, share: jax.Array) -> jax.Ar
   return first
 
 
+# How the clients' rate falls over the rounds, by name.
 RATE_SCHEDULES: dict[str, RateSchedule] = {
   "exponential": exponential_rate,
   "linear": linear_rate,

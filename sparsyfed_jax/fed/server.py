@@ -20,6 +20,7 @@ class Upload(NamedTuple):
   """The upload of a client: its model times its weight, so that uploads can be summed.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> upload = weigh({"params": {"kernel": jnp.full(2, 3.0)}}, jnp.float32(10))
     >>> upload.variables["params"]["kernel"]
     Array([30., 30.], dtype=float32)
@@ -46,6 +47,7 @@ def weigh(variables: Variables, weight: jax.Array) -> Upload:
   """Multiplies a client's model by its weight, () float32.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> weigh({"params": jnp.ones(2)}, jnp.float32(5)).weight
     Array(5., dtype=float32)
   """

@@ -44,6 +44,7 @@ class Simulation(NamedTuple):
   """A federated run as jitted functions, compiled when first called; a state is a `State`.
 
   Example:
+    >>> import jax
     >>> import sparsyfed_jax as sf
     >>> data = sf.data.digits()
     >>> task = sf.classification(sf.models.MLP(10), data)
@@ -105,6 +106,7 @@ def simulate(
     num_clients: for how many `init` makes memories; for one, where they are placed otherwise.
 
   Example:
+    >>> import jax
     >>> import sparsyfed_jax as sf
     >>> data = sf.data.digits()
     >>> task = sf.classification(sf.models.MLP(10), data)

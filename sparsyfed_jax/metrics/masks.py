@@ -25,6 +25,7 @@ def regrowth(before: Params, after: Params) -> jax.Array:
     () float32 in [0, 1].
 
   Example:
+    >>> import jax.numpy as jnp
     >>> before, after = {"kernel": jnp.eye(2)}, {"kernel": jnp.ones((2, 2))}
     >>> regrowth(before, after)
     Array(0.5, dtype=float32)
@@ -47,6 +48,7 @@ def mask_iou(before: Params, after: Params) -> jax.Array:
     () float32 in [0, 1]; 1 for two empty masks.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> mask_iou({"kernel": jnp.eye(2)}, {"kernel": jnp.ones((2, 2))})
     Array(0.5, dtype=float32)
   """

@@ -12,6 +12,7 @@ def global_sparsity(params: Params) -> jax.Array:
   """Computes the share of zeros among all parameters; () float32 in [0, 1].
 
   Example:
+    >>> import jax.numpy as jnp
     >>> global_sparsity({"Dense_0": {"kernel": jnp.zeros((2, 3)), "bias": jnp.ones(2)}})
     Array(0.75, dtype=float32)
   """
@@ -22,6 +23,7 @@ def prunable_sparsity(params: Params) -> jax.Array:
   """Computes the share of zeros among the prunable parameters; () float32 in [0, 1].
 
   Example:
+    >>> import jax.numpy as jnp
     >>> prunable_sparsity({"Dense_0": {"kernel": jnp.zeros((2, 3)), "bias": jnp.ones(2)}})
     Array(1., dtype=float32)
   """
@@ -32,6 +34,7 @@ def layer_densities(params: Params) -> dict[str, jax.Array]:
   """Computes the share of non-zeros of each prunable leaf, by the name of its path.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> layer_densities({"Dense_0": {"kernel": jnp.eye(2)}})
     {'Dense_0/kernel': Array(0.5, dtype=float32)}
   """

@@ -16,6 +16,7 @@ class CNN(nn.Module):
     ops: what the layers compute with.
 
   Example:
+    >>> import jax
     >>> model, x = CNN(num_classes=10), jax.ShapeDtypeStruct((2, 28, 28, 1), float)
     >>> jax.eval_shape(lambda key, x: model.init_with_output(key, x)[0], jax.random.key(0), x).shape
     (2, 10)

@@ -15,6 +15,7 @@ class MLP(nn.Module):
     ops: what the layers compute with.
 
   Example:
+    >>> import jax
     >>> model = MLP(num_classes=10, hidden=(32,))
     >>> variables = model.init(jax.random.key(0), jax.numpy.zeros((1, 8, 8, 1)))
     >>> variables["params"]["Dense_0"]["kernel"].shape

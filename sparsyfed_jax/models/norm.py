@@ -52,6 +52,8 @@ class BatchNorm(nn.Module):
     epsilon: added to the variance.
 
   Example:
+    >>> import jax
+    >>> import jax.numpy as jnp
     >>> x = jnp.array([[1.0], [3.0]])
     >>> variables = BatchNorm().init(jax.random.key(0), x, train=True)
     >>> variables["batch_stats"]["mean"].shape

@@ -59,6 +59,7 @@ class ResNet18(nn.Module):
     ops: what the layers compute with.
 
   Example:
+    >>> import jax
     >>> model, x = ResNet18(num_classes=10), jax.ShapeDtypeStruct((2, 32, 32, 3), float)
     >>> jax.eval_shape(lambda key, x: model.init_with_output(key, x)[0], jax.random.key(0), x).shape
     (2, 10)

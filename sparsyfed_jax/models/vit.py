@@ -58,6 +58,7 @@ class ViT(nn.Module):
     ops: what the layers compute with.
 
   Example:
+    >>> import jax
     >>> model, x = ViT(num_classes=10), jax.ShapeDtypeStruct((2, 32, 32, 3), float)
     >>> jax.eval_shape(lambda key, x: model.init_with_output(key, x)[0], jax.random.key(0), x).shape
     (2, 10)

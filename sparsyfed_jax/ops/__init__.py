@@ -9,6 +9,7 @@ from sparsyfed_jax.ops.backend.conv import (
   conv_winograd,
 )
 from sparsyfed_jax.ops.backend.count import count_each, count_nonzero, count_one, count_true
+from sparsyfed_jax.ops.backend.pool import max_pool, max_pool_overlapping
 from sparsyfed_jax.ops.densities import erk_densities
 from sparsyfed_jax.ops.layers import (
   NATIVE,
@@ -20,7 +21,6 @@ from sparsyfed_jax.ops.layers import (
   pruned_layers,
   residual_layers,
 )
-from sparsyfed_jax.ops.pool import max_pool, max_pool_overlapping
 from sparsyfed_jax.ops.pruned import activation_threshold, prune_residual, share_threshold
 from sparsyfed_jax.ops.reparam import powerprop, powerprop_inverse, spectral_exponent
 from sparsyfed_jax.ops.select import (

@@ -14,7 +14,7 @@ class CodecError(ValueError):
     >>> from sparsyfed_jax.wire import decode
     >>> decode(b"not a payload of this format")
     Traceback (most recent call last):
-    sparsyfed_jax.wire.reader.CodecError: a payload begins with b'SFJW', not b'not '
+    sparsyfed_jax.wire.reader.CodecError: a payload begins with b'SFJ', not b'not'
   """
 
 

@@ -43,6 +43,7 @@ def round_to_wire(tree: Any, dtype: Any) -> Any:
     dtype: `jnp.float32`, `jnp.bfloat16` or `jnp.float16`.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> round_to_wire(jnp.float32(1.001), jnp.bfloat16)
     Array(1., dtype=float32)
     >>> round_to_wire(jnp.float32(1e-30), jnp.float16) > 0

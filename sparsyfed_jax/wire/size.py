@@ -65,6 +65,7 @@ def payload_bytes(
     ValueError: as `encode`; or a tree that is larger.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> from sparsyfed_jax.wire import encode
     >>> model = {"kernel": jnp.eye(100)}
     >>> int(payload_bytes(model)) == len(encode(model))

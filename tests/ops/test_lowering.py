@@ -99,10 +99,11 @@ class TestRound:
     assert "convolution" not in found and found["dot_general"] > 9
 
 
-def test_nothing_in_the_library_asks_what_the_process_runs_on():
-  root = pathlib.Path(sparsyfed_jax.__file__).parent
-  asking = [path.name for path in root.rglob("*.py") if "default_backend" in path.read_text()]
-  assert not asking
+def test_nothing_that_is_traced_asks_what_the_process_runs_on():
+  # All rooms: only the front door may, which cuts cohorts to suit the machine before it traces.
+  paths = list(pathlib.Path(sparsyfed_jax.__file__).parent.glob("*/**/*.py"))
+  assert len(paths) > 50
+  assert not [path.name for path in paths if "default_backend" in path.read_text()]
 
 
 def gradients(fn):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from sparsyfed_jax.ops.pool import max_pool, max_pool_overlapping
+from sparsyfed_jax.ops.backend.pool import max_pool, max_pool_overlapping
 from tests import reference
 
 

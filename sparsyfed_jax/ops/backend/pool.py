@@ -1,11 +1,14 @@
 """Max pooling without XLA's select-and-scatter, which is slow on CPUs."""
 
 import functools
+import itertools
 
 import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from sparsyfed_jax.ops.backend.choice import by_platform
 
 
 def max_pool(x: jax.Array, window: int) -> jax.Array:
@@ -32,7 +35,41 @@ def max_pool(x: jax.Array, window: int) -> jax.Array:
   batch, height, width, features = x.shape
   rows, columns = height // window, width // window
   x = x[:, : rows * window, : columns * window]
-  return jnp.max(x.reshape(batch, rows, window, columns, window, features), axis=(2, 4))
+  return _max_of_windows(x.reshape(batch, rows, window, columns, window, features))
+
+
+@jax.custom_vjp
+def _max_of_windows(windows: jax.Array) -> jax.Array:
+  return jnp.max(windows, axis=(2, 4))
+
+
+def _forward(windows: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  largest = _max_of_windows(windows)
+  return largest, (windows, largest)
+
+
+def _backward(residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array]:
+  return (by_platform(*residuals, cotangent, cpu=_share_by_place, default=_share),)
+
+
+# As autodiff would, but the ties are counted place by place: its sum over two axes is slow on CPU.
+def _share_by_place(windows: jax.Array, largest: jax.Array, cotangent: jax.Array) -> jax.Array:
+  places = itertools.product(*(range(windows.shape[axis]) for axis in (2, 4)))
+  ties = sum((windows[:, :, i, :, j] == largest).astype(cotangent.dtype) for i, j in places)
+  # Divided once for a window, not once for each of its places.
+  share = lax.optimization_barrier(cotangent / ties)
+  return jnp.where(windows == _spread(largest), _spread(share), 0)
+
+
+def _share(windows: jax.Array, largest: jax.Array, cotangent: jax.Array) -> jax.Array:
+  return jax.vjp(lambda windows: jnp.max(windows, axis=(2, 4)), windows)[1](cotangent)[0]
+
+
+_max_of_windows.defvjp(_forward, _backward)
+
+
+def _spread(x: jax.Array) -> jax.Array:
+  return x[:, :, None, :, None]
 
 
 def max_pool_overlapping(x: jax.Array, window: int, stride: int, padding: int) -> jax.Array:
