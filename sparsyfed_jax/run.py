@@ -1,5 +1,6 @@
 """A whole simulation in a few lines: a task, a method, clients, and the rounds of a run."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
@@ -221,6 +222,7 @@ def simulate(  # noqa: D417 (`checked` describes the others)
     raise ValueError(
       f"clients_per_round={clients_per_round}: must be at most {len(sizes)}, the number of clients"
     )
+  _check_functions(client_optimizer, client_weight)
   numbers = {
     "rounds": rounds,
     "client_lr": client_lr,
@@ -323,6 +325,22 @@ def _check_patterns(chosen: Configured, task: Task) -> None:
     if pattern and not any(map(trees.name_finder(pattern), task.layer_names)):
       layers = ", ".join(task.layer_names)
       raise ValueError(f"{name}={pattern!r}: must find a layer of the model: {layers}")
+
+
+def _check_functions(
+  client_optimizer: ClientOptimizer, client_weight: Callable[[jax.Array], jax.Array]
+) -> None:
+  """Refuses functions that would be called and yet do something else; raises ValueError."""
+  positional = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+  parameters = inspect.signature(client_optimizer).parameters.values()
+  needed = [one for one in parameters if one.kind in positional and one.default is one.empty]
+  if len(needed) != 2:  # optax.sgd would take the weight decay for its momentum
+    raise ValueError(
+      f"client_optimizer={client_optimizer!r}: must take a rate and a weight decay, as"
+      " fed.sgd(momentum=0.9) does, or lambda rate, decay: optax.adamw(rate, weight_decay=decay)"
+    )
+  if np.any(client_weight(jnp.zeros(1, jnp.int32))):  # such as of those that vanish
+    raise ValueError(f"client_weight={client_weight!r}: must be 0 of 0 examples")
 
 
 def _federation(clients: Clients) -> Federation:

@@ -185,7 +185,7 @@ class Configured(NamedTuple):
       settings: has the numbers of the run, such as `rounds`, as attributes.
 
     Raises:
-      ValueError: a number contradicts another.
+      ValueError: a number does not fit the others; the message names it and what would be right.
     """
 
     def fill(values: Any) -> Any:
@@ -195,10 +195,11 @@ class Configured(NamedTuple):
       return values._replace(**{one.name: value for one, value in found.items()})
 
     sparsity = fill(self.sparsity)
-    if sparsity.sparsity_ramp_rounds > settings.rounds:
+    most = 0 if sparsity.sparsity_schedule == "constant" else settings.rounds
+    if sparsity.sparsity_ramp_rounds > most:
       raise ValueError(
-        f"sparsity_ramp_rounds={sparsity.sparsity_ramp_rounds}: must be at most"
-        f" rounds={settings.rounds}, or the target sparsity is never reached"
+        f"sparsity_ramp_rounds={sparsity.sparsity_ramp_rounds}: must be at most {most} in"
+        f" {settings.rounds} rounds with sparsity_schedule={sparsity.sparsity_schedule!r}"
       )
     return self._replace(sparsity=sparsity, hyper=fill(self.hyper)).checked()
 
