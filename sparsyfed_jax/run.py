@@ -1,5 +1,6 @@
 """A whole simulation in a few lines: a task, a method, clients, and the rounds of a run."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
@@ -216,11 +217,12 @@ def simulate(  # noqa: D417 (`checked` describes the others)
   """
   if not isinstance(method, Configured | Method):
     raise TypeError(f"method={method!r}: must be called, as in sparsyfed_jax.sparsyfed()")
-  data, sizes = clients.data, clients.sizes
+  sizes = clients.sizes
   if clients_per_round > len(sizes):
     raise ValueError(
       f"clients_per_round={clients_per_round}: must be at most {len(sizes)}, the number of clients"
     )
+  _check_functions(client_optimizer, client_weight)
   numbers = {
     "rounds": rounds,
     "client_lr": client_lr,
@@ -233,7 +235,10 @@ def simulate(  # noqa: D417 (`checked` describes the others)
     "straggler_fraction": straggler_fraction,
   }
   chosen = method() if isinstance(method, Method) else method
-  settings = numbers | chosen.sparsity._asdict() | {"local_epochs": local_epochs}
+  others = dict(
+    clients_per_round=clients_per_round, local_epochs=local_epochs, batch_size=batch_size
+  )
+  settings = numbers | others | chosen.sparsity._asdict()
   chosen = chosen.completed(SimpleNamespace(**settings))
   hyper = Hyper(
     **{name: jnp.float32(value) for name, value in numbers.items()},
@@ -241,9 +246,6 @@ def simulate(  # noqa: D417 (`checked` describes the others)
     ramp_rounds=jnp.float32(chosen.sparsity.sparsity_ramp_rounds),
     total_weight=jnp.sum(client_weight(jnp.asarray(sizes, jnp.int32))),
   )
-  for one in chosen.method.arguments():
-    if isinstance(one.rule, Pattern):
-      _check_pattern(one.name, getattr(chosen.options, one.name), task)
   setup = Setup(
     task=task,
     local=LocalTraining(
@@ -260,14 +262,39 @@ def simulate(  # noqa: D417 (`checked` describes the others)
     measures=measures(jnp.dtype(wire_dtype)),
     wire_dtype=jnp.dtype(wire_dtype),
   )
+  return _on_devices(
+    chosen,
+    setup,
+    with_own(hyper, chosen.hyper),
+    clients,
+    clients_per_round,
+    clients_per_chunk,
+    rounds,
+    availability,
+  )
+
+
+def _on_devices(
+  chosen: Configured,
+  setup: Setup,
+  hyper: Hyper,
+  clients: Clients,
+  clients_per_round: int,
+  clients_per_chunk: int | None,
+  rounds: int,
+  availability: Availability,
+) -> Run:
+  """Makes the functions of a run and puts its data on the devices of this process."""
+  _check_patterns(chosen, setup.task)
   algorithm = chosen.method.algorithm(setup, chosen.options)
+  data = clients.data
   mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
   federation = _federation(clients)
   per_device = -(-clients_per_round // mesh.size)
   chunk = clients_per_chunk or _chunk(setup, federation, per_device)
   simulation = engine.simulate(
     algorithm,
-    task,
+    setup.task,
     clients_per_round=clients_per_round,
     clients_per_chunk=min(chunk, per_device),
     rounds_per_call=rounds,
@@ -277,10 +304,10 @@ def simulate(  # noqa: D417 (`checked` describes the others)
       sum_over_clients if mesh.size == 1 else partial(sum_over_devices, mesh, "replicated")
     ),
     measures=setup.measures,
-    num_clients=len(sizes),
+    num_clients=len(clients.parts),
   )
   everywhere = NamedSharding(mesh, PartitionSpec())
-  x_test, y_test, hyper = put((data.x_test, data.y_test, with_own(hyper, chosen.hyper)), everywhere)
+  x_test, y_test, hyper = put((data.x_test, data.y_test, hyper), everywhere)
   return Run(
     algorithm=algorithm,
     simulation=simulation,
@@ -292,10 +319,28 @@ def simulate(  # noqa: D417 (`checked` describes the others)
   )
 
 
-def _check_pattern(name: str, pattern: str, task: Task) -> None:
-  if pattern and not any(map(trees.name_finder(pattern), task.layer_names)):
-    names = ", ".join(task.layer_names)
-    raise ValueError(f"{name}={pattern!r}: must find a layer of the model: {names}")
+def _check_patterns(chosen: Configured, task: Task) -> None:
+  for name in (one.name for one in chosen.method.arguments() if isinstance(one.rule, Pattern)):
+    pattern = getattr(chosen.options, name)
+    if pattern and not any(map(trees.name_finder(pattern), task.layer_names)):
+      layers = ", ".join(task.layer_names)
+      raise ValueError(f"{name}={pattern!r}: must find a layer of the model: {layers}")
+
+
+def _check_functions(
+  client_optimizer: ClientOptimizer, client_weight: Callable[[jax.Array], jax.Array]
+) -> None:
+  """Refuses functions that would be called and yet do something else; raises ValueError."""
+  positional = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+  parameters = inspect.signature(client_optimizer).parameters.values()
+  needed = [one for one in parameters if one.kind in positional and one.default is one.empty]
+  if len(needed) != 2:  # optax.sgd would take the weight decay for its momentum
+    raise ValueError(
+      f"client_optimizer={client_optimizer!r}: must take a rate and a weight decay, as"
+      " fed.sgd(momentum=0.9) does, or lambda rate, decay: optax.adamw(rate, weight_decay=decay)"
+    )
+  if np.any(client_weight(jnp.zeros(1, jnp.int32))):  # such as of those that vanish
+    raise ValueError(f"client_weight={client_weight!r}: must be 0 of 0 examples")
 
 
 def _federation(clients: Clients) -> Federation:

@@ -183,6 +183,9 @@ class Configured(NamedTuple):
 
     Args:
       settings: has the numbers of the run, such as `rounds`, as attributes.
+
+    Raises:
+      ValueError: a number does not fit the others; the message names it and what would be right.
     """
 
     def fill(values: Any) -> Any:
@@ -191,7 +194,14 @@ class Configured(NamedTuple):
       refuse(found)
       return values._replace(**{one.name: value for one, value in found.items()})
 
-    return self._replace(sparsity=fill(self.sparsity), hyper=fill(self.hyper)).checked()
+    sparsity = fill(self.sparsity)
+    most = 0 if sparsity.sparsity_schedule == "constant" else settings.rounds
+    if sparsity.sparsity_ramp_rounds > most:
+      raise ValueError(
+        f"sparsity_ramp_rounds={sparsity.sparsity_ramp_rounds}: must be at most {most} in"
+        f" {settings.rounds} rounds with sparsity_schedule={sparsity.sparsity_schedule!r}"
+      )
+    return self._replace(sparsity=sparsity, hyper=fill(self.hyper)).checked()
 
   def checked(self) -> "Configured":
     """Returns itself; raises a ValueError if one of its numbers contradicts another."""
