@@ -217,7 +217,7 @@ def simulate(  # noqa: D417 (`checked` describes the others)
   """
   if not isinstance(method, Configured | Method):
     raise TypeError(f"method={method!r}: must be called, as in sparsyfed_jax.sparsyfed()")
-  data, sizes = clients.data, clients.sizes
+  sizes = clients.sizes
   if clients_per_round > len(sizes):
     raise ValueError(
       f"clients_per_round={clients_per_round}: must be at most {len(sizes)}, the number of clients"
@@ -235,7 +235,10 @@ def simulate(  # noqa: D417 (`checked` describes the others)
     "straggler_fraction": straggler_fraction,
   }
   chosen = method() if isinstance(method, Method) else method
-  settings = numbers | chosen.sparsity._asdict() | {"local_epochs": local_epochs}
+  others = dict(
+    clients_per_round=clients_per_round, local_epochs=local_epochs, batch_size=batch_size
+  )
+  settings = numbers | others | chosen.sparsity._asdict()
   chosen = chosen.completed(SimpleNamespace(**settings))
   hyper = Hyper(
     **{name: jnp.float32(value) for name, value in numbers.items()},
@@ -243,9 +246,6 @@ def simulate(  # noqa: D417 (`checked` describes the others)
     ramp_rounds=jnp.float32(chosen.sparsity.sparsity_ramp_rounds),
     total_weight=jnp.sum(client_weight(jnp.asarray(sizes, jnp.int32))),
   )
-  for one in chosen.method.arguments():
-    if isinstance(one.rule, Pattern):
-      _check_pattern(one.name, getattr(chosen.options, one.name), task)
   setup = Setup(
     task=task,
     local=LocalTraining(
@@ -262,14 +262,39 @@ def simulate(  # noqa: D417 (`checked` describes the others)
     measures=measures(jnp.dtype(wire_dtype)),
     wire_dtype=jnp.dtype(wire_dtype),
   )
+  return _on_devices(
+    chosen,
+    setup,
+    with_own(hyper, chosen.hyper),
+    clients,
+    clients_per_round,
+    clients_per_chunk,
+    rounds,
+    availability,
+  )
+
+
+def _on_devices(
+  chosen: Configured,
+  setup: Setup,
+  hyper: Hyper,
+  clients: Clients,
+  clients_per_round: int,
+  clients_per_chunk: int | None,
+  rounds: int,
+  availability: Availability,
+) -> Run:
+  """Makes the functions of a run and puts its data on the devices of this process."""
+  _check_patterns(chosen, setup.task)
   algorithm = chosen.method.algorithm(setup, chosen.options)
+  data = clients.data
   mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
   federation = _federation(clients)
   per_device = -(-clients_per_round // mesh.size)
   chunk = clients_per_chunk or _chunk(setup, federation, per_device)
   simulation = engine.simulate(
     algorithm,
-    task,
+    setup.task,
     clients_per_round=clients_per_round,
     clients_per_chunk=min(chunk, per_device),
     rounds_per_call=rounds,
@@ -279,10 +304,10 @@ def simulate(  # noqa: D417 (`checked` describes the others)
       sum_over_clients if mesh.size == 1 else partial(sum_over_devices, mesh, "replicated")
     ),
     measures=setup.measures,
-    num_clients=len(sizes),
+    num_clients=len(clients.parts),
   )
   everywhere = NamedSharding(mesh, PartitionSpec())
-  x_test, y_test, hyper = put((data.x_test, data.y_test, with_own(hyper, chosen.hyper)), everywhere)
+  x_test, y_test, hyper = put((data.x_test, data.y_test, hyper), everywhere)
   return Run(
     algorithm=algorithm,
     simulation=simulation,
@@ -294,10 +319,12 @@ def simulate(  # noqa: D417 (`checked` describes the others)
   )
 
 
-def _check_pattern(name: str, pattern: str, task: Task) -> None:
-  if pattern and not any(map(trees.name_finder(pattern), task.layer_names)):
-    names = ", ".join(task.layer_names)
-    raise ValueError(f"{name}={pattern!r}: must find a layer of the model: {names}")
+def _check_patterns(chosen: Configured, task: Task) -> None:
+  for name in (one.name for one in chosen.method.arguments() if isinstance(one.rule, Pattern)):
+    pattern = getattr(chosen.options, name)
+    if pattern and not any(map(trees.name_finder(pattern), task.layer_names)):
+      layers = ", ".join(task.layer_names)
+      raise ValueError(f"{name}={pattern!r}: must find a layer of the model: {layers}")
 
 
 def _check_functions(

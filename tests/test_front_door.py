@@ -192,6 +192,8 @@ def test_a_sparsity_that_would_not_be_reached_is_refused(arguments, message, cli
 def test_simulate_refuses_what_does_not_fit(data, clients, task):
   with pytest.raises(ValueError, match="^reparam_exclude='Conv': must find a layer of .*Dense_0"):
     make_run(clients, task, sf.sparsyfed(reparam_exclude="Conv"))
+  with pytest.raises(ValueError, match="^sparsity_ramp_rounds=9: must be at most 8 in 8 rounds"):
+    make_run(clients, task, sf.topk(sparsity_ramp_rounds=9), rounds=8)
   beyond = sf.data.Clients(data, [np.arange(9), np.array([1438])])
   with pytest.raises(ValueError, match="^clients: parts hold 1438, must hold .* 0 to 1437"):
     sf.simulate(sf.fedavg(), task, beyond, clients_per_round=2)
