@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 from absl import flags as absl_flags
 
-from experiments import flags, sweep, train
+from experiments import flags, sweep, table1, train
 from experiments.run.build import build
 from experiments.run.settings import method_of, source_digest
+from experiments.studies import study
 from experiments.sweeps import grid, results
 from sparsyfed_jax import algorithms
 from sparsyfed_jax.algorithms import METHODS, find
@@ -161,6 +162,12 @@ def test_it_is_swept_beside_others(name, tmp_path):
     table = results.write_results(runs, directory)
   assert "| nth | 1 |" in table and (directory / "sweep.png").exists()
   assert name in (directory / "sweep.csv").read_text()
+
+
+def test_it_is_studied_with_its_own_flags(name):
+  argv = ["--smoke", f"--algorithm={name},topk", "--nth_every=1,2", "--sparsity=0.9", "--seed=0"]
+  _, runs = study.read(table1.STUDY, [*argv, "--dirichlet_alpha=1"])
+  assert [run.point["nth_every"] for run in runs] == ["1", "2", ""]
 
 
 @pytest.mark.parametrize(
