@@ -267,10 +267,10 @@ def test_the_file_that_is_named_is_part_of_what_a_run_goes_on_with(tmp_path, mon
   assert source_digest(read(f"{path}:METHOD")[0]) not in digests
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
-def test_every_knob_has_help_and_a_default_that_is_right(method):
-  assert isinstance(method, Method) and method.title
-  for setting in method.settings():
+@pytest.mark.parametrize("record", METHODS.values(), ids=lambda record: record.name)
+def test_every_knob_has_help_and_a_default_that_is_right(record):
+  assert isinstance(record, Method) and record.title
+  for setting in record.settings():
     assert setting.rule.help and not setting.rule.help.endswith(".")
     assert setting.default is None or not refusal(setting.rule, setting.default)
     assert setting.is_number == isinstance(setting.rule, Knob)
