@@ -1,6 +1,5 @@
 """All flags there are: those of every run, and the knobs of methods."""
 
-import collections
 import functools
 import hashlib
 import typing
@@ -39,9 +38,6 @@ def flags_of(*strangers: Method) -> dict[str, Flag]:
   for name, hint in hints.items():
     kind, rule, *marks = typing.get_args(hint)
     found[name] = Flag(kind, Config._field_defaults[name], rule, tuple(marks))
-  for name, count in collections.Counter(method.name for method in strangers).items():
-    if count > 1:  # tables and pictures would not tell them apart
-      raise ConfigError(f"--algorithm: {count} methods are called {name}")
   for method in (*METHODS.values(), *strangers):
     for setting in method.settings():
       if setting.name in found or setting.name in _TAKEN:

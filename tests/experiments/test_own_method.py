@@ -218,15 +218,6 @@ def test_a_flag_that_stands_for_something_else_is_refused(tmp_path, field):
     flags.define(absl_flags.FlagValues(), [find(f"{path}:METHOD")])
 
 
-def test_two_methods_of_one_name_are_refused(tmp_path):
-  names = [f"{tmp_path / file}:METHOD" for file in ("one.py", "other.py")]
-  for file in ("one.py", "other.py"):
-    text = SOURCE.replace("Options, reads", f'Options, prefix="{file[:3]}_", reads')
-    (tmp_path / file).write_text(text)
-  with pytest.raises(flags.ConfigError, match="^--algorithm: 2 methods are called nth$"):
-    flags.define(absl_flags.FlagValues(), [find(name) for name in names])
-
-
 def test_a_number_that_follows_from_others_is_checked_like_those_given(tmp_path):
   path = tmp_path / "nth.py"
   check = 'lambda hyper, sparsity: ("every", "at most --nth_until") if hyper.every > hyper.until'
