@@ -129,6 +129,7 @@ def test_where_it_cannot_be_traced_nothing_is_left_and_the_same_command_runs(
   path.write_text(SOURCE.replace("(received, trained, jnp.where", "(trained, jnp.where"))
   config, _ = read(f"{path}:METHOD", "--rounds=2", f"--output_dir={directory}")
   monkeypatch.setattr(flags, "read", lambda: config)
+  monkeypatch.setattr(flags, "notes", lambda config: [])  # of the command line, which is not read
   monkeypatch.setattr(train, "leave_on_signal", lambda leave: None)
   with pytest.raises(TypeError):
     train.main([])
