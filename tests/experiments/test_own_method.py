@@ -118,6 +118,8 @@ def test_it_runs_is_titled_and_goes_on_with_its_own_code_alone(name, tmp_path, c
   train.check_resumable(config._replace(resume=True), directory)
   path = tmp_path / "nth.py"
   path.write_text(SOURCE + "# changed\n")
+  train.check_resumable(config._replace(resume=True), directory)  # what runs is as it was
+  algorithms._load.cache_clear()  # as in another process
   with pytest.raises(flags.ConfigError, match="--algorithm=.*its file is not that which the run"):
     train.check_resumable(config._replace(resume=True), directory)
 
