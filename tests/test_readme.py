@@ -15,11 +15,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 
-def blocks(page, language, above="", below=None):
-  """Lists the programs of a page, or of what is between two of its headings."""
-  text = page.read_text(encoding="utf-8")
-  text = text[text.index(above) : text.index(below) if below else None]
-  return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+def blocks(page, language):
+  return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def test_the_library_program_of_the_readme_runs(capsys):
@@ -35,13 +32,7 @@ def test_the_readme_is_short():
 
 def test_the_snippets_train_and_send_a_sparse_layer():
   names = {}
-  page, headings = (
-    ROOT / "docs" / "own_loop.md",
-    ("## The primitives alone", "## A model of your own"),
-  )
-  snippets = blocks(page, r"\{code-cell\} ipython3", *headings)
-  assert len(snippets) == 2
-  for snippet in snippets:
+  for snippet in blocks(ROOT / "docs" / "own_loop.md", r"\{code-cell\} ipython3")[1:3]:
     exec(compile(snippet, "own_loop.md", "exec"), names)
   kernel = names["theta"]["kernel"]
   assert (kernel == 0).mean() == 0.75

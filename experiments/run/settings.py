@@ -1,7 +1,6 @@
 """All flags there are: those of every run, and the knobs of methods."""
 
 import functools
-import hashlib
 import typing
 from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
@@ -99,11 +98,8 @@ def method_of(config: Config) -> Method:
 
 
 def source_digest(config: Config) -> str | None:
-  """Makes a SHA-256 of the files of a method that is not in `METHODS`, whose code may change."""
-  if config.algorithm in METHODS:
-    return None
-  contents = [file.read_bytes() for file in algorithms.files_of(config.algorithm)]
-  return hashlib.sha256(b"".join(contents)).hexdigest()
+  """Makes a SHA-256 of the code of a method that is not in `METHODS`, which may change."""
+  return None if config.algorithm in METHODS else algorithms.digest_of(config.algorithm)
 
 
 def own_hyper(config: Config) -> Any:

@@ -57,25 +57,24 @@ def find(name: str) -> Method:
       " of your own"
     )
   try:
-    return _load(module, attribute)
+    return _load(module, attribute)[0]
   except ValueError as error:
     raise ValueError(f"{name}: must be {error}") from error
 
 
-def files_of(name: str) -> list[pathlib.Path]:
-  """Lists the files of somebody else's method: the one named, and that of its `make`.
+def digest_of(name: str) -> str:
+  """Makes a SHA-256 of the code of somebody else's method, as it was when it was loaded.
 
   Args:
     name: as in `find`.
   """
-  module, make = name.rpartition(":")[0], find(name).make
-  named = module if module.endswith(".py") else inspect.getfile(sys.modules[module])
-  files = [named, inspect.getfile(make)] if inspect.isfunction(make) else [named]
-  return list(dict.fromkeys(pathlib.Path(file).resolve() for file in files))
+  find(name)
+  module, _, attribute = name.rpartition(":")
+  return _load(module, attribute)[1]
 
 
 @functools.cache
-def _load(module: str, attribute: str) -> Method:
+def _load(module: str, attribute: str) -> tuple[Method, str]:
   try:
     holder = _import_file(pathlib.Path(module)) if module.endswith(".py") else None
     method = getattr(holder or importlib.import_module(module), attribute)
@@ -95,7 +94,15 @@ def _load(module: str, attribute: str) -> Method:
     raise ValueError(
       f"a method with flags of its own, but other methods have --{min(flags & taken)}"
     )
-  return method
+  return method, _digest(module, method)
+
+
+def _digest(module: str, method: Method) -> str:
+  """Makes a SHA-256 of the file that was named, and that of the method's `make`."""
+  named = module if module.endswith(".py") else inspect.getfile(sys.modules[module])
+  files = [named, inspect.getfile(method.make)] if inspect.isfunction(method.make) else [named]
+  paths = dict.fromkeys(pathlib.Path(file).resolve() for file in files)
+  return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
 def _import_file(path: pathlib.Path) -> object:

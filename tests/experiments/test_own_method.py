@@ -118,6 +118,8 @@ def test_it_runs_is_titled_and_goes_on_with_its_own_code_alone(name, tmp_path, c
   train.check_resumable(config._replace(resume=True), directory)
   path = tmp_path / "nth.py"
   path.write_text(SOURCE + "# changed\n")
+  train.check_resumable(config._replace(resume=True), directory)  # what runs is as it was
+  algorithms._load.cache_clear()  # as in another process
   with pytest.raises(flags.ConfigError, match="--algorithm=.*its file is not that which the run"):
     train.check_resumable(config._replace(resume=True), directory)
 
@@ -129,6 +131,7 @@ def test_where_it_cannot_be_traced_nothing_is_left_and_the_same_command_runs(
   path.write_text(SOURCE.replace("(received, trained, jnp.where", "(trained, jnp.where"))
   config, _ = read(f"{path}:METHOD", "--rounds=2", f"--output_dir={directory}")
   monkeypatch.setattr(flags, "read", lambda: config)
+  monkeypatch.setattr(flags, "notes", lambda config: [])  # of the command line, which is not read
   monkeypatch.setattr(train, "leave_on_signal", lambda leave: None)
   with pytest.raises(TypeError):
     train.main([])
