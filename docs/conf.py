@@ -32,7 +32,9 @@ extensions = [
 ]
 html_theme = "furo"
 html_title = "sparsyfed_jax"
+html_theme_options = {"light_css_variables": {"code-font-size": "0.74em"}}
 html_show_sphinx = False
+html_show_copyright = False
 html_static_path = ["_static"]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "runs"]
@@ -51,7 +53,8 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
-os.environ["COLUMNS"] = "100"
+nb_render_markdown_format = "myst"
+os.environ["COLUMNS"] = "88"
 os.environ["IPYTHONDIR"] = str(HERE / "runs" / "ipython")
 os.environ["PATH"] = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]])
 
@@ -109,17 +112,18 @@ def _room_page(room: ModuleType, own: Sequence[str], elsewhere: Sequence[str]) -
   return "\n".join(lines)
 
 
-def show_fields(
-  app: Any, what: str, name: str, value: object, options: Any, lines: list[str]
-) -> None:
-  """Shows comments: those of a named tuple's fields, with its definition, and that of a value."""
+def show_fields(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+  """Shows comments: those of a named tuple's fields, beside them, and that of a value."""
   if what == "data":
     lines[:] = _comment_above(name.rpartition(".")[2])
   if not lines:
     logger.warning("%s has no docstring", name)
   if what == "class" and hasattr(value, "_fields"):
-    source = inspect.getsource(value)
-    lines += ["", ".. code-block:: python", "", *(f"   {line}" for line in source.splitlines()), ""]
+    fields = re.sub(
+      r'^  """.*?"""\n+', "", inspect.getsource(value), flags=re.DOTALL | re.MULTILINE
+    )
+    fields = re.split(r"^ +(?:@|def )", fields, flags=re.MULTILINE)[0].rstrip()
+    lines += ["", ".. code-block:: python", "", *(f"   {line}" for line in fields.splitlines()), ""]
 
 
 def skip_fields(
@@ -148,7 +152,5 @@ for place in (API, HERE / "runs"):  # what an earlier build has left
   place.mkdir()
 startup = pathlib.Path(os.environ["IPYTHONDIR"], "profile_default", "startup")
 startup.mkdir(parents=True)
-(startup / "plain.py").write_text(
-  'import os\n\ndel os.environ["FORCE_COLOR"]  # a page is no terminal\n'
-)
+shutil.copy(HERE / "shell_cells.py", startup)
 autosummary_generate = write_api()

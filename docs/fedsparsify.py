@@ -1,5 +1,8 @@
 """FedSparsify: clients train inside the server's mask, and the server prunes a little more.
 
+At the end of every `every`-th round t the server keeps the share d(t) of its prunable weights that
+is largest in magnitude, where d(t) falls by the sparsity schedule. What it has set to 0 stays 0.
+
 Stripelis et al., Federated progressive sparsification (purge, merge, tune)+, 2022, arXiv
 2204.12430. Lines marked `# +` are what the method adds to FedAvg.
 """
@@ -10,13 +13,11 @@ from typing import Annotated, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sparsyfed_jax import trees
+from sparsyfed_jax import Algorithm, Choice, Knob, Method, Setup, fed, trees
 from sparsyfed_jax.fed import averaging, masked
-from sparsyfed_jax.fed.algorithm import Algorithm, Setup, masks_of_zeros, require_prunable
-from sparsyfed_jax.fed.hyper import Hyper as CommonHyper
-from sparsyfed_jax.fed.method import Choice, Knob, Method, check_options
-from sparsyfed_jax.fed.pruning import Masks, apply_masks, global_masks, largest_masks
-from sparsyfed_jax.fed.server import Upload
+from sparsyfed_jax.fed.algorithm import masks_of_zeros
+from sparsyfed_jax.fed.method import check_options
+from sparsyfed_jax.fed.pruning import Masks
 from sparsyfed_jax.metrics.flops import shares_inside_masks
 from sparsyfed_jax.types import ClientData, Key, Memory, Metrics, Params, Variables
 
@@ -41,9 +42,6 @@ DEFAULT = Options()
 def fedsparsify(setup: Setup, options: Options = DEFAULT) -> Algorithm:
   """Makes FedSparsify, with any server optimizer.
 
-  At the end of each `every`-th round t the server keeps the share d(t) of its prunable weights that
-  is largest in magnitude, where d(t) falls by the sparsity schedule. What it has set to 0 stays 0.
-
   Args:
     setup: what every method is made of.
     options: the form.
@@ -52,33 +50,33 @@ def fedsparsify(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     ValueError: the form is unknown, or nothing in the model can be pruned.
   """
   check_options(options)  # +
-  require_prunable("fedsparsify", setup.task)  # +
+  fed.require_prunable("fedsparsify", setup.task)  # +
 
-  def init(variables: Variables, hyper: CommonHyper, key: Key) -> averaging.State:
+  def init(variables: Variables, hyper: fed.Hyper, key: Key) -> averaging.State:
     return averaging.init(setup, variables, hyper)
 
   def client(
     download: averaging.Download, memory: Memory, data: ClientData, key: Key
-  ) -> tuple[Upload, Memory, Metrics]:
+  ) -> tuple[fed.Upload, Memory, Metrics]:
     rule = masked.training(masks_of_zeros(download))  # +
     return averaging.client(setup, rule, {}, averaging.all_trained, download, memory, data, key)
 
   def server(
-    state: averaging.State, upload: Upload
+    state: averaging.State, upload: fed.Upload
   ) -> tuple[averaging.State, dict[str, jax.Array]]:
     new, row = averaging.server(setup, state, upload)
     # Momentum of a server optimizer would move what is pruned.
-    params = apply_masks(new.variables["params"], masks_of_zeros(state))  # +
+    params = fed.apply_masks(new.variables["params"], masks_of_zeros(state))  # +
     is_due = new.round % new.hyper.own.every.astype(jnp.int32) == 0  # +
     density = jnp.where(is_due & (upload.weight > 0), 1 - row["target_sparsity"], 1)  # +
-    params = apply_masks(params, largest(params, density))  # +
+    params = fed.apply_masks(params, largest(params, density))  # +
     return new._replace(variables={**new.variables, "params": params}), row  # +
 
   def largest(params: Params, density: jax.Array) -> Masks:  # +
     if options.form == "global":  # +
-      return global_masks(params, density)  # +
+      return fed.global_masks(params, density)  # +
     kernels, _ = trees.split_prunable(params)  # +
-    return largest_masks(params, [density] * len(kernels))  # +
+    return fed.largest_masks(params, [density] * len(kernels))  # +
 
   return Algorithm(
     init=init,

@@ -15,6 +15,7 @@ from experiments.run.config import AUTO, FREE, Config, ConfigError
 from experiments.run.settings import (
   DEFAULTS,
   all_flags,
+  completed,
   defaults_with,
   flags_of,
   method_of,
@@ -217,7 +218,5 @@ def folder(path: str) -> str:
 
 def resolve(config: Config) -> Config:
   """Fills in the defaults that follow from other flags."""
-  for name, flag in all_flags(config).items():
-    if isinstance(flag.rule, Knob) and flag.rule.default and getattr(config, name) is None:
-      config = config._replace(**{name: flag.rule.default(config)})  # type: ignore[arg-type]
+  config = completed(config)
   return config._replace(output_dir=folder(config.output_dir) if config.output_dir else None)

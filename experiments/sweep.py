@@ -286,7 +286,7 @@ def _note_failures(members: Sequence[Member], results: Sequence[Any]) -> None:
 if __name__ == "__main__":
   try:
     define(strangers=flags.strangers_in(sys.argv))
-  except flags.ConfigError as error:
+  except (flags.ConfigError, absl_flags.DuplicateFlagError) as error:
     flags.fail(error)
   absl_flags.adopt_module_key_flags(sys.modules[__name__])
   logging.set_verbosity(logging.WARNING)

@@ -27,6 +27,7 @@ from experiments.run.loop import StoppedError, begin, train_loop
 from experiments.run.member import Member
 from experiments.run.programs import compile_programs, inputs_of
 from experiments.run.resuming import restore, rounds_of
+from experiments.run.settings import method_of
 from experiments.run.signals import leave_on_signal, leave_unread
 from experiments.terminal import Update, closing_table, progress
 from sparsyfed_jax.data.sources import DataError
@@ -69,6 +70,9 @@ def main(argv: Sequence[str]) -> None:
       leave_unread()
     except OSError as error:
       flags.fail(OSError(f"--output_dir={directory.path}: {error}"), code=1)
+    except Exception:
+      remove_unused(directory)  # for the same command, once the method's code is mended
+      raise
 
 
 def run(config: flags.Config, experiment: Experiment, directory: pathlib.Path) -> dict[str, Any]:
@@ -102,7 +106,7 @@ def run(config: flags.Config, experiment: Experiment, directory: pathlib.Path) -
     results = train_loop([member], programs, inputs, start, directory, update)
   for summary in results:
     assert not isinstance(summary, DivergedError)  # of a run alone, it is raised
-    closing_table(summary, chance_note(config, summary))
+    closing_table(summary | {"algorithm": method_of(config).name}, chance_note(config, summary))
     return summary
   return {}
 
@@ -178,8 +182,8 @@ def _print_setup(config: flags.Config, experiment: Experiment) -> None:
   facts = experiment.facts
   empty = f" ({facts['empty_clients']} of them empty)" if facts["empty_clients"] else ""
   print(
-    f"{config.algorithm} on {config.dataset}: {config.model}, {facts['train_examples']} examples of"
-    f" {facts['num_classes']} classes, {_describe_range(facts['input_range'])},"
+    f"{method_of(config).name} on {config.dataset}: {config.model}, {facts['train_examples']}"
+    f" examples of {facts['num_classes']} classes, {_describe_range(facts['input_range'])},"
     f" {facts['num_clients']} clients{empty}, {config.clients_per_round} a round,"
     f" {config.rounds} rounds on {describe_environment()['device']}; compiling",
     flush=True,
@@ -208,7 +212,7 @@ if __name__ == "__main__":
   try:
     strangers = flags.strangers_in(sys.argv)
     flags.define(strangers=strangers)
-  except flags.ConfigError as error:
+  except (flags.ConfigError, absl_flags.DuplicateFlagError) as error:
     processes.refuse(error, sys.argv)
     flags.fail(error)
   if {"--help", "-help", "-h", "--helpshort"} & set(sys.argv):

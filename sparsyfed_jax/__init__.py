@@ -31,7 +31,7 @@ from sparsyfed_jax.ops import (
 from sparsyfed_jax.run import Run, State, classification, simulate
 from sparsyfed_jax.wire.codec import decode, encode
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # A factory for each method: sparsyfed, fedavg and so on.
 globals().update({name: factory(method) for name, method in METHODS.items()})

@@ -1,6 +1,7 @@
 """A whole simulation in a few lines: a task, a method, clients, and the rounds of a run."""
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import Annotated, Any, NamedTuple
@@ -75,7 +76,6 @@ class Run(NamedTuple):
   y_test: jax.Array
   hyper: Hyper  # of numbers; the state holds its own copy
   num_rounds: int  # for which the run is planned
-  rounds_per_call: int
 
   def init(self, seed: int = 0) -> State:
     """Makes the state before the first round.
@@ -89,7 +89,7 @@ class Run(NamedTuple):
     return State(start.server, start.memories, rounds_key)
 
   def rounds(self, state: State, num_rounds: int) -> tuple[State, dict[str, np.ndarray]]:
-    """Runs rounds.
+    """Runs rounds, all of them in one compiled call, which cannot be interrupted.
 
     Args:
       state: from `init` or of earlier rounds. It is copied, not consumed, so that rounds can be run
@@ -110,12 +110,9 @@ class Run(NamedTuple):
         f" the {self.num_rounds} rounds that the run is planned for are done; `simulate` takes"
         " more as rounds="
       )
-    now, parts = jax.tree.map(jnp.copy, engine.State(state.server, state.memories)), []
-    for start in range(0, num_rounds, self.rounds_per_call):
-      count = min(self.rounds_per_call, num_rounds - start)
-      now, rows = self.simulation.run(now, self.federation, state.key, np.int32(count))
-      parts.append({name: np.asarray(column)[:count] for name, column in rows.items()})
-    columns = {name: _whole([part[name] for part in parts]) for name in parts[0]}
+    copy = jax.tree.map(jnp.copy, engine.State(state.server, state.memories))
+    now, rows = self.simulation.run(copy, self.federation, state.key, np.int32(num_rounds))
+    columns = {name: _whole(column[:num_rounds]) for name, column in jax.device_get(rows).items()}
     return State(now.server, now.memories, state.key), columns
 
   def evaluate(self, state: State) -> dict[str, float]:
@@ -186,7 +183,6 @@ def simulate(  # noqa: D417 (`checked` describes the others)
   clients_per_chunk: Annotated[
     int | None, Knob("clients vmapped at a time; by default as many as is fast and fits", low=1)
   ] = None,
-  rounds_per_call: Annotated[int, Knob("most rounds of one compiled call", low=1)] = 10,
 ) -> Run:
   """Simulates a federation of clients, on all devices of this process.
 
@@ -221,11 +217,12 @@ def simulate(  # noqa: D417 (`checked` describes the others)
   """
   if not isinstance(method, Configured | Method):
     raise TypeError(f"method={method!r}: must be called, as in sparsyfed_jax.sparsyfed()")
-  data, sizes = clients.data, clients.sizes
+  sizes = clients.sizes
   if clients_per_round > len(sizes):
     raise ValueError(
       f"clients_per_round={clients_per_round}: must be at most {len(sizes)}, the number of clients"
     )
+  _check_functions(client_optimizer, client_weight)
   numbers = {
     "rounds": rounds,
     "client_lr": client_lr,
@@ -238,7 +235,10 @@ def simulate(  # noqa: D417 (`checked` describes the others)
     "straggler_fraction": straggler_fraction,
   }
   chosen = method() if isinstance(method, Method) else method
-  settings = numbers | chosen.sparsity._asdict() | {"local_epochs": local_epochs}
+  others = dict(
+    clients_per_round=clients_per_round, local_epochs=local_epochs, batch_size=batch_size
+  )
+  settings = numbers | others | chosen.sparsity._asdict()
   chosen = chosen.completed(SimpleNamespace(**settings))
   hyper = Hyper(
     **{name: jnp.float32(value) for name, value in numbers.items()},
@@ -246,9 +246,6 @@ def simulate(  # noqa: D417 (`checked` describes the others)
     ramp_rounds=jnp.float32(chosen.sparsity.sparsity_ramp_rounds),
     total_weight=jnp.sum(client_weight(jnp.asarray(sizes, jnp.int32))),
   )
-  for one in chosen.method.arguments():
-    if isinstance(one.rule, Pattern):
-      _check_pattern(one.name, getattr(chosen.options, one.name), task)
   setup = Setup(
     task=task,
     local=LocalTraining(
@@ -265,27 +262,52 @@ def simulate(  # noqa: D417 (`checked` describes the others)
     measures=measures(jnp.dtype(wire_dtype)),
     wire_dtype=jnp.dtype(wire_dtype),
   )
+  return _on_devices(
+    chosen,
+    setup,
+    with_own(hyper, chosen.hyper),
+    clients,
+    clients_per_round,
+    clients_per_chunk,
+    rounds,
+    availability,
+  )
+
+
+def _on_devices(
+  chosen: Configured,
+  setup: Setup,
+  hyper: Hyper,
+  clients: Clients,
+  clients_per_round: int,
+  clients_per_chunk: int | None,
+  rounds: int,
+  availability: Availability,
+) -> Run:
+  """Makes the functions of a run and puts its data on the devices of this process."""
+  _check_patterns(chosen, setup.task)
   algorithm = chosen.method.algorithm(setup, chosen.options)
+  data = clients.data
   mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
   federation = _federation(clients)
   per_device = -(-clients_per_round // mesh.size)
   chunk = clients_per_chunk or _chunk(setup, federation, per_device)
   simulation = engine.simulate(
     algorithm,
-    task,
+    setup.task,
     clients_per_round=clients_per_round,
     clients_per_chunk=min(chunk, per_device),
-    rounds_per_call=min(rounds_per_call, rounds),
+    rounds_per_call=rounds,
     eval_batch_size=min(500, len(data.y_test)),
     availability=availability,
     sum_cohort=(
       sum_over_clients if mesh.size == 1 else partial(sum_over_devices, mesh, "replicated")
     ),
     measures=setup.measures,
-    num_clients=len(sizes),
+    num_clients=len(clients.parts),
   )
   everywhere = NamedSharding(mesh, PartitionSpec())
-  x_test, y_test, hyper = put((data.x_test, data.y_test, with_own(hyper, chosen.hyper)), everywhere)
+  x_test, y_test, hyper = put((data.x_test, data.y_test, hyper), everywhere)
   return Run(
     algorithm=algorithm,
     simulation=simulation,
@@ -294,14 +316,31 @@ def simulate(  # noqa: D417 (`checked` describes the others)
     y_test=y_test,
     hyper=hyper,
     num_rounds=rounds,
-    rounds_per_call=min(rounds_per_call, rounds),
   )
 
 
-def _check_pattern(name: str, pattern: str, task: Task) -> None:
-  if pattern and not any(map(trees.name_finder(pattern), task.layer_names)):
-    names = ", ".join(task.layer_names)
-    raise ValueError(f"{name}={pattern!r}: must find a layer of the model: {names}")
+def _check_patterns(chosen: Configured, task: Task) -> None:
+  for name in (one.name for one in chosen.method.arguments() if isinstance(one.rule, Pattern)):
+    pattern = getattr(chosen.options, name)
+    if pattern and not any(map(trees.name_finder(pattern), task.layer_names)):
+      layers = ", ".join(task.layer_names)
+      raise ValueError(f"{name}={pattern!r}: must find a layer of the model: {layers}")
+
+
+def _check_functions(
+  client_optimizer: ClientOptimizer, client_weight: Callable[[jax.Array], jax.Array]
+) -> None:
+  """Refuses functions that would be called and yet do something else; raises ValueError."""
+  positional = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+  parameters = inspect.signature(client_optimizer).parameters.values()
+  needed = [one for one in parameters if one.kind in positional and one.default is one.empty]
+  if len(needed) != 2:  # optax.sgd would take the weight decay for its momentum
+    raise ValueError(
+      f"client_optimizer={client_optimizer!r}: must take a rate and a weight decay, as"
+      " fed.sgd(momentum=0.9) does, or lambda rate, decay: optax.adamw(rate, weight_decay=decay)"
+    )
+  if np.any(client_weight(jnp.zeros(1, jnp.int32))):  # such as of those that vanish
+    raise ValueError(f"client_weight={client_weight!r}: must be 0 of 0 examples")
 
 
 def _federation(clients: Clients) -> Federation:
@@ -324,7 +363,6 @@ def _chunk(setup: Setup, federation: Federation, clients_per_device: int) -> int
   return choose_chunk(setup, example, clients_per_device)
 
 
-def _whole(parts: Sequence[np.ndarray]) -> np.ndarray:
-  """Joins a column, and puts sums together that came in parts."""
-  column = np.concatenate(parts)
+def _whole(column: np.ndarray) -> np.ndarray:
+  """Puts sums together that came in parts."""
   return total(column) if column.dtype == np.uint32 and column.ndim == 2 else column

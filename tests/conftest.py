@@ -41,9 +41,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-  """Tells `tests.cases` of --method."""
+  """Tells `tests.cases` of --method, which may promote as it does in a session of its author."""
   if config.getoption("--method"):
     os.environ["SPARSYFED_JAX_METHOD"] = config.getoption("--method")
+    jax.config.update("jax_numpy_rank_promotion", "allow")
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -7,6 +7,7 @@ import inspect
 import pkgutil
 import typing
 
+import jax
 import pytest
 
 import sparsyfed_jax
@@ -45,8 +46,9 @@ def test_examples_do_what_they_show(module):
   room = importlib.import_module(module)
   # What the module imports, a reader has to import too.
   known = {key: value for key, value in vars(room).items() if module == _home(value)}
-  for test in FINDER.find(room, globs=known):
-    runner.run(test, out=failures.append)
+  with jax.numpy_dtype_promotion("standard"):  # as a reader's session has it
+    for test in FINDER.find(room, globs=known):
+      runner.run(test, out=failures.append)
   assert not failures, "\n".join(failures)
 
 

@@ -5,7 +5,9 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 
@@ -56,7 +58,7 @@ def test_a_program_of_a_few_lines():
 
 @pytest.mark.parametrize("method", sf.METHODS)
 def test_computes_as_the_program_does(method, clients, task):
-  run = make_run(clients, task, getattr(sf, method)(), rounds=20, rounds_per_call=5)
+  run = make_run(clients, task, getattr(sf, method)(), rounds=20)
   start = run.init(seed=3)
   state, rows = run.rounds(start, ROUNDS)
   scores = run.evaluate(state)
@@ -68,6 +70,7 @@ def test_computes_as_the_program_does(method, clients, task):
     clients_per_round=4,
     local_epochs=1,
     rounds=20,
+    eval_every=20,
     num_devices=1,
   )
   other = build(resolve(config))
@@ -150,6 +153,11 @@ def test_a_method_knows_its_arguments():
     ({"client_lr": 0.0}, "client_lr=0.0: must be positive"),
     ({"local_epochs": 1.5}, "local_epochs=1.5: must be a whole number"),
     ({"client_dropout": 1.0}, "client_dropout=1.0: must be at least 0 and below 1"),
+    # Which would take the weight decay for its momentum, or for the decay of its first moment.
+    ({"client_optimizer": optax.sgd}, "client_optimizer=.*must take a rate and a weight decay"),
+    ({"client_optimizer": optax.adam}, "client_optimizer=.*must take a rate and a weight decay"),
+    # Clients that have vanished would count.
+    ({"client_weight": lambda size: jnp.ones(size.shape)}, "client_weight=.*must be 0 of 0 exam"),
   ],
 )
 def test_simulate_refuses_what_is_wrong(settings, message, clients, task):
@@ -157,13 +165,37 @@ def test_simulate_refuses_what_is_wrong(settings, message, clients, task):
     sf.simulate(sf.fedavg(), task, clients, **settings)
 
 
+def test_simulate_takes_functions_of_ones_own(clients, task):
+  def by_root(size):
+    return jnp.sqrt(size)
+
+  def with_adam(rate, decay):
+    return optax.adamw(rate, weight_decay=decay)
+
+  for optimizer in (with_adam, sf.fed.sgd(momentum=0.9), lambda rate, decay: optax.sgd(rate)):
+    make_run(clients, task, sf.fedavg(), client_optimizer=optimizer, client_weight=by_root)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ({"sparsity_ramp_rounds": 21}, "sparsity_ramp_rounds=21: must be at most 20 in 20 rounds"),
+    ({"sparsity_ramp_rounds": 1, "sparsity_schedule": "constant"}, "must be at most 0 in 20"),
+  ],
+)
+def test_a_sparsity_that_would_not_be_reached_is_refused(arguments, message, clients, task):
+  with pytest.raises(ValueError, match=message):
+    make_run(clients, task, sf.topk(**arguments), rounds=20)
+  make_run(clients, task, sf.topk(sparsity_ramp_rounds=20), rounds=20)
+
+
 def test_simulate_refuses_what_does_not_fit(data, clients, task):
   with pytest.raises(ValueError, match="^reparam_exclude='Conv': must find a layer of .*Dense_0"):
     make_run(clients, task, sf.sparsyfed(reparam_exclude="Conv"))
+  with pytest.raises(ValueError, match="^sparsity_ramp_rounds=9: must be at most 8 in 8 rounds"):
+    make_run(clients, task, sf.topk(sparsity_ramp_rounds=9), rounds=8)
   beyond = sf.data.Clients(data, [np.arange(9), np.array([1438])])
-  with pytest.raises(
-    ValueError, match="^clients: parts hold 1438, must hold .* 0 to 1437"
-  ):
+  with pytest.raises(ValueError, match="^clients: parts hold 1438, must hold .* 0 to 1437"):
     sf.simulate(sf.fedavg(), task, beyond, clients_per_round=2)
   with pytest.raises(ValueError, match="^scaffold: clients must train by SGD without momentum"):
     make_run(clients, task, sf.scaffold(), client_optimizer=sf.fed.sgd(momentum=0.9))

@@ -32,11 +32,11 @@ def words(text):
       last = token.type
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
-def test_a_method_is_named_in_its_own_file_alone(method):
-  own = LIST.with_name(f"{method.name}.py")
-  assert any(method.name in word for word in words(own.read_text(encoding="utf-8")))
-  named = re.compile(rf"(?<![\w.]){method.name}(?![\w.]|_jax)|['\"]{re.escape(method.title)}['\"]")
+@pytest.mark.parametrize("record", METHODS.values(), ids=lambda record: record.name)
+def test_a_method_is_named_in_its_own_file_alone(record):
+  own = LIST.with_name(f"{record.name}.py")
+  assert any(record.name in word for word in words(own.read_text(encoding="utf-8")))
+  named = re.compile(rf"(?<![\w.]){record.name}(?![\w.]|_jax)|['\"]{re.escape(record.title)}['\"]")
   found = [
     f"{path.relative_to(ROOT)}: {word}"
     for path in FILES

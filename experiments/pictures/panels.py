@@ -57,6 +57,7 @@ styled = matplotlib.rc_context(
 
 _STEPS = (1, 2, 5, 10)  # between two ticks
 _LEGEND_ROWS = 16
+_NOTE = 64  # letters in a line of a note
 # Inches: of a panel, of its axes with their ticks, and of a letter of its legend.
 _PANEL, _AXES, _LETTER = 6.0, 4.5, 0.078
 _NARROW = 4.2  # inches, of what a telephone shows
@@ -200,7 +201,9 @@ def make_column(panels: Sequence[Panel]) -> Figure:
   """Draws panels of one scale below each other, each below its legend, for narrow screens."""
   shown = [
     panel._replace(
-      lines=[line._replace(label=textwrap.fill(line.label, 50)) for line in panel.lines]
+      title=textwrap.fill(_title_of(panel), 50),
+      unit="",
+      lines=[line._replace(label=textwrap.fill(line.label, 50)) for line in panel.lines],
     )
     for panel in panels
   ]
@@ -210,7 +213,8 @@ def make_column(panels: Sequence[Panel]) -> Figure:
   for panel in shown:
     entries = sum(1 + line.label.count("\n") for line in panel.lines)
     names = max(map(len, panel.x_names)) if _is_long(panel.x_names) else 0
-    heights.append(2.4 + 0.2 * -(-entries // num_columns) + 0.08 * names)
+    more = panel.title.count("\n") + len(textwrap.wrap(panel.note, _NOTE))  # lines
+    heights.append(2.4 + 0.2 * -(-entries // num_columns) + 0.08 * names + 0.17 * more)
   figure = Figure(figsize=(_NARROW, sum(heights)))
   rows = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)
   lines = [line for panel in shown for line in panel.lines]
@@ -247,7 +251,7 @@ def draw(axes: Axes, panel: Panel, among: Sequence[Line]) -> None:
     axes.axhline(panel.level, color=GREY, linestyle="--", linewidth=1.2)
   if panel.mark is not None:
     axes.axvline(panel.mark, color=GREY, linestyle="--", linewidth=1.2)
-  axes.set_xlabel("\n".join(filter(None, (panel.x_title, textwrap.fill(panel.note, 64)))))
+  axes.set_xlabel("\n".join(filter(None, (panel.x_title, textwrap.fill(panel.note, _NOTE)))))
   _set_x(axes, panel, among)
   _set_y(axes, panel, among)
 

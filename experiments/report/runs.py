@@ -24,7 +24,8 @@ ENDED, DIVERGED, UNFINISHED, DAMAGED = STATES = ("ended", "diverged", "unfinishe
 _FILES = (CONFIG_NAME, JSONL_NAME, SUMS_NAME, run_files.SUMMARY_NAME, SIMILARITY_NAME)
 _DRAWN_ANEW = ("table.md", "sweep.png")  # of a sweep
 # Of config.json, besides the flags.
-_FACTS = ("data", "device", "jax_enable_x64", "xla_flags", "versions", "resumed")
+_CODE = "method_sha256"  # of a stranger's method
+_FACTS = ("data", "device", "jax_enable_x64", "xla_flags", "versions", "resumed", _CODE)
 # Flags that change no training.
 _NO_SETTING = (
   *("seed", "eval_every", "client_eval", "metrics", "mask_metrics_every", "mask_metrics_clients"),
@@ -255,6 +256,12 @@ def changed_flags(run: Run) -> dict[str, Any]:
 
 def _group(runs: Sequence[Run]) -> tuple[list[str], list[Setting], list[Run]]:
   given = [given_flags(run) for run in runs]
+  codes = {(str(run.flags["algorithm"]), str(run.config.get(_CODE))) for run in runs}
+  names = [algorithm for algorithm, _ in codes]
+  for run, values in zip(runs, given, strict=True):
+    algorithm = str(run.flags["algorithm"])
+    if names.count(algorithm) > 1:  # whose code has changed between runs
+      values["algorithm"] = f"{algorithm} ({str(run.config.get(_CODE))[:8]})"
   order = ["algorithm", *_DEFAULTS]  # and what other versions have
   names = sorted(
     {name for values in given for name in values if name not in _NO_SETTING},

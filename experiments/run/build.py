@@ -89,6 +89,9 @@ def check(config: Config, dataset: sources.Dataset) -> None:
   prepared = _prepare(config, dataset, make_keys(jax.random.key(config.seed)))
   if any(getattr(config, flag) for flag in _patterns(config)):
     _check_patterns(config, _layer_names(prepared.model, dataset.x_train.shape[1:]))
+  if prepared.parts_after:
+    setup = _make_setup(config, prepared, dataset)
+    _check_shift(config, _make_algorithm(config, setup), setup, prepared)
 
 
 @functools.lru_cache(maxsize=8)
@@ -134,8 +137,9 @@ def build(config: Config) -> Experiment:
   input_shape = dataset.x_train.shape[1:]
   setup = _make_setup(config, prepared, dataset)
   algorithm = _make_algorithm(config, setup)
+  _check_shift(config, algorithm, setup, prepared)
   if jax.process_count() > 1 and config.data_placement != "replicated":
-    _refuse_memory(config, algorithm, setup)
+    _refuse_memory(config, algorithm, setup, "data_placement", "replicated in several processes")
   mesh, num_clients = prepared.mesh, len(prepared.parts)
   is_alone = mesh.size == 1 and config.data_placement != "streamed"
   placement = "replicated" if is_alone else config.data_placement
@@ -320,13 +324,30 @@ def _make_algorithm(config: Config, setup: Setup) -> Algorithm:
     raise ConfigError(f"--model={config.model}: {error}") from error
 
 
-def _refuse_memory(config: Config, algorithm: Algorithm, setup: Setup) -> None:
-  """Refuses what clients keep where no process could save it all."""
+def _check_shift(config: Config, algorithm: Algorithm, setup: Setup, prepared: _OnHost) -> None:
+  """Refuses a change of the data that a method would take for something else."""
+  if not prepared.parts_after:
+    return
+  if config.shift_kind == "clients":
+    _refuse_memory(config, algorithm, setup, "shift_kind", "resplit or labels")
+  before, after = np.split(np.asarray(setup.client_weight(jnp.asarray(prepared.sizes))), 2)
+  if "total_weight" in method_of(config).reads and np.any(before != after):
+    raise ConfigError(
+      f"--shift_round={config.shift_round}: must leave each client as many examples with"
+      f" --algorithm={config.algorithm}, which weighs what it has of all clients by them;"
+      " --client_weighting=uniform does not"
+    )
+
+
+def _refuse_memory(
+  config: Config, algorithm: Algorithm, setup: Setup, flag: str, right: str
+) -> None:
+  """Refuses what clients keep where no process could save it, or others would take it over."""
   variables = jax.eval_shape(setup.task.init, jax.eval_shape(lambda: jax.random.key(0)))
   if jax.tree.leaves(jax.eval_shape(algorithm.memory, variables, make_hyper(config, 1))):
     raise ConfigError(
-      f"--data_placement={config.data_placement}: must be replicated in several processes where"
-      f" clients keep something between rounds, as those of --algorithm={config.algorithm} do"
+      f"--{flag}={getattr(config, flag)}: must be {right} where clients keep something between"
+      f" rounds, as those of --algorithm={config.algorithm} do"
     )
 
 

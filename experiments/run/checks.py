@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 from experiments.run.config import AUTO, Config, ConfigError
-from experiments.run.settings import all_flags, method_of, own_hyper
+from experiments.run.settings import all_flags, completed, method_of, own_hyper
 from sparsyfed_jax.algorithms import METHODS
 from sparsyfed_jax.fed.method import refusal
 from sparsyfed_jax.io.trackers import TrackerError, check_installed
@@ -30,11 +30,7 @@ def check(config: Config) -> None:
   for name, flag in known.items():
     right = refusal(flag.rule, getattr(config, name))
     require(not right, name, right)
-  contradiction = method.check(own_hyper(config), config.sparsity)
-  if contradiction:
-    field, right = contradiction
-    (name,) = (s.name for s in method.settings() if s.field == field)
-    require(False, name, right)
+  _check_method(completed(config))
   require(
     not config.resume or bool(config.output_dir),
     "resume",
@@ -83,6 +79,18 @@ def check(config: Config) -> None:
     "clients_per_chunk",
     "auto or a whole number of at least 1",
   )
+
+
+def _check_method(config: Config) -> None:
+  """Checks the numbers of the method, with those filled in that follow from other flags."""
+  method = method_of(config)
+  settings = {setting.field: setting for setting in method.settings()}
+  wrong = [(field, refusal(s.rule, getattr(config, s.name))) for field, s in settings.items()]
+  wrong.append(method.check(own_hyper(config), config.sparsity) or ("", ""))
+  for field, right in wrong:
+    if right:
+      name = settings[field].name
+      raise ConfigError(f"--{name}={getattr(config, name)}: must be {right}")
 
 
 def _check_input_range(config: Config) -> None:

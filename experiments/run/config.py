@@ -44,8 +44,8 @@ class Config(NamedTuple):
   dataset: Annotated[
     str,
     Knob(
-      "digits (scikit-learn's, embedded), npz:PATH (see the README for its arrays), or tfds:NAME"
-      " (prepared by tensorflow-datasets)"
+      "digits (scikit-learn's, embedded), npz:PATH (docs/own_data.md lists its arrays), or"
+      " tfds:NAME (prepared by tensorflow-datasets)"
     ),
     VALUE,
   ] = "digits"
@@ -53,7 +53,7 @@ class Config(NamedTuple):
     tuple[str, ...],
     Knob(
       "LOW,HIGH: the stored values that the model sees as -1 and 1; auto (by the values of the"
-      " training set, see the README), or none (all values as they are)"
+      " training set, as docs/own_data.md says), or none (all values as they are)"
     ),
     VALUE,
   ] = (AUTO,)

@@ -41,9 +41,11 @@ class Start(NamedTuple):
 class StoppedError(RuntimeError):
   """A signal ended the run after the rounds under way."""
 
-  def __init__(self, number: int, rounds_done: int, is_saved: bool) -> None:
+  def __init__(self, number: int, rounds_done: int, saved_in: pathlib.Path | None) -> None:
     how = (
-      "--resume goes on from there" if is_saved else "without --checkpoint_every it cannot go on"
+      f"the same flags with --output_dir={saved_in} --resume go on from there"
+      if saved_in
+      else "without --checkpoint_every it cannot go on"
     )
     super().__init__(f"interrupted after round {rounds_done}; {how}")
     self.code = 128 + number
@@ -142,7 +144,7 @@ def train_loop(
           file.sync()  # or a power cut could leave a checkpoint without its rows
         intact = checkpoint.save(checkpoints, done, programs.collect(state), intact)
       if signal and not is_last:
-        raise StoppedError(signal, done, config.checkpoint_every > 0)
+        raise StoppedError(signal, done, members[0].directory if config.checkpoint_every else None)
   if config.client_eval and hits is None:  # a run that had ended before
     hits = programs.classify(state, inputs)
   # Of this process; a run that went on may have none left.

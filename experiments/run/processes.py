@@ -20,6 +20,7 @@ from experiments.flags import AUTO, DERIVED, Config, ConfigError
 from experiments.run import links
 from experiments.run.environment import describe_environment
 from experiments.run.identity import differences
+from experiments.run.settings import source_digest
 
 JOIN_SECONDS = 300  # until a process that waits for others gives up
 REFUSE_SECONDS = 60  # until one does that only has to tell that it refuses its flags
@@ -111,7 +112,8 @@ def shared(config: Config) -> dict[str, Any]:
   given = {f"--{name}": value for name, value in ordered if name not in FREE}
   environment = describe_environment()
   names = ("jax_enable_x64", "xla_flags")
-  return given | {name: environment[name] for name in names} | environment["versions"]
+  code = {"the code of --algorithm": source_digest(config)}
+  return given | code | {name: environment[name] for name in names} | environment["versions"]
 
 
 def _exchange(word: Mapping[str, Any]) -> list[Any]:

@@ -1,9 +1,6 @@
 """All flags there are: those of every run, and the knobs of methods."""
 
 import functools
-import hashlib
-import inspect
-import pathlib
 import typing
 from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
@@ -11,7 +8,13 @@ from typing import Any, NamedTuple, cast
 from experiments.run.config import VALUE, Config, ConfigError
 from sparsyfed_jax import algorithms
 from sparsyfed_jax.algorithms import METHODS
-from sparsyfed_jax.fed.method import Method, Rule, Setting
+from sparsyfed_jax.fed.method import Knob, Method, Rule, Setting
+
+# What config.json has besides flags, and what commands and absl have besides those of runs.
+_TAKEN = frozenset(
+  "data device jax_enable_x64 xla_flags versions method_sha256 resumed"
+  " preset flagfile sweep_mode undefok help helpshort helpfull helpxml".split()
+)
 
 
 class Flag(NamedTuple):
@@ -36,7 +39,7 @@ def flags_of(*strangers: Method) -> dict[str, Flag]:
     found[name] = Flag(kind, Config._field_defaults[name], rule, tuple(marks))
   for method in (*METHODS.values(), *strangers):
     for setting in method.settings():
-      if setting.name in found:
+      if setting.name in found or setting.name in _TAKEN:
         raise ConfigError(
           f"--algorithm: two methods, or one and the program, have --{setting.name}"
         )
@@ -76,7 +79,17 @@ def strangers_of(names: Iterable[str]) -> tuple[Method, ...]:
         found.append(algorithms.find(name))
       except ValueError as error:
         raise ConfigError(f"--algorithm={error}") from error
+      if found[-1].name in {method.name for method in found[:-1]}:
+        raise ConfigError(f"--algorithm={name}: another method is called {found[-1].name}, too")
   return tuple(found)
+
+
+def completed(config: Config) -> Config:
+  """Fills in the defaults that follow from other flags."""
+  for name, flag in all_flags(config).items():
+    if isinstance(flag.rule, Knob) and flag.rule.default and getattr(config, name) is None:
+      config = config._replace(**{name: flag.rule.default(config)})  # type: ignore[arg-type]
+  return config
 
 
 def method_of(config: Config) -> Method:
@@ -85,11 +98,8 @@ def method_of(config: Config) -> Method:
 
 
 def source_digest(config: Config) -> str | None:
-  """Makes a SHA-256 of the file of a method that is not in `METHODS`, whose code may change."""
-  method = method_of(config)
-  if method.name in METHODS:
-    return None
-  return hashlib.sha256(pathlib.Path(inspect.getfile(method.make)).read_bytes()).hexdigest()
+  """Makes a SHA-256 of the code of a method that is not in `METHODS`, which may change."""
+  return None if config.algorithm in METHODS else algorithms.digest_of(config.algorithm)
 
 
 def own_hyper(config: Config) -> Any:

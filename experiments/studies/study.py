@@ -89,15 +89,18 @@ def run(study: Study) -> None:
   """Runs a study as a program."""
   table = absl_flags.FLAGS
   others = set(table)
-  _define(table)
+  try:
+    _define(table, sys.argv)
+  except (flags.ConfigError, absl_flags.DuplicateFlagError) as error:
+    flags.fail(error)
   for name in set(table) - others:  # for --help of the script
     table.register_key_flag_for_module(sys.argv[0], table[name])
   logging.set_verbosity(logging.WARNING)
   app.run(functools.partial(_main, study), flags_parser=flags.parse)
 
 
-def _define(table: absl_flags.FlagValues) -> None:
-  sweep.define(table)
+def _define(table: absl_flags.FlagValues, argv: Sequence[str]) -> None:
+  sweep.define(table, flags.strangers_in(argv))
   absl_flags.DEFINE_bool(
     "smoke", False, "a small version on the digits, to see that all works", flag_values=table
   )
@@ -165,8 +168,9 @@ def _value_of(name: str, run: grid.Run) -> str | None:
 
 def _parse(arguments: Sequence[str]) -> absl_flags.FlagValues:
   table = absl_flags.FlagValues()
-  _define(table)
-  table(["study", *flag_files.expand(arguments)])
+  argv = ["study", *flag_files.expand(arguments)]
+  _define(table, argv)
+  table(argv)
   return table
 
 

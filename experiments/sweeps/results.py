@@ -11,6 +11,7 @@ from experiments.pictures.panels import label_of
 from experiments.pictures.plots import Curve, plot_sweep
 from experiments.run import files as run_files
 from experiments.sweeps.grid import Run, place_of
+from sparsyfed_jax.algorithms import find
 
 # Entries of an outcome without numbers, which say why, and what is said of such runs in a table.
 LACKING = ("refused", "damaged", "diverged")
@@ -65,13 +66,16 @@ def write_results(runs: Sequence[Run], directory: pathlib.Path) -> str:
     "|" + "---|" * len(heads) + "---:|" * (len(_MEASURES) + 1),
   ]
   for label, members in groups.items():
+    named = [
+      find(v).name if h == "algorithm" and v else v for h, v in zip(heads, label, strict=True)
+    ]
     found = [outcomes[i].summary for i in members]
     lacking = lack_of(found) or "not measured"
     cells = [
       mean_and_deviation([summary.get(name) for summary in found], text, lacking)
       for name, _, text in _MEASURES
     ]
-    lines.append("| " + " | ".join([*map(_cell, label), *cells, str(len(members))]) + " |")
+    lines.append("| " + " | ".join([*map(_cell, named), *cells, str(len(members))]) + " |")
   reasons = [
     f"- {kind} {_name(run)}: {outcome.summary[kind]}"
     for run, outcome in zip(runs, outcomes, strict=True)

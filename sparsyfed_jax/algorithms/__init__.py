@@ -4,8 +4,10 @@ A file ends in its record, `METHOD`, which is all that other modules know of it.
 """
 
 import functools
+import hashlib
 import importlib
 import importlib.util
+import inspect
 import pathlib
 import sys
 
@@ -55,13 +57,24 @@ def find(name: str) -> Method:
       " of your own"
     )
   try:
-    return _load(module, attribute)
+    return _load(module, attribute)[0]
   except ValueError as error:
     raise ValueError(f"{name}: must be {error}") from error
 
 
+def digest_of(name: str) -> str:
+  """Makes a SHA-256 of the code of somebody else's method, as it was when it was loaded.
+
+  Args:
+    name: as in `find`.
+  """
+  find(name)
+  module, _, attribute = name.rpartition(":")
+  return _load(module, attribute)[1]
+
+
 @functools.cache
-def _load(module: str, attribute: str) -> Method:
+def _load(module: str, attribute: str) -> tuple[Method, str]:
   try:
     holder = _import_file(pathlib.Path(module)) if module.endswith(".py") else None
     method = getattr(holder or importlib.import_module(module), attribute)
@@ -71,18 +84,30 @@ def _load(module: str, attribute: str) -> Method:
   if not isinstance(method, Method):
     raise ValueError(f"a sparsyfed_jax.Method, but {attribute} is a {type(method).__name__}")
   taken = {setting.name for own in METHODS.values() for setting in own.settings()}
-  flags = {setting.name for setting in method.settings()}
   if method.name in METHODS or not method.name.isidentifier():
     raise ValueError(f"a method with a name of its own, but it is called {method.name!r}")
+  try:
+    flags = {setting.name for setting in method.settings()}
+  except Exception as error:  # annotations are code, too
+    raise ValueError(f"a method whose record is right ({error})") from error
   if flags & taken:
     raise ValueError(
       f"a method with flags of its own, but other methods have --{min(flags & taken)}"
     )
-  return method
+  return method, _digest(module, method)
+
+
+def _digest(module: str, method: Method) -> str:
+  """Makes a SHA-256 of the file that was named, and that of the method's `make`."""
+  named = module if module.endswith(".py") else inspect.getfile(sys.modules[module])
+  files = [named, inspect.getfile(method.make)] if inspect.isfunction(method.make) else [named]
+  paths = dict.fromkeys(pathlib.Path(file).resolve() for file in files)
+  return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
 def _import_file(path: pathlib.Path) -> object:
-  name = f"_method_{path.stem}"
+  # Other files may have this stem.
+  name = f"_method_{path.stem}_{hashlib.sha256(bytes(path.resolve())).hexdigest()[:8]}"
   spec = importlib.util.spec_from_file_location(name, path.resolve())
   if spec is None or spec.loader is None or not path.is_file():
     raise FileNotFoundError(f"{path}: no such file")

@@ -134,4 +134,4 @@ def _with_control(variables: Variables, control: Params) -> Variables:
   return {**variables, "control": control}
 
 
-METHOD = Method("scaffold", "SCAFFOLD", scaffold, needs_plain_sgd=True)
+METHOD = Method("scaffold", "SCAFFOLD", scaffold, reads=("total_weight",), needs_plain_sgd=True)

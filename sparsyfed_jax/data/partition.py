@@ -273,8 +273,17 @@ def stack_clients(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
   Returns:
     Indices, (num_clients, n_max) int32, rows padded with 0 (a valid index: mask by size), where
     n_max is the largest size, at least 1; and sizes, (num_clients,) int32.
+
+  Raises:
+    ValueError: a part is no vector of whole numbers; a mask would be indices 0 and 1.
   """
   check_at_least("len(parts)", len(parts), 1)
+  for number, part in enumerate(map(np.asarray, parts)):
+    if part.ndim != 1 or (part.size and part.dtype.kind not in "iu"):
+      raise ValueError(
+        f"parts[{number}]: must be a vector of indices, is {part.dtype} of shape {part.shape};"
+        " np.flatnonzero makes one of a mask"
+      )
   sizes = np.array([len(part) for part in parts], np.int32)
   indices = np.zeros((len(parts), max(1, sizes.max())), np.int32)
   for row, part in zip(indices, parts, strict=True):

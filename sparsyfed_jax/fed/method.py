@@ -74,6 +74,9 @@ class Sparsity(NamedTuple):
   ] = None
 
 
+# Types of the fields of a method's `Hyper`, which becomes float32, and of its `Options`.
+_NUMBERS = (float, int, bool, float | None, int | None)
+_FORMS = (str, float, int, bool, str | None, float | None, int | None)
 # Of the numbers that methods share, those that follow from a field of `Hyper` that a method reads.
 _SPARSITY_OF = {
   "density": ("sparsity",),
@@ -127,6 +130,7 @@ class Method(NamedTuple):
       TypeError: an argument is unknown.
       ValueError: a value is wrong; the message names it and what would be right.
     """
+    self.settings()  # refuses a record that is wrong
     known = {one.name: one for one in self.arguments()}
     unknown = [name for name in values if name not in known]
     if unknown:
@@ -151,8 +155,12 @@ class Method(NamedTuple):
     """Lists its knobs, numbers first.
 
     Raises:
-      ValueError: a field of `Hyper` or `Options` has no default or no rule.
+      ValueError: a field of `Hyper` or `Options` has no default or no rule, or is of a type that
+        cannot be; or `reads` names what is not read.
     """
+    if not isinstance(self.reads, tuple) or not set(self.reads) <= set(Hyper._fields):
+      known = ", ".join(Hyper._fields)
+      raise ValueError(f"reads={self.reads!r}: must be a tuple of some of {known}")
     return _settings(self)
 
 
@@ -175,14 +183,25 @@ class Configured(NamedTuple):
 
     Args:
       settings: has the numbers of the run, such as `rounds`, as attributes.
+
+    Raises:
+      ValueError: a number does not fit the others; the message names it and what would be right.
     """
 
     def fill(values: Any) -> Any:
       missing = [one for one in _fields(type(values)) if getattr(values, one.name) is None]
-      found = {one.name: cast(Any, one.rule).default(settings) for one in missing}
-      return values._replace(**found)
+      found = {one: cast(Any, one.rule).default(settings) for one in missing}
+      refuse(found)
+      return values._replace(**{one.name: value for one, value in found.items()})
 
-    return self._replace(sparsity=fill(self.sparsity), hyper=fill(self.hyper)).checked()
+    sparsity = fill(self.sparsity)
+    most = 0 if sparsity.sparsity_schedule == "constant" else settings.rounds
+    if sparsity.sparsity_ramp_rounds > most:
+      raise ValueError(
+        f"sparsity_ramp_rounds={sparsity.sparsity_ramp_rounds}: must be at most {most} in"
+        f" {settings.rounds} rounds with sparsity_schedule={sparsity.sparsity_schedule!r}"
+      )
+    return self._replace(sparsity=sparsity, hyper=fill(self.hyper)).checked()
 
   def checked(self) -> "Configured":
     """Returns itself; raises a ValueError if one of its numbers contradicts another."""
@@ -230,11 +249,32 @@ def factory(method: Method) -> Callable[..., Configured]:
 @functools.cache
 def _settings(method: Method) -> tuple[Setting, ...]:
   prefix = f"{method.name}_" if method.prefix is None else method.prefix
-  return tuple(
-    Setting(prefix + one.name, one.name, one.type, one.default, one.rule, holder is method.hyper)
-    for holder in (method.hyper, method.options)
-    for one in _fields(holder)
-  )
+  found = []
+  for holder in (method.hyper, method.options):
+    is_number = holder is method.hyper
+    for one in _fields(holder):
+      setting = Setting(prefix + one.name, one.name, one.type, one.default, one.rule, is_number)
+      if right := _fault_of(setting):
+        raise ValueError(f"{holder.__module__}.{holder.__name__}.{one.name}: must {right}")
+      found.append(setting)
+  return tuple(found)
+
+
+def _fault_of(setting: Setting) -> str:
+  """Says what would be right in the place of a setting that cannot be a flag or a number."""
+  name, rule = setting.name, setting.rule
+  if not name.isidentifier() or name.startswith("_"):
+    return f"make the name of a flag with the prefix, but --{name} is none"
+  kinds = _NUMBERS if setting.is_number else _FORMS
+  if setting.type not in kinds:
+    return f"be {', '.join(map(_words_of, kinds))}, but is {_words_of(setting.type)}"
+  if setting.is_number and setting.default is None and not getattr(rule, "default", None):
+    return "have a number as its default, or Knob(default=...), which makes one of the settings"
+  return ""
+
+
+def _words_of(kind: Any) -> str:
+  return kind.__name__ if isinstance(kind, type) else str(kind)
 
 
 def _fields(holder: Any) -> tuple[Argument, ...]:

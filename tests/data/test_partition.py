@@ -397,3 +397,11 @@ def test_error_names_the_argument(name):
   with pytest.raises(ValueError, match=message) as caught:
     call(jax.random.key(0))
   assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", [np.arange(5) < 2, np.array([0.0, 1.7]), np.array([[0, 1]]), "01"])
+def test_what_is_no_vector_of_indices_is_refused(part):
+  with pytest.raises(ValueError, match=r"^parts\[1\]: must be a vector of indices, is "):
+    partition.stack_clients([np.arange(3), part])
+  indices, sizes = partition.stack_clients([[], [2, 1], np.flatnonzero(np.arange(5) < 2), range(1)])
+  assert sizes.tolist() == [0, 2, 2, 1] and indices[1].tolist() == [2, 1]

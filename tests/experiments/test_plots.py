@@ -1,6 +1,7 @@
 """`curves.png`: drawn from whatever a run logged, and showing it."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -170,3 +171,20 @@ def test_a_strangers_method_is_named_by_its_record_where_it_was_run(tmp_path):
   assert panels.label_of({"algorithm": name, "sparsity": "0.9"}) == "My method, sparsity 0.9"
   assert panels.label_of({"algorithm": "", "upload": "changes"}) == "changes"
   assert panels.method_title("topk") == "Top-K" and panels.method_title(name) == name
+
+
+@panels.styled
+def test_long_titles_and_notes_of_a_column_get_the_room_that_they_need():
+  words = ", ".join(f"a_long_flag_{i}=value" for i in range(9))
+  x = np.arange(3.0)
+  line = panels.Line(x, x, "method", panels.BLUE)
+  shown = [panels.Panel(words, "%", [line]), panels.Panel("", "%", [line], note=words * 3)] * 3
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")  # of axes that have no room left
+    figure = panels.make_column(shown)
+    figure.canvas.draw()
+  for axes in figure.axes:
+    box = axes.get_window_extent()
+    assert box.height > 0.9 * figure.dpi and box.width > 3 * figure.dpi
+    legend = axes.get_legend().get_window_extent()
+    assert legend.width <= figure.bbox.width and legend.y0 >= box.y1 - 1

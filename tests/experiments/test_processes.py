@@ -223,9 +223,22 @@ def test_only_what_changes_no_result_may_differ_between_processes():
   assert set(processes.FREE) <= set(CONFIG._fields)
 
 
+def test_a_strangers_code_must_be_the_same_in_all_processes(tmp_path):
+  digests = []
+  for name in ("one", "other"):
+    path = tmp_path / f"{name}.py"
+    path.write_text(
+      "from sparsyfed_jax.algorithms import fedavg\n"
+      f"METHOD = fedavg.METHOD._replace(name='mine', title='{name}')\n"
+    )
+    config = CONFIG._replace(algorithm=f"{path}:METHOD")
+    digests.append(processes.shared(config)["the code of --algorithm"])
+  assert digests[0] != digests[1]
+
+
 def test_a_process_whose_others_do_not_come_says_what_it_waits_for(request):
   program = (
-    "import sys; from experiments import flags, processes;"
+    "from experiments import flags; from experiments.run import processes;"
     "processes.JOIN_SECONDS, processes._PATIENCE = 2, 1;"
     f"processes.join(flags.DEFAULTS._replace(coordinator='localhost:{free_port()}',"
     " num_processes=2, process_id=1))"

@@ -9,8 +9,9 @@ import pytest
 
 from experiments import flags, train
 from experiments.run import rows as rows_module
-from experiments.run.build import build
+from experiments.run.build import build, check
 from experiments.run.clients import client_accuracies, client_spread
+from experiments.run.data import load
 from experiments.run.layer_shares import shares_of
 from sparsyfed_jax.io.writers import read_metrics
 from sparsyfed_jax.metrics.flops import LayerCost
@@ -283,13 +284,40 @@ def test_other_kinds_of_shift(kind):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
+    # Others would take over what clients keep.
+    (dict(shift_kind="clients", algorithm="scaffold"), "--shift_kind=clients: must be resplit or"),
+    (
+      dict(shift_kind="clients", algorithm="sparsyfed", upload="changes_with_feedback"),
+      "--shift_kind=clients: must be",
+    ),
+    # The server's mean over all clients would keep a part of what they had before, for good.
+    (dict(partition="power_law", algorithm="scaffold"), "--shift_round=3: must leave each client"),
+    (dict(partition="power_law", algorithm="scaffold", client_weighting="uniform"), ""),
+    (dict(algorithm="scaffold"), ""),
+    (dict(shift_kind="clients"), ""),
+  ],
+)
+def test_a_shift_that_clients_memories_cannot_follow_is_refused(changes, message):
+  config = PLAIN._replace(rounds=5, shift_round=3, **changes)
+  config = flags.resolve(config._replace(shift_dirichlet_alpha=None))
+  for refuse in (build, lambda config: check(config, load(config))):
+    if not message:
+      refuse(config)
+      continue
+    with pytest.raises(flags.ConfigError, match=message):
+      refuse(config)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
     (dict(shift_round=8), r"--shift_round=8: must be at least 1 and below --rounds=8"),
     (dict(shift_seed=3), r"--shift_seed=3: must be left out without --shift_round"),
     (dict(shift_round=3, partition="natural"), "--shift_round=3: must be left out"),
     (dict(shift_round=3, partition="iid", shift_dirichlet_alpha=0.1), "--shift_dirichlet_alpha"),
     (dict(shift_round=3, shift_kind="x"), "--shift_kind=x: must be one of resplit"),
     (dict(wire_dtype="int8"), "--wire_dtype=int8"),
-    (dict(target_accuracy=90.0), "--target_accuracy=90.0: must be above 0 and at most 1"),
+    (dict(target_accuracy=90.0), "--target_accuracy=90.0: must be positive and at most 1"),
     (dict(mask_metrics_every=2, data_placement="sharded"), "--mask_metrics_every=2"),
     (dict(mask_metrics_clients=1), "--mask_metrics_clients=1"),
     (dict(trackers=("x",)), "--trackers=x"),

@@ -336,6 +336,22 @@ def test_runs_of_other_versions_are_shown_as_far_as_they_go(tmp_path, config, ro
   assert len(reader.tables[0]) == 2
 
 
+def test_runs_of_a_strangers_method_differ_by_its_code_where_that_has_changed(tmp_path):
+  rng = np.random.default_rng(3)
+  for number, (name, code, seed) in enumerate(
+    [("./a.py:M", "a", 0), ("./a.py:M", "a", 1), ("./b.py:M", "b", 0), ("./b.py:M", "c", 1)]
+  ):
+    rows, stranger = make_rows(rng), {"algorithm": name, "method_sha256": code * 64, "a_every": 3}
+    write(
+      tmp_path / f"run{number}", make_config(seed=seed) | stranger, rows, make_summary(rng, rows)
+    )
+  report = runs.read(tmp_path)
+  assert report.varied == ["algorithm"]
+  found = sorted((setting.label, len(setting.runs)) for setting in report.settings)
+  assert found == [("./a.py:M", 2), ("./b.py:M (bbbbbbbb)", 1), ("./b.py:M (cccccccc)", 1)]
+  assert set(runs.changed_flags(report.runs[0])) == {"algorithm", "a_every", "rounds"}
+
+
 def test_settings_differ_by_what_their_methods_read(tmp_path):
   """Dense training reads no sparsity, and flags that follow from others are no settings."""
   rng = np.random.default_rng(2)

@@ -225,7 +225,8 @@ def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, request, number):
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
   assert process.returncode == 128 + number
-  assert "stopping after the rounds under way" in errors and "--resume goes on" in errors
+  assert "stopping after the rounds under way" in errors in errors
+  assert f"--output_dir={directory} --resume go on" in errors
   rows = read_metrics(directory / "metrics.jsonl")
   newest = sorted(place.name for place in (directory / "checkpoints").iterdir())[-1]
   assert int(newest) == len(rows) == rows[-1]["round"]
