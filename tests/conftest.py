@@ -2,21 +2,29 @@
 
 import ctypes
 import gc
+import importlib.metadata
 import os
 import pathlib
+import platform
 import resource
 import sys
 import tempfile
 from collections.abc import Iterator
 
-# Compiling is what takes time here, not running: a quarter of it. Read when jax is imported. XLA's
-# older emitters join products and sums to one instruction or not, depending on what is around them,
-# which comparisons of two programs would see: they are to compile for a machine without it.
-os.environ.setdefault(
-  "XLA_FLAGS",
-  "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-  " --xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX",
-)
+# Compiling is what takes time here, not running: with these a third. Read when jax is imported.
+_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+_VERSION = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))
+if _VERSION < (0, 12) and platform.machine() in ("x86_64", "AMD64"):
+  # The older emitters, which 0.12 has no more. They join a product and a sum to one instruction or
+  # not, depending on what is around them, and comparisons of two programs would see it: so they
+  # compile for a machine that has none.
+  _FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX"
+os.environ.setdefault("XLA_FLAGS", _FLAGS)
+# However small, a program is compiled once, for both workers and for processes that tests start.
+_CACHE = pathlib.Path(tempfile.gettempdir()) / "sparsyfed_jax-tests-compilation-cache"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Of a worker's memory a third was free, in arenas of other threads. Read when a process starts.
 os.environ.setdefault("MALLOC_ARENA_MAX", "1")
 
@@ -25,13 +33,6 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-_CACHE = pathlib.Path(tempfile.gettempdir()) / "sparsyfed_jax-tests-compilation-cache"
-jax.config.update(
-  "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
-)
-# However small, a program is compiled once: for both workers, and for what tests start.
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
