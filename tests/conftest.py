@@ -1,25 +1,38 @@
 """Strictness for all tests, and a compilation cache that later runs reuse."""
 
+import ctypes
+import gc
+import importlib.metadata
 import os
 import pathlib
+import platform
+import resource
+import sys
 import tempfile
 from collections.abc import Iterator
 
-# Compiling is what takes time here, not running: a third less of it. Read when jax is imported.
-os.environ.setdefault(
-  "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-)
+# Compiling is what takes time here, not running: with these a third. Read when jax is imported.
+_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+_VERSION = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))
+if _VERSION < (0, 12) and platform.machine() in ("x86_64", "AMD64"):
+  # The older emitters, which 0.12 has no more. They join a product and a sum to one instruction or
+  # not, depending on what is around them, and comparisons of two programs would see it: so they
+  # compile for a machine that has none.
+  _FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX"
+os.environ.setdefault("XLA_FLAGS", _FLAGS)
+# However small, a program is compiled once, for both workers and for processes that tests start.
+_CACHE = pathlib.Path(tempfile.gettempdir()) / "sparsyfed_jax-tests-compilation-cache"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# Of a worker's memory a third was free, in arenas of other threads. Read when a process starts.
+os.environ.setdefault("MALLOC_ARENA_MAX", "1")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-_CACHE = pathlib.Path(tempfile.gettempdir()) / "sparsyfed_jax-tests-compilation-cache"
-jax.config.update(
-  "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
-)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-  """Gives the tests of a method to one worker, which compiles it once for all of them."""
+  """Gives what shares programs to one worker: the tests of a method, the others of a module."""
   if config.getoption("--method"):
     from tests import cases
 
@@ -48,9 +61,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
       if getattr(item, "callspec", None) and item.callspec.params.get("method") in cases.FORMS
     ]
   for item in items:
-    callspec = getattr(item, "callspec", None)
-    if callspec and "method" in callspec.params:
-      item.add_marker(pytest.mark.xdist_group(str(callspec.params["method"])))
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    group = params.get("method") or params.get("variant") or item.path
+    item.add_marker(pytest.mark.xdist_group(str(group)))
+
+
+def pytest_collection_finish() -> None:
+  """Lets the garbage collector, a tenth of the time, not look through all that was imported."""
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(50_000)
 
 
 @pytest.fixture
@@ -59,10 +79,22 @@ def key() -> jax.Array:
   return jax.random.key(0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_memory_maps() -> Iterator[None]:
-  """Every compiled function holds memory maps, of which a process has 65,530; XLA dies of more."""
+@pytest.fixture(autouse=True)
+def little_memory() -> Iterator[None]:
+  """Drops compiled functions when they are many: they come back from the disk.
+
+  Each holds memory, and memory maps, of which a process has 65,530; XLA dies of more.
+  """
   yield
-  maps = pathlib.Path("/proc/self/maps")
-  if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
-    jax.clear_caches()
+  if sys.platform == "linux" and _resident_mb() > 1000:
+    trim = ctypes.CDLL(None).malloc_trim  # most of it is free already, and the system does not know
+    trim(0)
+    if _resident_mb() > 700:
+      jax.clear_caches()
+      gc.collect()
+      trim(0)
+
+
+def _resident_mb() -> float:
+  pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+  return pages * resource.getpagesize() / 1e6
