@@ -25,6 +25,8 @@ _CACHE = pathlib.Path(tempfile.gettempdir()) / "sparsyfed_jax-tests-compilation-
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# An entry that another process is still writing is read as a damaged one, and compiled again.
+os.environ.setdefault("PYTHONWARNINGS", "ignore:Error reading persistent compilation cache")
 # Of a worker's memory a third was free, in arenas of other threads. Read when a process starts.
 os.environ.setdefault("MALLOC_ARENA_MAX", "1")
 
