@@ -169,7 +169,9 @@ def simulate(  # noqa: D417 (`checked` describes the others)
   weight_decay: Annotated[float, Knob("L2 on trained parameters, in the clients", low=0)] = 1e-3,
   proximal_mu: Annotated[float, Knob("coefficient of FedProx's term", low=0)] = 0.0,
   server_optimizer: ServerOptimizer = optax.sgd,
-  server_lr: Annotated[float, Knob("rate of the server; 1 adopts the mean", above=0)] = 1.0,
+  server_lr: Annotated[
+    float, Knob("rate of the server; 1 adopts the mean, Adam and the like want 0.01", above=0)
+  ] = 1.0,
   server_tau: Annotated[float, Knob("adaptivity of FedAdagrad, FedAdam, FedYogi", above=0)] = 1e-3,
   client_weight: Callable[[jax.Array], jax.Array] = by_size,
   availability: Availability = uniformly,
