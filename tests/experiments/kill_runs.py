@@ -242,9 +242,10 @@ def run(
 def disturb(case: Case, whole: pathlib.Path, rng: random.Random, kills: int, troubles):
   """Kills one kind of run so many times, begun anew whenever it has ended."""
   counts: collections.Counter = collections.Counter()
+  trouble = next(troubles)
   while kills:
-    trouble = next(troubles)
-    if case.directory.exists() and make_trouble(case, trouble, rng):
+    is_made = case.directory.exists() and make_trouble(case, trouble, rng)
+    if is_made:
       counts[trouble] += 1
     is_killed, part = live(case, rng, 1.0, trouble)
     if is_killed:
@@ -253,6 +254,9 @@ def disturb(case: Case, whole: pathlib.Path, rng: random.Random, kills: int, tro
     if not is_killed or not kills:
       end(case, whole)
       counts["ended"] += 1
+    # What a run just begun could not suffer it suffers later, but for what only `train` can.
+    if is_made or case.program != "train":
+      trouble = next(troubles)
   return counts
 
 
