@@ -125,8 +125,8 @@ def test_layers_that_are_excluded_need_no_operations():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_model_without_kernels_is_for_fedavg_alone(method):
-  if method == "fedavg":
+def test_a_model_without_kernels_is_for_dense_methods_alone(method):
+  if method in ("fedavg", "scaffold"):
     make(method, WithoutKernels())
     return
   with pytest.raises(ValueError, match=f"{method}: the model has no prunable parameters"):
