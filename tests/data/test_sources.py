@@ -72,6 +72,15 @@ class TestDigits:
 
 
 class TestLoad:
+  def test_digits_are_those_of_scikit_learn_with_and_without_its_file(self, monkeypatch):
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    expected = np.column_stack([bunch.data, bunch.target])
+    np.testing.assert_array_equal(sources._read_digits(), expected)
+    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    np.testing.assert_array_equal(sources._read_digits(), expected)
+
   def test_digits(self):
     np.testing.assert_array_equal(sources.load("digits", KEY).x_test, sources.digits(KEY).x_test)
 
