@@ -66,9 +66,10 @@ def _load(name: str, key: jax.Array) -> Dataset:
 def _read_digits() -> np.ndarray:
   """Reads scikit-learn's own file, where it is: importing `sklearn.datasets` takes 0.7 s."""
   spec = importlib.util.find_spec("sklearn")
-  path = pathlib.Path((spec and spec.origin) or "").parent / "datasets" / "data" / "digits.csv.gz"
-  if path.is_file():
-    return np.loadtxt(path, delimiter=",")
+  for folder in (spec and spec.submodule_search_locations) or ():
+    path = pathlib.Path(folder, "datasets", "data", "digits.csv.gz")
+    if path.is_file():
+      return np.loadtxt(path, delimiter=",")
   from sklearn.datasets import load_digits
 
   bunch = load_digits()
