@@ -42,6 +42,8 @@ class Task(NamedTuple):
   is_correct: Callable[[Variables, Batch], jax.Array]  # of each row of a batch; (batch,) bool
   layer_names: tuple[str, ...]  # of the layers with injected operations, in the order of computing
   kernels: tuple[str, ...] | None = None  # of the layers of the prunable parameters, where known
+  # What a user of the model calls it with, of the variables that methods train.
+  to_model: Callable[[Variables], Any] = lambda variables: variables
 
 
 def classification(
