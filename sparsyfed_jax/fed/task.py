@@ -1,22 +1,17 @@
 """Learning problems as pure functions: initialisation, loss and evaluation of a model."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 
-from sparsyfed_jax import trees
-from sparsyfed_jax.ops import PLAIN, LayerOps, cast_layers
-from sparsyfed_jax.ops.naming import layer_tracker
+from sparsyfed_jax.models.network import Network, network_of
+from sparsyfed_jax.ops import PLAIN, LayerOps, Layers, Product, cast_layers
 from sparsyfed_jax.types import Batch, Key, Mean, Metrics, Variables
 
-# What the layer of a name ("BasicBlock_0/Conv_1") computes with.
-Layers = Callable[[str], LayerOps]
 # Mean loss of a batch, the new state of the model ("batch_stats" and the like), and metrics.
 LossFn = Callable[[Variables, Batch, Layers, Key], tuple[jax.Array, tuple[Variables, Metrics]]]
 
@@ -40,37 +35,48 @@ class Task(NamedTuple):
   loss: LossFn
   evaluate: Callable[[Variables, Batch], Metrics]
   is_correct: Callable[[Variables, Batch], jax.Array]  # of each row of a batch; (batch,) bool
-  layer_names: tuple[str, ...]  # of the layers with injected operations, in the order of computing
+  layer_names: tuple[str, ...]  # of the layers whose operations can be replaced, in their order
   kernels: tuple[str, ...] | None = None  # of the layers of the prunable parameters, where known
-  # What a user of the model calls it with, of the variables that methods train.
+  # What the model computes of the inputs of a batch, such as logits.
+  predict: Callable[[Variables, Batch], Any] | None = None
+  # What a user of the model's own library calls, of the variables that methods train.
   to_model: Callable[[Variables], Any] = lambda variables: variables
+  problems: tuple[str, ...] = ()  # why layers that a method would prune cannot be followed
+  products: tuple[Product, ...] = ()  # with parameters, in a training step, where they were found
+  remarks: tuple[str, ...] = ()  # what a run should say of its model
 
 
 def classification(
-  model: nn.Module,
+  model: Any,
   input_shape: tuple[int, ...],
   mean: float = 0.0,
   std: float = 1.0,
   dtype: Any = jnp.float32,
   num_classes: int | None = None,
+  prunable: str = "",
 ) -> Task:
   """Makes a task of a classifier: softmax cross entropy, averaged over valid examples.
 
   Args:
-    model: a flax module with an attribute `ops` (a `LayerOps`), called as
-      `model(x, train=..., valid=...)` on `(batch, *input_shape)` float32, giving logits.
+    model: of flax.linen, flax.nnx, Equinox, Haiku or plain functions, as `models.functions_of`
+      takes it, called on `(batch, *input_shape)` float32, giving logits; with `train=...` and
+      `valid=...` where it takes those. A module of `sparsyfed_jax.models` computes with its
+      attribute `ops`; the layers of any other are found and replaced by `ops.rewrite_layers`.
     input_shape: shape of one example.
     mean: the model sees (x - mean) / std, computed inside the compiled step.
     std: see `mean`.
     dtype: in which the model's layers compute, in training and evaluation; parameters, and all
       between the layers, are float32 all the same.
     num_classes: how many logits there must be; None for any number.
+    prunable: a regular expression, found in the paths of the parameters that methods may prune;
+      by default all of at least two axes that are multiplied with a layer's input.
 
   Returns:
     The task, whose `init` raises a ValueError if the model has no parameters.
 
   Raises:
-    ValueError: the model has no `ops`, or another number of logits.
+    ValueError: the model is of another kind, or has another number of logits, or nothing in it is
+      called `prunable`.
 
   Example:
     >>> from sparsyfed_jax.models import MLP
@@ -78,94 +84,108 @@ def classification(
     >>> task.kernels
     ('Dense_0', 'Dense_1', 'Dense_2')
   """
-  if not isinstance(model, nn.Module) or not hasattr(model, "ops"):
-    raise ValueError(
-      f"{type(model).__name__}: must be a flax.linen module with an attribute `ops`, a LayerOps"
-      " that its layers compute with, as sparsyfed_jax.models.MLP has"
-    )
-
-  def in_dtype(layers: Layers) -> Layers:
-    if dtype == jnp.float32:
-      return layers
-    return lambda name: cast_layers(layers(name), dtype)
 
   def prepare(x: jax.Array) -> jax.Array:
     return (x.astype(jnp.float32) - mean) / std
 
-  def init(key: Key) -> Variables:
-    variables = model.init(key, jnp.zeros((1, *input_shape), jnp.float32), train=False)
-    if not jax.tree.leaves(variables.get("params")):
-      raise ValueError(f"{type(model).__name__}: the model has no parameters to train")
-    return dict(variables)
+  network = network_of(model, input_shape, prunable)
+  shape = network.output_shape
+  if len(shape) != 2 or num_classes not in (None, shape[-1]):
+    found = f"has {shape[-1]} logits" if len(shape) == 2 else f"gives an array of rank {len(shape)}"
+    right = "logits (batch, classes)" if num_classes is None else f"{num_classes} logits"
+    raise ValueError(f"{network.title}: {found}, must have {right} for the classes of the data")
+  return supervised(network, prepare, _score, _is_correct, dtype, bool(prunable))
+
+
+def supervised(
+  network: Network,
+  prepare: Callable[[jax.Array], jax.Array],
+  score: Callable[[Any, Batch], Metrics],
+  is_correct: Callable[[Any, Batch], jax.Array],
+  dtype: Any = jnp.float32,
+  is_chosen: bool = False,
+) -> Task:
+  """Makes the task of learning what a loss says of a model's outputs.
+
+  Args:
+    network: of the model.
+    prepare: makes the model's input of `batch.x`.
+    score: of (outputs, batch): means over what is valid; `loss` is minimised.
+    is_correct: of (outputs, batch): (batch,) bool.
+    dtype: in which layers compute.
+    is_chosen: whether a user said which parameters are prunable, so that layers of others are left
+      alone, even those of a model with an attribute `ops`.
+
+  Example:
+    >>> from sparsyfed_jax.models import MLP, network_of
+    >>> squares = lambda out, batch: jnp.where(batch.valid, jnp.square(out[:, 0] - batch.y), 0)
+    >>> def score(out, batch):
+    ...   return {"loss": Mean(squares(out, batch).sum(), jnp.sum(batch.valid, dtype=float))}
+    >>> is_close = lambda out, batch: squares(out, batch) < 0.25
+    >>> supervised(network_of(MLP(1), (2,)), jnp.asarray, score, is_close).kernels
+    ('Dense_0', 'Dense_1', 'Dense_2')
+  """
+  kernels = set(network.kernels)
+  leaves_alone = is_chosen or bool(network.products)
+
+  def in_dtype(layers: Layers) -> Layers:
+    def layer(name: str) -> LayerOps:
+      ops = PLAIN if leaves_alone and name not in kernels else layers(name)
+      return ops if dtype == jnp.float32 else cast_layers(ops, dtype)
+
+    return layer
 
   def loss(
     variables: Variables, batch: Batch, layers: Layers, key: Key
   ) -> tuple[jax.Array, tuple[Variables, Metrics]]:
-    ops, interceptor = _named(in_dtype(layers))
-    layered: Any = model.clone(ops=ops)
-    state_names = [name for name in variables if name != "params"]
-    with nn.intercept_methods(interceptor):
-      logits, state = layered.apply(
-        variables,
-        prepare(batch.x),
-        train=True,
-        valid=batch.valid,
-        mutable=state_names,
-        rngs={"dropout": key},
-      )
-    metrics = _score(logits, batch)
+    x = batch.x if network.takes_valid else _filled(batch)
+    outputs, state = network.apply(
+      variables, prepare(x), batch.valid, key, in_dtype(layers), train=True
+    )
+    metrics = score(outputs, batch)
     # A batch without a valid example has loss 0, not 0 / 0.
     return metrics["loss"].total / jnp.maximum(metrics["loss"].weight, 1.0), (state, metrics)
 
-  def predict(variables: Variables, batch: Batch) -> jax.Array:
-    plain: Any = model.clone(ops=in_dtype(plain_layers)(""))
-    return plain.apply(variables, prepare(batch.x), train=False, valid=batch.valid)
+  def predict(variables: Variables, batch: Batch) -> Any:
+    layers, key = in_dtype(plain_layers), jax.random.key(0)  # of which an evaluation takes nothing
+    return network.apply(variables, prepare(batch.x), batch.valid, key, layers, train=False)[0]
 
   def evaluate(variables: Variables, batch: Batch) -> Metrics:
-    return _score(predict(variables, batch), batch)
+    return score(predict(variables, batch), batch)
 
-  def is_correct(variables: Variables, batch: Batch) -> jax.Array:
-    return _is_correct(predict(variables, batch), batch)
+  def right(variables: Variables, batch: Batch) -> jax.Array:
+    return is_correct(predict(variables, batch), batch)
 
-  logits, *names = _trace(model, input_shape)
-  if num_classes not in (None, logits[-1]):
-    raise ValueError(
-      f"{type(model).__name__}: has {logits[-1]} logits, must have {num_classes} for the classes of"
-      " the data"
-    )
-  return Task(init, loss, evaluate, is_correct, *names)
-
-
-def _named(layers: Layers) -> tuple[LayerOps, Callable[..., Any]]:
-  """Makes operations that know in which layer they are, with flax's word for the layer."""
-  layer, interceptor = layer_tracker()
-
-  def dot_general(*args: Any, **kwargs: Any) -> jax.Array:
-    return layers(layer()).dot_general(*args, **kwargs)
-
-  def conv_general_dilated(*args: Any, **kwargs: Any) -> jax.Array:
-    return layers(layer()).conv_general_dilated(*args, **kwargs)
-
-  return LayerOps(dot_general, conv_general_dilated), interceptor
+  return Task(
+    init=network.init,
+    loss=loss,
+    evaluate=evaluate,
+    is_correct=right,
+    layer_names=network.layer_names,
+    kernels=network.kernels,
+    predict=predict,
+    to_model=network.to_model,
+    problems=network.problems,
+    products=network.products,
+    remarks=() if network.takes_valid else (_remark(network),),
+  )
 
 
-def _trace(
-  model: nn.Module, input_shape: tuple[int, ...]
-) -> tuple[tuple[int, ...], tuple[str, ...], tuple[str, ...]]:
-  """Finds the shape of logits, the layers with injected operations, and those with kernels."""
-  names: dict[str, None] = {}
+def _remark(network: Network) -> str:
+  return (
+    f"{network.title} does not take `valid`: where a batch is not full, its other rows are copies"
+    " of the client's examples, which count for nothing in the loss, but do in batch norm"
+  )
 
-  def note(name: str) -> LayerOps:
-    names[name] = None
-    return PLAIN
 
-  ops, interceptor = _named(note)
-  layered: Any = model.clone(ops=ops)
-  with nn.intercept_methods(interceptor):
-    x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    init = partial(layered.init_with_output, train=False)
-    logits, shapes = jax.eval_shape(init, jax.random.key(0), x)
-  return logits.shape, tuple(names), tuple(trees.layer_names(shapes.get("params", {})))
+def _filled(batch: Batch) -> jax.Array:
+  """Puts copies of valid rows in the place of the others, of a batch that has any."""
+  valid_first = jnp.argsort(~batch.valid, stable=True)
+  positions = jnp.arange(batch.valid.shape[0])
+  count = jnp.maximum(jnp.sum(batch.valid, dtype=jnp.int32), 1)
+  # The n-th row that is not valid takes the n-th one that is, and so on in turns.
+  turn = jnp.cumsum(~batch.valid) - 1
+  return batch.x[jnp.where(batch.valid, positions, valid_first[turn % count])]
 
 
 def _score(logits: jax.Array, batch: Batch) -> Metrics:

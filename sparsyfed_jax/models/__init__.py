@@ -1,9 +1,25 @@
-"""Plain flax modules that take their layers' operations as an attribute, `ops`."""
+"""Flax modules that take their layers' operations as an attribute, `ops`, and anybody's models."""
 
 from sparsyfed_jax.models.cnn import CNN
+from sparsyfed_jax.models.form import Form, form_of
+from sparsyfed_jax.models.libraries import Functions, functions_of
 from sparsyfed_jax.models.mlp import MLP
+from sparsyfed_jax.models.network import Network, network_of
 from sparsyfed_jax.models.norm import BatchNorm
 from sparsyfed_jax.models.resnet import ResNet18, SpeechResNet18
 from sparsyfed_jax.models.vit import ViT
 
-__all__ = ["CNN", "MLP", "BatchNorm", "ResNet18", "SpeechResNet18", "ViT"]
+__all__ = [
+  "CNN",
+  "MLP",
+  "BatchNorm",
+  "Form",
+  "Functions",
+  "Network",
+  "ResNet18",
+  "SpeechResNet18",
+  "ViT",
+  "form_of",
+  "functions_of",
+  "network_of",
+]

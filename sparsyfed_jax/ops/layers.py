@@ -37,6 +37,8 @@ PLAIN = LayerOps(dot_general, conv_general_dilated)
 NATIVE = LayerOps(lax.dot_general, lax.conv_general_dilated)
 
 
+# What the layer of a name ("BasicBlock_0/Conv_1") computes with.
+Layers: TypeAlias = Callable[[str], LayerOps]
 # The magnitude from which on a layer's input is kept: of (input, weights, rows=...), where `rows`
 # tells where the batch is in the input.
 Threshold: TypeAlias = Callable[..., jax.Array]

@@ -10,7 +10,7 @@ It rewrites what is to be differentiated, and never a derivative.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 
@@ -94,9 +94,25 @@ def find_layers(
     >>> product.leaves, product.problem
     (('mask', 'w'), 'its weights are computed from those parameters')
   """
-  closed = jax.make_jaxpr(fn)(params, *args)
+  return survey(fn, params, *args, batch_axes=batch_axes).products
+
+
+class Survey(NamedTuple):
+  """What following a function's parameters finds."""
+
+  products: tuple[Product, ...]
+  unused: tuple[str, ...]  # the parameters on which no result depends
+  outputs: Any  # the results' shapes and dtypes
+
+
+def survey(fn: Callable[..., Any], params: Any, *args: Any, batch_axes: Any = 0) -> Survey:
+  """Finds the layers of a function, and the parameters that it does not use; as `find_layers`."""
+  closed, outputs = jax.make_jaxpr(fn, return_shape=True)(params, *args)
   marks = labels.of_arguments(params, args, _spread(batch_axes, args))
-  return tuple(following.follow(opened(closed)[0], marks)[1])
+  results, found = following.follow(opened(closed)[0], marks)
+  own = [mark.path for mark in marks if mark.path is not None]
+  used = labels.sources_of(results)
+  return Survey(tuple(found), tuple(path for path in own if path not in used), outputs)
 
 
 def _spread(batch_axes: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
