@@ -228,7 +228,7 @@ def _haiku(model: Any, input_shape: tuple[int, ...]) -> Functions:
   pick = _arguments(model.apply)
 
   def init(key: Key) -> tuple[Params, State]:
-    made = model.init(key, _one(input_shape), **pick(False))
+    made = model.init(key, _one(input_shape), **pick(True))  # batch norm starts in training alone
     return (made[0], {"state": made[1]} if made[1] else {}) if has_state else (made, {})
 
   def apply(

@@ -145,6 +145,14 @@ def _reduction(equation: Equation, rows: Sequence[Where]) -> Where:
   )
 
 
+def _collective(equation: Equation, rows: Sequence[Where]) -> Where:
+  """The rule of a sum over a named axis, which `vmap` makes one over an axis of the array."""
+  axes = equation.params["axes"]
+  if not all(isinstance(axis, int) for axis in axes):
+    return _unknown(equation)
+  return _without(_joined(equation, rows), axes)
+
+
 def _along(parameter: str) -> Callable[[Equation, Sequence[Where]], Where]:
   """Makes the rule of a primitive that mixes entries along one axis, and along no other."""
 
@@ -214,6 +222,7 @@ _RULES: dict[str, Callable[[Equation, Sequence[Where]], Where]] = {
   "top_k": _top_k,
   "transpose": _moved(lambda params, axis: tuple(params["permutation"]).index(axis)),
   "unstack": _unstack,
+  **dict.fromkeys(("pmax", "pmin", "psum"), _collective),
   **dict.fromkeys(_CUMULATIVE, _along("axis")),
   **dict.fromkeys(_REDUCTIONS, _reduction),
   **dict.fromkeys(
