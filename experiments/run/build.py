@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.run import processes
@@ -16,7 +15,7 @@ from experiments.run.config import VALUE, Config, ConfigError
 from experiments.run.data import TestOwners, deal_phases, deal_tests, density_scales, load
 from experiments.run.identity import digest, examples_digest
 from experiments.run.models import choose_chunk, make_model
-from experiments.run.settings import all_flags, method_of, own_hyper, own_options
+from experiments.run.settings import DEFAULTS, all_flags, method_of, own_hyper, own_options
 from experiments.run.split import Split, count_phases
 from sparsyfed_jax import trees
 from sparsyfed_jax.data import partition, scaling, sources
@@ -36,8 +35,8 @@ from sparsyfed_jax.fed.sampling import AVAILABILITIES
 from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES
 from sparsyfed_jax.fed.server import CLIENT_WEIGHTS
 from sparsyfed_jax.fed.simulation import Simulation, simulate
-from sparsyfed_jax.fed.task import classification
-from sparsyfed_jax.metrics.flops import LayerCost, layer_costs
+from sparsyfed_jax.fed.task import Task, classification
+from sparsyfed_jax.metrics.flops import LayerCost, layer_costs, product_costs
 from sparsyfed_jax.types import Keys, make_keys
 
 EVAL_BATCH_SIZE = 500
@@ -67,7 +66,7 @@ class Experiment(NamedTuple):
 class _OnHost(NamedTuple):
   """What data and flags make together, before anything is placed on devices."""
 
-  model: nn.Module
+  model: Any
   parts: list[np.ndarray]  # indices of each client's examples
   parts_after: list[np.ndarray]  # after --shift_round; [] without
   indices: np.ndarray  # of both phases
@@ -88,15 +87,31 @@ def check(config: Config, dataset: sources.Dataset) -> None:
   """
   prepared = _prepare(config, dataset, make_keys(jax.random.key(config.seed)))
   if any(getattr(config, flag) for flag in _patterns(config)):
-    _check_patterns(config, _layer_names(prepared.model, dataset.x_train.shape[1:]))
+    _check_patterns(config, _make_task(config, dataset).layer_names)
   if prepared.parts_after:
     setup = _make_setup(config, prepared, dataset)
     _check_shift(config, _make_algorithm(config, setup), setup, prepared)
 
 
+def _make_task(config: Config, dataset: sources.Dataset) -> Task:
+  """Makes the task; the layers of a model are looked for once, whatever the other flags say."""
+  names = ("model", "norm", "prunable", "dataset", "compute_dtype")
+  of_model = DEFAULTS._replace(**{name: getattr(config, name) for name in names})
+  shape = dataset.x_train.shape[1:]
+  return _task(of_model, shape, dataset.num_classes, dataset.mean, dataset.std)
+
+
 @functools.lru_cache(maxsize=8)
-def _layer_names(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[str, ...]:
-  return tuple(classification(model, input_shape, 0.0, 1.0, jnp.float32).layer_names)
+def _task(
+  config: Config, input_shape: tuple[int, ...], num_classes: int, mean: float, std: float
+) -> Task:
+  model = make_model(config, input_shape, num_classes)
+  dtype = jnp.bfloat16 if config.compute_dtype == "bfloat16" else jnp.float32
+  try:
+    return classification(model, input_shape, mean, std, dtype, num_classes, config.prunable)
+  except ValueError as error:
+    flag = "prunable" if str(error).startswith("prunable=") else "model"
+    raise ConfigError(f"--{flag}={getattr(config, flag)}: {error}") from error
 
 
 def _prepare(config: Config, dataset: sources.Dataset, keys: Keys) -> _OnHost:
@@ -188,7 +203,7 @@ def build(config: Config) -> Experiment:
     shifted=after,
     test_owners=prepared.test_owners,
     layers=layers,
-    costs=layer_costs(prepared.model, input_shape) if config.metrics else (),
+    costs=_costs(prepared.model, input_shape, setup.task) if config.metrics else (),
     x_test=x_test,
     y_test=y_test,
     hyper=hyper,
@@ -196,16 +211,14 @@ def build(config: Config) -> Experiment:
     mesh=mesh,
     placement=placement,
     facts=facts,
-    remarks=tuple(remarks(dataset)),
+    remarks=(*remarks(dataset), *setup.task.remarks),
     split=count_phases(config, phases, dataset.y_train, dataset.num_classes),
   )
 
 
 def _make_setup(config: Config, prepared: _OnHost, dataset: sources.Dataset) -> Setup:
-  dtype = jnp.bfloat16 if config.compute_dtype == "bfloat16" else jnp.float32
-  input_shape = dataset.x_train.shape[1:]
   return Setup(
-    task=classification(prepared.model, input_shape, dataset.mean, dataset.std, dtype),
+    task=_make_task(config, dataset),
     local=LocalTraining(
       batch_rows(config.batch_size, prepared.sizes),
       config.local_epochs,
@@ -221,6 +234,10 @@ def _make_setup(config: Config, prepared: _OnHost, dataset: sources.Dataset) -> 
     measures=make_measures(jnp.dtype(config.wire_dtype)) if config.metrics else NO_MEASURES,
     wire_dtype=jnp.dtype(config.wire_dtype),
   )
+
+
+def _costs(model: Any, input_shape: tuple[int, ...], task: Task) -> tuple[LayerCost, ...]:
+  return product_costs(task.products) if task.products else layer_costs(model, input_shape)
 
 
 def _facts(

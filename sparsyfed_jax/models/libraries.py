@@ -45,7 +45,8 @@ def functions_of(model: Any, input_shape: tuple[int, ...]) -> Functions:
     model: a flax.linen module; a flax.nnx or Equinox module, which starts from the weights it has
       (an Equinox model with state as the pair that `eqx.nn.make_with_state` gives); what
       `haiku.transform` gives, with state or without; or a pair of functions, `init(key)` and
-      `apply(params, x)`. Equinox modules may be written for one example.
+      `apply(params, x)`. Equinox modules may be written for one example. A function of a key that
+      makes an NNX or Equinox module starts from other weights with another key.
     input_shape: shape of one example.
 
   Raises:
@@ -58,18 +59,28 @@ def functions_of(model: Any, input_shape: tuple[int, ...]) -> Functions:
   if isinstance(model, nn.Module):
     return _linen(model, input_shape)
   nnx, equinox = sys.modules.get("flax.nnx"), sys.modules.get("equinox")
+  make = model if inspect.isfunction(model) and (nnx or equinox) else None
+  if make:
+    model = _made(make)
   if nnx and isinstance(model, nnx.Module):
-    return _nnx(nnx, model)
+    return _nnx(nnx, model, make)
   if equinox and isinstance(model[0] if _is_pair(model) else model, equinox.Module):
-    return _equinox(equinox, model, input_shape)
+    return _equinox(equinox, model, make, input_shape)
   if _is_pair(model) and all(map(callable, model)):
     if type(model).__module__.startswith("haiku."):
       return _haiku(model, input_shape)
     return _plain(model, input_shape)
   raise ValueError(
-    f"model={type(model).__name__}: must be a flax.linen, flax.nnx or Equinox module, what"
+    f"{type(make or model).__name__}: must be a flax.linen, flax.nnx or Equinox module, what"
     " haiku.transform gives, or a pair of functions (init, apply)"
   )
+
+
+def _made(make: Callable[[Key], Any]) -> Any:
+  try:
+    return make(jax.random.key(0))
+  except Exception:  # of a function that is no maker of models
+    return None
 
 
 def _is_pair(model: Any) -> bool:
@@ -118,7 +129,7 @@ def _linen(model: nn.Module, input_shape: tuple[int, ...]) -> Functions:
   return Functions(type(model).__name__, init, apply, join, _takes_valid(pick))
 
 
-def _nnx(nnx: Any, model: Any) -> Functions:
+def _nnx(nnx: Any, model: Any, make: Callable[[Key], Any] | None) -> Functions:
   """Makes functions of an NNX module; its streams of random numbers follow the key of the call."""
   training, evaluating = nnx.clone(model), nnx.clone(model)
   training.train()
@@ -139,7 +150,11 @@ def _nnx(nnx: Any, model: Any) -> Functions:
     return nnx.merge(graphs[train], states[0], _seeded(rngs, key), states[1])
 
   def init(key: Key) -> tuple[Params, State]:
-    return start[0], {"state": start[1]} if jax.tree.leaves(start[1]) else {}
+    params, rest = start
+    if make:
+      _, *parts = nnx.split(make(key), nnx.Param, nnx.RngState, ...)
+      params, rest = nnx.to_pure_dict(parts[0]), nnx.to_pure_dict(parts[2])
+    return params, {"state": rest} if jax.tree.leaves(rest) else {}
 
   def apply(
     params: Params, state: State, x: jax.Array, valid: jax.Array, key: Key, train: bool
@@ -171,7 +186,9 @@ def _seeded(rngs: Any, key: Key | None) -> Any:
   return jax.tree.unflatten(structure, leaves)
 
 
-def _equinox(equinox: Any, model: Any, input_shape: tuple[int, ...]) -> Functions:
+def _equinox(
+  equinox: Any, model: Any, make: Callable[[Key], Any] | None, input_shape: tuple[int, ...]
+) -> Functions:
   """Makes functions of an Equinox module, mapped over examples if it is written for one."""
   module, memory = model if _is_pair(model) else (model, None)
   start, static = equinox.partition(module, equinox.is_inexact_array)
@@ -203,7 +220,11 @@ def _equinox(equinox: Any, model: Any, input_shape: tuple[int, ...]) -> Function
   compute = mapped if memory is not None or is_for_one() else call
 
   def init(key: Key) -> tuple[Params, State]:
-    return start, {} if memory is None else {"state": memory}
+    if make is None:
+      return start, {} if memory is None else {"state": memory}
+    module, now = made if _is_pair(made := make(key)) else (made, None)
+    params = equinox.filter(module, equinox.is_inexact_array)
+    return params, {} if memory is None else {"state": now}
 
   def apply(
     params: Params, state: State, x: jax.Array, valid: jax.Array, key: Key, train: bool
