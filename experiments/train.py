@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
       flags.fail(error)
     except LayerError as error:  # found while the program is traced
       remove_unused(directory)
-      flags.fail(flags.ConfigError(f"--model={config.model}: {error}"))
+      flags.fail(flags.ConfigError(f"--model={config.model}: {str(error).splitlines()[0]}"))
     except DivergedError as error:
       processes.leave()
       flags.fail(error, code=1)
