@@ -13,7 +13,7 @@ from sparsyfed_jax.models.form import form_of
 from sparsyfed_jax.models.libraries import Functions, functions_of
 from sparsyfed_jax.ops import PLAIN, LayerOps, Layers, Product, layer_rule, rewrite_layers
 from sparsyfed_jax.ops.naming import layer_tracker
-from sparsyfed_jax.ops.rewrite import survey
+from sparsyfed_jax.ops.rewrite import Survey, survey
 from sparsyfed_jax.types import Key, Variables
 
 _ROWS = 2  # of the batch that is traced to find layers
@@ -72,9 +72,10 @@ def network_of(model: Any, input_shape: tuple[int, ...], prunable: str = "") -> 
     return _injected(model, functions, input_shape, params, prunable)
   _check_parameters(functions.title, params)
   try:
-    return _rewritten(functions, input_shape, params, state, prunable)
-  except (TypeError, IndexError, KeyError, AttributeError) as error:
+    surveys = _surveys(functions, input_shape, params, state)
+  except Exception as error:
     raise ValueError(_told(functions, input_shape, error)) from error
+  return _rewritten(functions, surveys, params, state, prunable)
 
 
 def _told(functions: Functions, input_shape: tuple[int, ...], error: Exception) -> str:
@@ -93,18 +94,20 @@ def _check_parameters(title: str, params: Any) -> None:
       )
 
 
-def _rewritten(
-  functions: Functions, input_shape: tuple[int, ...], params: Any, state: Any, prunable: str
-) -> Network:
-  surveys = {
-    train: survey(
-      partial(functions.apply, train=train),
-      params,
-      *_example(input_shape, state),
-      batch_axes=_AXES,
-    )
+def _surveys(
+  functions: Functions, input_shape: tuple[int, ...], params: Any, state: Any
+) -> dict[bool, Survey]:
+  """Finds the layers in training (True), and in evaluation."""
+  example = _example(input_shape, state)
+  return {
+    train: survey(partial(functions.apply, train=train), params, *example, batch_axes=_AXES)
     for train in (True, False)
   }
+
+
+def _rewritten(
+  functions: Functions, surveys: dict[bool, Survey], params: Any, state: Any, prunable: str
+) -> Network:
   products = surveys[True].products
   leaves = _prunable_leaves(functions.title, params, products, prunable)
   form = form_of(params, leaves)
@@ -185,7 +188,7 @@ def _prunable_leaves(
   return [path for path in large if path in used and is_chosen(path)]
 
 
-def _problems(params: Any, found: Any, prunable: str) -> tuple[str, ...]:
+def _problems(params: Any, found: Survey, prunable: str) -> tuple[str, ...]:
   """Says which leaves a method that prunes would have to leave out, and why."""
   is_chosen = trees.name_finder(prunable or "$")
   flat = jax.tree_util.tree_flatten_with_path(params)[0]
