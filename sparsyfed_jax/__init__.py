@@ -28,6 +28,7 @@ from sparsyfed_jax.ops import (
   pruned_layers,
   topk_mask,
 )
+from sparsyfed_jax.fed.tasks import multi_label, next_token, regression
 from sparsyfed_jax.run import Run, State, classification, simulate
 from sparsyfed_jax.wire.codec import decode, encode
 
@@ -63,10 +64,13 @@ __all__ = [
   "find",
   "metrics",
   "models",
+  "multi_label",
+  "next_token",
   "ops",
   "powerprop",
   "powerprop_inverse",
   "pruned_layers",
+  "regression",
   "simulate",
   "topk_mask",
 ]

@@ -1,0 +1,115 @@
+"""Multi-label classification: each label of an example is there or not."""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from sparsyfed_jax.data.dataset import Dataset
+from sparsyfed_jax.fed.metric import Chance, Metric
+from sparsyfed_jax.fed.task import Task, supervised
+from sparsyfed_jax.types import Batch, Mean, Metrics
+
+
+def _of_all_labels(targets: np.ndarray) -> Chance:
+  """Computes the F1 of the best answer that is the same for all examples."""
+  counts = np.sort(np.asarray(targets).sum(0, dtype=np.int64))[::-1]  # the frequent labels first
+  named = np.arange(1, len(counts) + 1) * len(targets)
+  level = float(np.max(2 * np.cumsum(counts) / np.maximum(named + counts.sum(), 1)))
+  return Chance(level, level if level < 1 else None)
+
+
+F1 = Metric("f1", "F1 (micro)", chance=_of_all_labels)
+LABEL_ACCURACY = Metric("accuracy", "accuracy of a label")
+EXACT_MATCH = Metric("exact_match", "share of examples with all labels right")
+
+
+def multi_label(model: nn.Module, data: Dataset, dtype: Any = jnp.float32) -> Task:
+  r"""Makes the task of telling which of several labels an example has.
+
+  Of the logits z of L labels, with y in {0, 1}, the loss of an example is
+
+  .. math::
+    \frac{1}{L} \sum_l \big(\log(1 + e^{z_l}) - y_l z_l\big)
+
+  and a label is named where its logit is above 0. Metrics are the micro-averaged `f1`
+  = 2 TP / (2 TP + FP + FN), counted over all examples and labels together, `accuracy`, the share
+  of labels that are right, which is high where labels are rare, and `exact_match`, the share of
+  examples of which all are. Clients are compared by `accuracy`.
+
+  Args:
+    model: a flax module that takes its layers' operations as an attribute `ops`, a `LayerOps`, as
+      those of `sparsyfed_jax.models` do; called as `model(x, train=..., valid=...)`.
+    data: whose shape, scale and number of labels count; `y` are (n, L) booleans.
+    dtype: in which layers compute: `jnp.float32` or `jnp.bfloat16`. Parameters are float32.
+
+  Returns:
+    The task, with the metrics `f1`, `accuracy` and `exact_match`.
+
+  Raises:
+    ValueError: the model is of another kind, its logits are not as many as the labels, or the data
+      have no such labels.
+
+  Example:
+    >>> import numpy as np
+    >>> import sparsyfed_jax as sf
+    >>> x, y = np.random.default_rng(0).normal(size=(9, 4)), np.eye(3, dtype=bool)[[0, 1, 2] * 3]
+    >>> data = sf.data.from_arrays(x, y, x, y, task="multi_label")
+    >>> task = sf.multi_label(sf.models.MLP(3), data)
+    >>> [metric.name for metric in task.metrics]
+    ['f1', 'accuracy', 'exact_match']
+  """
+  if data.kind != "multi_label":
+    raise ValueError(f"{data.name}: y must be (n, labels) booleans, is {data.describe_y()}")
+
+  def prepare(batch: Batch) -> jax.Array:
+    return (batch.x.astype(jnp.float32) - data.mean) / data.std
+
+  def check(shape: tuple[int, ...]) -> None:
+    if shape != (1, data.num_classes):
+      raise ValueError(
+        f"{type(model).__name__}: makes outputs of shape {shape} of an example, must make"
+        f" {(1, data.num_classes)}, a logit for each label of the data"
+      )
+
+  example = jax.ShapeDtypeStruct((1, *data.x_train.shape[1:]), jnp.float32)
+  return supervised(
+    model,
+    example,
+    _score,
+    _hits_of_each,
+    prepare=prepare,
+    check=check,
+    dtype=dtype,
+    metrics=(F1, LABEL_ACCURACY, EXACT_MATCH),
+    sums=("loss", "f1", "accuracy", "exact_match"),
+  )
+
+
+def _score(logits: jax.Array, batch: Batch) -> Metrics:
+  chex.assert_rank([logits, batch.y, batch.valid], [2, 2, 1])
+  chex.assert_equal_shape([logits, batch.y])
+  targets, named, valid = batch.y.astype(jnp.float32), logits > 0, batch.valid[:, None]
+  losses = jnp.mean(optax.sigmoid_binary_cross_entropy(logits, targets), -1)
+  hits = named == batch.y
+  count = jnp.sum(batch.valid, dtype=jnp.float32)
+
+  def total(values: jax.Array, is_counted: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.where(is_counted, values, 0), dtype=jnp.float32)
+
+  both = total(named & batch.y, valid)
+  return {
+    "loss": Mean(total(losses, batch.valid), count),
+    "f1": Mean(2 * both, total(named, valid) + total(batch.y, valid)),
+    "accuracy": Mean(total(hits, valid), count * batch.y.shape[1]),
+    "exact_match": Mean(total(jnp.all(hits, -1), batch.valid), count),
+  }
+
+
+def _hits_of_each(logits: jax.Array, batch: Batch) -> Mean:
+  hits = jnp.sum((logits > 0) == batch.y, -1, dtype=jnp.float32)
+  return Mean(hits, jnp.full(hits.shape, batch.y.shape[1], jnp.float32))
