@@ -21,6 +21,7 @@ from sparsyfed_jax.algorithms import METHODS, find
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.method import Choice, Configured, Knob, Method, Pattern, factory
+from sparsyfed_jax.fed.tasks import multi_label, next_token, regression
 from sparsyfed_jax.ops import (
   activation_threshold,
   powerprop,
@@ -28,7 +29,6 @@ from sparsyfed_jax.ops import (
   pruned_layers,
   topk_mask,
 )
-from sparsyfed_jax.fed.tasks import multi_label, next_token, regression
 from sparsyfed_jax.run import Run, State, classification, simulate
 from sparsyfed_jax.wire.codec import decode, encode
 

@@ -116,7 +116,7 @@ class Run(NamedTuple):
     return State(now.server, now.memories, state.key), columns
 
   def evaluate(self, state: State) -> dict[str, float]:
-    """Computes `test_loss` and the task's metrics, such as `test_accuracy`, on all test examples."""
+    """Computes `test_loss` and the task's metrics, such as `test_accuracy` on the test set."""
     server = engine.State(state.server, ())
     scores = self.simulation.evaluate(server, self.x_test, self.y_test)
     return {name: float(score) for name, score in scores.items()}

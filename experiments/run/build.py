@@ -18,6 +18,7 @@ from experiments.run.identity import digest, examples_digest
 from experiments.run.models import choose_chunk, make_model
 from experiments.run.settings import all_flags, method_of, own_hyper, own_options
 from experiments.run.split import Split, count_phases
+from experiments.run.tasks import classes_of, make_task
 from sparsyfed_jax import trees
 from sparsyfed_jax.data import partition, scaling, sources
 from sparsyfed_jax.data.batches import batch_rows
@@ -36,7 +37,8 @@ from sparsyfed_jax.fed.sampling import AVAILABILITIES
 from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES
 from sparsyfed_jax.fed.server import CLIENT_WEIGHTS
 from sparsyfed_jax.fed.simulation import Simulation, simulate
-from sparsyfed_jax.fed.task import classification
+from sparsyfed_jax.fed.task import trace_layers
+from sparsyfed_jax.fed.tasks.numbers import target_scale
 from sparsyfed_jax.metrics.flops import LayerCost, layer_costs
 from sparsyfed_jax.types import Keys, make_keys
 
@@ -88,15 +90,16 @@ def check(config: Config, dataset: sources.Dataset) -> None:
   """
   prepared = _prepare(config, dataset, make_keys(jax.random.key(config.seed)))
   if any(getattr(config, flag) for flag in _patterns(config)):
-    _check_patterns(config, _layer_names(prepared.model, dataset.x_train.shape[1:]))
+    example = prepared.model, dataset.x_train.shape[1:], _input_dtype(dataset)
+    _check_patterns(config, _layer_names(*example))
   if prepared.parts_after:
     setup = _make_setup(config, prepared, dataset)
     _check_shift(config, _make_algorithm(config, setup), setup, prepared)
 
 
 @functools.lru_cache(maxsize=8)
-def _layer_names(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[str, ...]:
-  return tuple(classification(model, input_shape, 0.0, 1.0, jnp.float32).layer_names)
+def _layer_names(model: nn.Module, input_shape: tuple[int, ...], dtype: Any) -> tuple[str, ...]:
+  return trace_layers(model, jax.ShapeDtypeStruct((1, *input_shape), dtype))[1]
 
 
 def _prepare(config: Config, dataset: sources.Dataset, keys: Keys) -> _OnHost:
@@ -159,7 +162,8 @@ def build(config: Config) -> Experiment:
   federation, after = _place_phases(federation, after, mesh, placement)
   example = jax.ShapeDtypeStruct(input_shape, dataset.x_train.dtype)
   most = -(-config.clients_per_round // mesh.size)
-  own_chunk = choose_chunk(config.clients_per_chunk, prepared.model, setup, example, most)
+  target = jax.ShapeDtypeStruct(dataset.y_train.shape[1:], dataset.y_train.dtype)
+  own_chunk = choose_chunk(config.clients_per_chunk, prepared.model, setup, example, most, target)
   chunk = processes.smallest(own_chunk)  # all have to run the same program
   simulation = simulate(
     algorithm,
@@ -188,7 +192,7 @@ def build(config: Config) -> Experiment:
     shifted=after,
     test_owners=prepared.test_owners,
     layers=layers,
-    costs=layer_costs(prepared.model, input_shape) if config.metrics else (),
+    costs=layer_costs(prepared.model, input_shape, _input_dtype(dataset)) if config.metrics else (),
     x_test=x_test,
     y_test=y_test,
     hyper=hyper,
@@ -197,15 +201,14 @@ def build(config: Config) -> Experiment:
     placement=placement,
     facts=facts,
     remarks=tuple(remarks(dataset)),
-    split=count_phases(config, phases, dataset.y_train, dataset.num_classes),
+    split=count_phases(config, phases, *classes_of(dataset)),
   )
 
 
 def _make_setup(config: Config, prepared: _OnHost, dataset: sources.Dataset) -> Setup:
   dtype = jnp.bfloat16 if config.compute_dtype == "bfloat16" else jnp.float32
-  input_shape = dataset.x_train.shape[1:]
   return Setup(
-    task=classification(prepared.model, input_shape, dataset.mean, dataset.std, dtype),
+    task=make_task(config, prepared.model, dataset, dtype),
     local=LocalTraining(
       batch_rows(config.batch_size, prepared.sizes),
       config.local_epochs,
@@ -243,15 +246,30 @@ def _facts(
     processes=jax.process_count(),
     mean=dataset.mean,
     std=dataset.std,
-    input_range=scaling.as_range(dataset.mean, dataset.std),
+    input_range=_input_range(dataset),
     classes=dataset.classes,
     examples_sha256=examples_digest(dataset),
     split_sha256=digest([*parts, len(parts), *parts_after, scales]),
+    **_target_scale(dataset),
   )
 
 
+def _input_dtype(dataset: sources.Dataset) -> Any:
+  return jnp.int32 if dataset.kind == "next_token" else jnp.float32
+
+
+def _input_range(dataset: sources.Dataset) -> tuple[float, float] | None:
+  is_scaled = dataset.kind != "next_token"
+  return scaling.as_range(dataset.mean, dataset.std) if is_scaled else None
+
+
+def _target_scale(dataset: sources.Dataset) -> dict[str, Any]:
+  """Makes what a program of regression has in it of the data."""
+  return {"target_scale": target_scale(dataset)} if dataset.kind == "regression" else {}
+
+
 # What the data makes of the programs, besides its shapes.
-_FACTS = ("num_classes", "clients_per_chunk", "uneven_clients", "mean", "std")
+_FACTS = ("num_classes", "clients_per_chunk", "uneven_clients", "mean", "std", "target_scale")
 
 
 def everywhere(mesh: Mesh) -> NamedSharding:
@@ -279,7 +297,7 @@ def program_key(config: Config, experiment: Experiment) -> Hashable:
   return (
     fixed_flags(config),
     tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(arrays)),
-    tuple(experiment.facts[name] for name in _FACTS),
+    tuple(experiment.facts.get(name) for name in _FACTS),
     experiment.mesh,
   )
 

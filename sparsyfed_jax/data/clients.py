@@ -253,7 +253,7 @@ def text(
   sequence_length: int = 64,
   name: str = "text",
 ) -> Dataset:
-  """Makes sequences of the characters of a text, of which the next one is to be predicted.
+  r"""Makes sequences of the characters of a text, of which the next one is to be predicted.
 
   The last fifth of each client's part is its test set, and the characters of the other four fifths
   are the vocabulary. `natural` splits the data set by the clients.
@@ -269,7 +269,7 @@ def text(
     DataError: an argument cannot be obeyed; the message names it and what would be right.
 
   Example:
-    >>> lines = "one\\ntwo\\nthree\\nfour and five\\n"
+    >>> lines = "one\ntwo\nthree\nfour and five\n"
     >>> data = text(lines, num_clients=2, sequence_length=4)
     >>> data.kind, natural(data).sizes, "".join(data.classes[2:])
     ('next_token', array([2, 4]), ' adefhnortuw')

@@ -57,8 +57,8 @@ def problem(y: np.ndarray, name: str, noun: str) -> str:
     return shape
   if y.dtype.kind not in "biuf" or not np.isin(y, (0, 1)).all():
     return (
-      f"{shape}: each example needs one class; several numbers to be predicted are learned with task"
-      " regression"
+      f"{shape}: each example needs one class; several numbers to be predicted are learned with"
+      " task regression"
     )
   totals = y.sum(1, dtype=np.int64)
   others = np.flatnonzero(totals != 1)

@@ -53,7 +53,7 @@ def _of_tokens(dataset: Dataset) -> list[str]:
   if not unknown:
     return []
   return [
-    f"{unknown} of the {known.size} characters of the test part are of a kind that the training part"
+    f"{unknown} of the {known.size} characters of the test part are of kinds that the training part"
     " does not have, and count as mistakes"
   ]
 

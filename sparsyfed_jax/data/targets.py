@@ -59,7 +59,8 @@ def _labels(where: str, y: np.ndarray) -> np.ndarray:
   is_table = y.ndim == 2 and y.size and y.dtype.kind in "biuf"
   if not is_table or not np.isin(y, (0, 1)).all():
     raise DataError(
-      f"{where}: is {y.dtype} of shape {y.shape}, must be (n, labels) of 0 and 1 for task multi_label"
+      f"{where}: is {y.dtype} of shape {y.shape}, must be (n, labels) of 0 and 1 for task"
+      " multi_label"
     )
   return y.astype(bool)
 

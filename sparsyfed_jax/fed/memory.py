@@ -18,14 +18,14 @@ _SHARE = 0.5  # of what is free, for the clients of a chunk
 _MOST = 128  # clients side by side, where nothing better was measured
 
 
-_CLASS = jax.ShapeDtypeStruct((), jnp.int32)
+CLASS = jax.ShapeDtypeStruct((), jnp.int32)
 
 
 def choose_chunk(
   setup: Setup,
   example: jax.ShapeDtypeStruct,
   clients_per_device: int,
-  target: jax.ShapeDtypeStruct = _CLASS,
+  target: jax.ShapeDtypeStruct = CLASS,
 ) -> int:
   """Chooses how many clients to vmap, as far as memory allows.
 
@@ -57,7 +57,7 @@ def free_bytes() -> float:
 
 
 def client_bytes(
-  setup: Setup, example: jax.ShapeDtypeStruct, target: jax.ShapeDtypeStruct = _CLASS
+  setup: Setup, example: jax.ShapeDtypeStruct, target: jax.ShapeDtypeStruct = CLASS
 ) -> int:
   """Estimates the bytes that each client of a chunk takes besides what all clients share.
 

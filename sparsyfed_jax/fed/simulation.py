@@ -270,7 +270,8 @@ def run_round(
     download: Any, memory: Memory, data: ClientData, key: Key
   ) -> tuple[Any, Memory, Metrics]:
     upload, memory, metrics = algorithm.client(download, memory, data, key)
-    seen = metrics.get(f"train_{EXAMPLES}", metrics["train_loss"])
+    name = f"train_{EXAMPLES}"
+    seen = metrics[name if name in metrics else "train_loss"]
     return upload, memory, {**metrics, "examples": tally(seen.weight)}
 
   number = state.server.round + 1

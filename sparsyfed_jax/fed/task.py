@@ -181,16 +181,17 @@ def supervised(
     plain: Any = model.clone(ops=in_dtype(plain_layers)(""))
     return plain.apply(variables, prepare(batch), train=False, valid=batch.valid)
 
-  shape, *names = _trace(model, example)
+  shape, layer_names, kernels = trace_layers(model, example)
   check(shape)
   return Task(
     init,
     loss,
     lambda variables, batch: score(predict(variables, batch), batch),
     lambda variables, batch: score_each(predict(variables, batch), batch),
-    *names,
-    metrics=metrics,
-    sums=sums,
+    layer_names,
+    kernels,
+    metrics,
+    sums,
   )
 
 
@@ -207,7 +208,7 @@ def _named(layers: Layers) -> tuple[LayerOps, Callable[..., Any]]:
   return LayerOps(dot_general, conv_general_dilated), interceptor
 
 
-def _trace(
+def trace_layers(
   model: nn.Module, example: jax.ShapeDtypeStruct
 ) -> tuple[tuple[int, ...], tuple[str, ...], tuple[str, ...]]:
   """Finds the shape of outputs, the layers with injected operations, and those with kernels."""

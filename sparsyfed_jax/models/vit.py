@@ -105,6 +105,7 @@ class ViT(nn.Module):
 
 
 def layer_norm() -> nn.LayerNorm:
+  """Makes the layer norm of transformers, of the exact variance."""
   return nn.LayerNorm(use_fast_variance=False)
 
 

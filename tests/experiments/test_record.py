@@ -147,7 +147,7 @@ def test_the_final_model_is_what_the_files_say(measured):
   assert len(codec.encode(jax.device_get(state.server.variables))) < rows[0]["downlink_bytes"]
 
   # The examples of the second phase's owners, right or wrong, one by one.
-  hits = np.asarray(experiment.simulation.classify(state, experiment.x_test, experiment.y_test))
+  hits = np.asarray(experiment.simulation.score_each(state, experiment.x_test, experiment.y_test).total)
   assert rows[-1]["test_accuracy"] == pytest.approx(hits.mean(), abs=1e-6)
   owners = experiment.test_owners.after
   accuracies = [hits[owners == i].mean() for i in range(20)]

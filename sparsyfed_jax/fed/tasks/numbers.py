@@ -70,9 +70,7 @@ def regression(model: nn.Module, data: Dataset, dtype: Any = jnp.float32) -> Tas
   """
   if data.kind != "regression":
     raise ValueError(f"{data.name}: y must be (n,) or (n, targets) floats, is {data.describe_y()}")
-  known = _as_columns(data.y_train.astype(np.float64))
-  middle, width = known.mean(0), known.std(0)
-  width = np.where(width > 0, width, 1.0)  # of a target that is always the same
+  middle, width = map(np.array, target_scale(data))
 
   def prepare(batch: Batch) -> jax.Array:
     return (batch.x.astype(jnp.float32) - data.mean) / data.std
@@ -121,6 +119,13 @@ def regression(model: nn.Module, data: Dataset, dtype: Any = jnp.float32) -> Tas
     metrics=(MSE, MAE, R2),
     sums=("loss", "mse", "mae", _SPREAD),
   )
+
+
+def target_scale(data: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """Finds means and standard deviations of the training targets, 1 where they are all the same."""
+  known = _as_columns(data.y_train.astype(np.float64))
+  width = known.std(0)
+  return tuple(known.mean(0).tolist()), tuple(np.where(width > 0, width, 1.0).tolist())
 
 
 def _as_columns(targets: Any) -> Any:
