@@ -1,6 +1,5 @@
 """From flags to a simulation: data, partition, model, method."""
 
-import functools
 from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,9 +17,15 @@ from experiments.run.identity import digest, examples_digest
 from experiments.run.models import choose_chunk, make_model
 from experiments.run.settings import all_flags, method_of, own_hyper, own_options
 from experiments.run.split import Split, count_phases
-from experiments.run.tasks import classes_of, make_task
+from experiments.run.tasks import (
+  classes_of,
+  input_dtype,
+  layer_names,
+  make_task,
+  scale_facts,
+)
 from sparsyfed_jax import trees
-from sparsyfed_jax.data import partition, scaling, sources
+from sparsyfed_jax.data import partition, sources
 from sparsyfed_jax.data.batches import batch_rows
 from sparsyfed_jax.data.remarks import remarks
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
@@ -37,8 +42,6 @@ from sparsyfed_jax.fed.sampling import AVAILABILITIES
 from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES
 from sparsyfed_jax.fed.server import CLIENT_WEIGHTS
 from sparsyfed_jax.fed.simulation import Simulation, simulate
-from sparsyfed_jax.fed.task import trace_layers
-from sparsyfed_jax.fed.tasks.numbers import target_scale
 from sparsyfed_jax.metrics.flops import LayerCost, layer_costs
 from sparsyfed_jax.types import Keys, make_keys
 
@@ -90,16 +93,12 @@ def check(config: Config, dataset: sources.Dataset) -> None:
   """
   prepared = _prepare(config, dataset, make_keys(jax.random.key(config.seed)))
   if any(getattr(config, flag) for flag in _patterns(config)):
-    example = prepared.model, dataset.x_train.shape[1:], _input_dtype(dataset)
-    _check_patterns(config, _layer_names(*example))
+    input_shape = dataset.x_train.shape[1:]
+    names = layer_names(prepared.model, input_shape, input_dtype(dataset))
+    _check_patterns(config, names)
   if prepared.parts_after:
     setup = _make_setup(config, prepared, dataset)
     _check_shift(config, _make_algorithm(config, setup), setup, prepared)
-
-
-@functools.lru_cache(maxsize=8)
-def _layer_names(model: nn.Module, input_shape: tuple[int, ...], dtype: Any) -> tuple[str, ...]:
-  return trace_layers(model, jax.ShapeDtypeStruct((1, *input_shape), dtype))[1]
 
 
 def _prepare(config: Config, dataset: sources.Dataset, keys: Keys) -> _OnHost:
@@ -192,7 +191,7 @@ def build(config: Config) -> Experiment:
     shifted=after,
     test_owners=prepared.test_owners,
     layers=layers,
-    costs=layer_costs(prepared.model, input_shape, _input_dtype(dataset)) if config.metrics else (),
+    costs=layer_costs(prepared.model, input_shape, input_dtype(dataset)) if config.metrics else (),
     x_test=x_test,
     y_test=y_test,
     hyper=hyper,
@@ -246,26 +245,11 @@ def _facts(
     processes=jax.process_count(),
     mean=dataset.mean,
     std=dataset.std,
-    input_range=_input_range(dataset),
     classes=dataset.classes,
     examples_sha256=examples_digest(dataset),
     split_sha256=digest([*parts, len(parts), *parts_after, scales]),
-    **_target_scale(dataset),
+    **scale_facts(dataset),
   )
-
-
-def _input_dtype(dataset: sources.Dataset) -> Any:
-  return jnp.int32 if dataset.kind == "next_token" else jnp.float32
-
-
-def _input_range(dataset: sources.Dataset) -> tuple[float, float] | None:
-  is_scaled = dataset.kind != "next_token"
-  return scaling.as_range(dataset.mean, dataset.std) if is_scaled else None
-
-
-def _target_scale(dataset: sources.Dataset) -> dict[str, Any]:
-  """Makes what a program of regression has in it of the data."""
-  return {"target_scale": target_scale(dataset)} if dataset.kind == "regression" else {}
 
 
 # What the data makes of the programs, besides its shapes.

@@ -32,13 +32,9 @@ _AMOUNTS = (
 _NUMBERS = ("train_loss", "test_loss", "target")
 _HUGE = 1e100  # beyond what is measured, and far enough from what no float holds
 _METRICS = tuple(
-  (
-    (f"train_{metric.name}", f"test_{metric.name}"),
-    max(metric.low, -_HUGE),
-    min(metric.high, _HUGE),
-  )
+  ((f"train_{m.name}", f"test_{m.name}"), max(m.low, -_HUGE), min(m.high, _HUGE))
   for judgement in TASKS.values()
-  for metric in judgement.metrics
+  for m in judgement.metrics
 )
 # Those of clients; a deviation from the mean may be 0 where the metric may not.
 _OF_CLIENTS = tuple(

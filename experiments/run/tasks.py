@@ -1,15 +1,20 @@
 """The task of a run: what its model learns of its data, and what stands for the data's classes."""
 
+import functools
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from experiments.run.config import Config, ConfigError
 from experiments.run.learning import task_of
+from sparsyfed_jax.data import scaling
 from sparsyfed_jax.data.dataset import Dataset
-from sparsyfed_jax.fed.task import Task, classification
+from sparsyfed_jax.fed.task import Task, classification, trace_layers
 from sparsyfed_jax.fed.tasks import multi_label, next_token, regression
+from sparsyfed_jax.fed.tasks.numbers import target_scale
 
 _MAKERS = {"next_token": next_token, "multi_label": multi_label, "regression": regression}
 
@@ -23,6 +28,28 @@ def make_task(config: Config, model: nn.Module, dataset: Dataset, dtype: Any) ->
     return _MAKERS[task](model, dataset, dtype)
   except ValueError as error:
     raise ConfigError(f"--model={config.model}: {error}") from error
+
+
+@functools.lru_cache(maxsize=8)
+def layer_names(model: nn.Module, input_shape: tuple[int, ...], dtype: Any) -> tuple[str, ...]:
+  """Names the layers of a model in the order of computing."""
+  return trace_layers(model, jax.ShapeDtypeStruct((1, *input_shape), dtype))[1]
+
+
+def input_dtype(dataset: Dataset) -> Any:
+  """Finds the dtype of what a model takes."""
+  return jnp.int32 if dataset.kind == "next_token" else jnp.float32
+
+
+def scale_facts(dataset: Dataset) -> dict[str, Any]:
+  """Makes what config.json has of the scale of inputs, and of that of targets where it counts."""
+  is_scaled = dataset.kind != "next_token"
+  facts: dict[str, Any] = {
+    "input_range": scaling.as_range(dataset.mean, dataset.std) if is_scaled else None
+  }
+  if dataset.kind == "regression":
+    facts["target_scale"] = target_scale(dataset)
+  return facts
 
 
 def classes_of(dataset: Dataset) -> tuple[np.ndarray, tuple[Any, ...]]:

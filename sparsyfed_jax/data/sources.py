@@ -74,7 +74,7 @@ def _load(name: str, key: jax.Array, task: str, reading: text.Reading) -> Datase
   if kind == "tfds" and path:
     return prepared.load(path, key)
   raise DataError(
-    f"--dataset={name}: unknown data set, must be 'tfds:NAME', 'digits', 'text:PATH' or 'npz:PATH'"
+    f"--dataset={name}: unknown data set, must be 'tfds:NAME', 'text:PATH', 'digits' or 'npz:PATH'"
   )
 
 

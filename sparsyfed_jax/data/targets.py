@@ -39,7 +39,7 @@ def targets(
     return found, classes, len(classes)
   if task not in ("multi_label", "regression"):
     right = ", ".join(name for name in TASKS if name != "next_token")
-    raise DataError(f"{path}: task={task}: must be one of {right} for examples with targets")
+    raise DataError(f"--task={task}: must be one of {right} for the examples of {path}")
   is_regression = task == "regression"
   check = _numbers if is_regression else _labels
   found = [check(f"{path}: {name}", arrays[name]) for name in names]
@@ -59,8 +59,8 @@ def _labels(where: str, y: np.ndarray) -> np.ndarray:
   is_table = y.ndim == 2 and y.size and y.dtype.kind in "biuf"
   if not is_table or not np.isin(y, (0, 1)).all():
     raise DataError(
-      f"{where}: is {y.dtype} of shape {y.shape}, must be (n, labels) of 0 and 1 for task"
-      " multi_label"
+      f"{where}: is {y.dtype} of shape {y.shape}, must be (n, labels) of 0 and 1 with"
+      " --task=multi_label"
     )
   return y.astype(bool)
 
@@ -68,7 +68,7 @@ def _labels(where: str, y: np.ndarray) -> np.ndarray:
 def _numbers(where: str, y: np.ndarray) -> np.ndarray:
   if y.ndim not in (1, 2) or not y.size or y.dtype.kind not in "biuf":
     raise DataError(
-      f"{where}: is {y.dtype} of shape {y.shape}, must be (n,) or (n, numbers) for task regression"
+      f"{where}: is {y.dtype} of shape {y.shape}, must be (n,) or (n, numbers) with --task=regression"
     )
   with np.errstate(over="ignore"):
     y = y.astype(np.float32)
