@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from sparsyfed_jax.data import partition, sources
+from sparsyfed_jax.data.characters import READING, cut, from_pieces
 from sparsyfed_jax.data.dataset import Dataset
 from sparsyfed_jax.data.sources import InputRange
-from sparsyfed_jax.data.text import READING, cut, from_pieces
 from sparsyfed_jax.types import make_keys
 
 

@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 import jax
 import numpy as np
 
-from sparsyfed_jax.data import prepared, scaling, text
+from sparsyfed_jax.data import characters, prepared, scaling
 from sparsyfed_jax.data.dataset import DataError, Dataset, split_80_20
 from sparsyfed_jax.data.labels import Label
 from sparsyfed_jax.data.targets import numbered, targets
@@ -37,7 +37,7 @@ def load(
   key: jax.Array,
   input_range: InputRange = "auto",
   task: str = "",
-  reading: text.Reading = text.READING,
+  reading: characters.Reading = characters.READING,
 ) -> Dataset:
   """Loads the data set that the flag --dataset names.
 
@@ -63,14 +63,14 @@ def load(
   return dataset._replace(mean=mean, std=std)
 
 
-def _load(name: str, key: jax.Array, task: str, reading: text.Reading) -> Dataset:
+def _load(name: str, key: jax.Array, task: str, reading: characters.Reading) -> Dataset:
   kind, _, path = name.partition(":")
   if name == "digits":
     return digits(key)
   if kind == "npz" and path:
     return npz(path, key, task)
   if kind == "text" and path:
-    return text.load(path, reading)
+    return characters.load(path, reading)
   if kind == "tfds" and path:
     return prepared.load(path, key)
   raise DataError(

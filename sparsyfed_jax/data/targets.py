@@ -68,7 +68,8 @@ def _labels(where: str, y: np.ndarray) -> np.ndarray:
 def _numbers(where: str, y: np.ndarray) -> np.ndarray:
   if y.ndim not in (1, 2) or not y.size or y.dtype.kind not in "biuf":
     raise DataError(
-      f"{where}: is {y.dtype} of shape {y.shape}, must be (n,) or (n, numbers) with --task=regression"
+      f"{where}: is {y.dtype} of shape {y.shape}, must be (n,) or (n, numbers) with"
+      " --task=regression"
     )
   with np.errstate(over="ignore"):
     y = y.astype(np.float32)

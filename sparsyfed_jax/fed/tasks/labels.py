@@ -93,20 +93,20 @@ def multi_label(model: nn.Module, data: Dataset, dtype: Any = jnp.float32) -> Ta
 def _score(logits: jax.Array, batch: Batch) -> Metrics:
   chex.assert_rank([logits, batch.y, batch.valid], [2, 2, 1])
   chex.assert_equal_shape([logits, batch.y])
-  targets, named, valid = batch.y.astype(jnp.float32), logits > 0, batch.valid[:, None]
+  targets, valid = batch.y.astype(jnp.float32), batch.valid[:, None]
+  named, is_there = (logits > 0) & valid, batch.y & valid
   losses = jnp.mean(optax.sigmoid_binary_cross_entropy(logits, targets), -1)
-  hits = named == batch.y
+  hits = named == is_there
   count = jnp.sum(batch.valid, dtype=jnp.float32)
 
-  def total(values: jax.Array, is_counted: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.where(is_counted, values, 0), dtype=jnp.float32)
+  def number(is_so: jax.Array) -> jax.Array:
+    return jnp.sum(is_so, dtype=jnp.float32)
 
-  both = total(named & batch.y, valid)
   return {
-    "loss": Mean(total(losses, batch.valid), count),
-    "f1": Mean(2 * both, total(named, valid) + total(batch.y, valid)),
-    "accuracy": Mean(total(hits, valid), count * batch.y.shape[1]),
-    "exact_match": Mean(total(jnp.all(hits, -1), batch.valid), count),
+    "loss": Mean(jnp.sum(jnp.where(batch.valid, losses, 0)), count),
+    "f1": Mean(2 * number(named & is_there), number(named) + number(is_there)),
+    "accuracy": Mean(number(hits & valid), count * batch.y.shape[1]),
+    "exact_match": Mean(number(jnp.all(hits, -1) & batch.valid), count),
   }
 
 

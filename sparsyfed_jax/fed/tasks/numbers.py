@@ -70,22 +70,22 @@ def regression(model: nn.Module, data: Dataset, dtype: Any = jnp.float32) -> Tas
   """
   if data.kind != "regression":
     raise ValueError(f"{data.name}: y must be (n,) or (n, targets) floats, is {data.describe_y()}")
-  middle, width = map(np.array, target_scale(data))
+  middle, width = (np.array([scale], np.float32) for scale in target_scale(data))  # (1, targets)
 
   def prepare(batch: Batch) -> jax.Array:
     return (batch.x.astype(jnp.float32) - data.mean) / data.std
 
   def check(shape: tuple[int, ...]) -> None:
-    if shape != (1, len(middle)):
+    if shape != middle.shape:
       raise ValueError(
         f"{type(model).__name__}: makes outputs of shape {shape} of an example, must make"
-        f" {(1, len(middle))}, one for each target of the data"
+        f" {middle.shape}, one for each target of the data"
       )
 
   def errors(outputs: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Computes the errors and the targets, both in standard deviations; (batch, targets)."""
     chex.assert_rank([outputs, batch.valid], [2, 1])
-    targets = (_as_columns(batch.y) - jnp.float32(middle)) / jnp.float32(width)
+    targets = (_as_columns(batch.y) - middle) / width
     chex.assert_equal_shape([outputs, targets])
     return outputs - targets, targets
 
@@ -98,14 +98,14 @@ def regression(model: nn.Module, data: Dataset, dtype: Any = jnp.float32) -> Tas
 
     return {
       "loss": mean(error**2),
-      "mse": mean((error * jnp.float32(width)) ** 2),
-      "mae": mean(jnp.abs(error) * jnp.float32(width)),
-      _SPREAD: mean((targets * jnp.float32(width)) ** 2),
+      "mse": mean((error * width) ** 2),
+      "mae": mean(jnp.abs(error) * width),
+      _SPREAD: mean((targets * width) ** 2),
     }
 
   def score_each(outputs: jax.Array, batch: Batch) -> Mean:
     error, _ = errors(outputs, batch)
-    squares = jnp.mean((error * jnp.float32(width)) ** 2, -1)
+    squares = jnp.mean((error * width) ** 2, -1)
     return Mean(squares, jnp.ones_like(squares))
 
   return supervised(

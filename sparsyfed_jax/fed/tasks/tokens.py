@@ -131,7 +131,7 @@ def _score(logits: jax.Array, batch: Batch) -> Metrics:
 
 
 def _hits(logits: jax.Array, batch: Batch) -> jax.Array:
-  return jnp.where(_counted(batch), jnp.argmax(logits, -1) == batch.y, 0).astype(jnp.float32)
+  return (_counted(batch) & (jnp.argmax(logits, -1) == batch.y)).astype(jnp.float32)
 
 
 def _hits_of_each(logits: jax.Array, batch: Batch) -> Mean:
