@@ -25,7 +25,7 @@ class Recurrence(nn.Module):
   def __call__(self, inputs: jax.Array) -> jax.Array:
     """Maps what inputs add to the gates, (batch, length, 4 hidden), to states, (..., hidden)."""
     shape = (self.hidden, 4 * self.hidden)
-    kernel = self.param("kernel", nn.initializers.orthogonal(), shape)
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
 
     def step(
       carry: tuple[jax.Array, jax.Array], own: jax.Array
@@ -63,7 +63,7 @@ class LSTM(nn.Module):
   """
 
   num_classes: int
-  dim: int = 32
+  dim: int = 64
   hidden: int = 128
   depth: int = 1
   ops: LayerOps = PLAIN
