@@ -29,16 +29,15 @@ EXACT_MATCH = Metric("exact_match", "share of examples with all labels right")
 
 
 def multi_label(model: nn.Module, data: Dataset, dtype: Any = jnp.float32) -> Task:
-  r"""Makes the task of telling which of several labels an example has.
+  """Makes the task of telling which of several labels an example has.
 
-  Of the logits z of L labels, with y in {0, 1}, the loss of an example is
+  Of an example with a logit z[l] and y[l] in {0, 1} for each of L labels::
 
-  .. math::
-    \frac{1}{L} \sum_l \big(\log(1 + e^{z_l}) - y_l z_l\big)
+    loss = 1/L * sum over l of (log(1 + exp(z[l])) - y[l] * z[l]).
 
-  and a label is named where its logit is above 0. Metrics are the micro-averaged `f1`
-  = 2 TP / (2 TP + FP + FN), counted over all examples and labels together, `accuracy`, the share
-  of labels that are right, which is high where labels are rare, and `exact_match`, the share of
+  A label is named where its logit is above 0. Metrics are the micro-averaged `f1`, which is
+  2 TP / (2 TP + FP + FN) counted over all examples and labels together, `accuracy`, the share of
+  labels that are right, which is high where labels are rare, and `exact_match`, the share of
   examples of which all are. Clients are compared by `accuracy`.
 
   Args:

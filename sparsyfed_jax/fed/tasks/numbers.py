@@ -34,17 +34,16 @@ R2 = Metric("r2", "R²", low=-math.inf, high=1.0, of=lambda means: 1 - means["ms
 
 
 def regression(model: nn.Module, data: Dataset, dtype: Any = jnp.float32) -> Task:
-  r"""Makes the task of predicting numbers by least squares.
+  """Makes the task of predicting numbers by least squares.
 
-  The model predicts each of K targets in units of its standard deviation s_k from its mean m_k,
-  both of the training set. With an output o of an example and its targets y the loss is
+  The model predicts each of K targets in units of its standard deviation s[k] from its mean m[k],
+  both of the training set. Of an example with outputs o[k] and targets y[k]::
 
-  .. math::
-    \frac{1}{K} \sum_k \Big(o_k - \frac{y_k - m_k}{s_k}\Big)^2
+    loss = 1/K * sum over k of (o[k] - (y[k] - m[k]) / s[k])^2.
 
-  and the metrics are in the units of the targets: `mse` and `mae`, the means of squared and
-  absolute errors over examples and targets, and `r2`, 1 - mse / the same of always answering m,
-  which is 1 at best and 0 for that answer. Clients are compared by `mse`.
+  Metrics are in the units of the targets: `mse` and `mae`, the means of squared and absolute errors
+  over examples and targets, and `r2` = 1 - mse / (mse of always answering m), which is 1 at best
+  and 0 for that answer. Clients are compared by `mse`.
 
   Args:
     model: a flax module that takes its layers' operations as an attribute `ops`, a `LayerOps`, as

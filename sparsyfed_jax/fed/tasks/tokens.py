@@ -45,17 +45,17 @@ TOKEN_ACCURACY = Metric(
 
 
 def next_token(model: nn.Module, data: Dataset, dtype: Any = jnp.float32) -> Task:
-  r"""Makes the task of predicting each token of a sequence from those before it.
+  """Makes the task of predicting each token of a sequence from those before it.
 
-  Of the tokens t that are no padding, with the logits z of the model,
+  Over the T tokens t that are no padding, each with the logits z_t of the model and the token y_t
+  that comes next::
 
-  .. math::
-    \text{loss} = \frac{1}{T} \sum_t \Big(\log \sum_v e^{z_{tv}} - z_{t y_t}\Big), \quad
-    \text{perplexity} = e^{\text{loss}}
+    loss = 1/T * sum over t of (log(sum over v of exp(z_t[v])) - z_t[y_t]),
+    perplexity = exp(loss).
 
-  where T counts the tokens of a batch in training, and of the whole test set, or of a round, in
-  what is reported: perplexity is of the mean loss of all tokens, and no mean of perplexities.
-  `accuracy` is the share of tokens that have the largest logit. A client's weight is the number of
+  A step minimises the loss of its batch. What is reported counts the tokens of all batches alike:
+  perplexity is of the mean loss of the round or of the test set, and no mean of perplexities.
+  `accuracy` is the share of tokens whose logit is the largest. A client's weight is the number of
   its sequences, as ever.
 
   Sequences are of one length and ragged ones are padded at their end with the target -1: such
