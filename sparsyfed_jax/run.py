@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sparsyfed_jax import trees
@@ -126,26 +125,30 @@ class Run(NamedTuple):
     return self.algorithm.model(state.server)
 
 
-def classification(model: nn.Module, data: Dataset, dtype: Any = jnp.float32) -> Task:
+def classification(model: Any, data: Dataset, dtype: Any = jnp.float32, prunable: str = "") -> Task:
   """Makes the task of classifying the examples of a data set: softmax cross entropy.
 
   Args:
-    model: a flax module that takes its layers' operations as an attribute `ops`, a `LayerOps`, as
-      those of `sparsyfed_jax.models` do; called as `model(x, train=..., valid=...)`.
+    model: of flax.linen, flax.nnx, Equinox, Haiku or a pair of functions `(init, apply)`, as
+      `models.functions_of` takes it: a function of (batch, *shape) examples that gives logits.
     data: whose shape, scale and number of classes count.
     dtype: in which layers compute: `jnp.float32` or `jnp.bfloat16`. Parameters are float32.
+    prunable: a regular expression, found in the paths of the parameters that methods may prune;
+      by default all of at least two axes that are multiplied with a layer's input.
 
   Raises:
     ValueError: the model is of another kind, or its logits are not as many as the classes.
 
   Example:
     >>> import sparsyfed_jax as sf
+    >>> from flax import linen as nn
     >>> data = sf.data.digits()
-    >>> sf.classification(sf.models.MLP(data.num_classes), data).kernels
-    ('Dense_0', 'Dense_1', 'Dense_2')
+    >>> model = nn.Sequential([lambda x: x.reshape(-1, 64), nn.Dense(32), nn.relu, nn.Dense(10)])
+    >>> sf.classification(model, data).kernels
+    ('layers_1', 'layers_3')
   """
   shape = data.x_train.shape[1:]
-  return tasks.classification(model, shape, data.mean, data.std, dtype, data.num_classes)
+  return tasks.classification(model, shape, data.mean, data.std, dtype, data.num_classes, prunable)
 
 
 @checked

@@ -9,6 +9,7 @@ from experiments import flags
 from experiments.run import identity
 from experiments.run.directory import CONFIG_NAME
 from experiments.run.environment import describe_environment
+from experiments.run.models import model_digest
 from experiments.run.settings import source_digest
 from sparsyfed_jax.io.writers import write_json
 
@@ -34,9 +35,8 @@ def describe(config: flags.Config, facts: Mapping[str, Any]) -> dict[str, Any]:
     config: resolved flags.
     facts: what the data made of them, as `Experiment` has them.
   """
-  digest = source_digest(config)
-  method = {} if digest is None else {"method_sha256": digest}
-  return {**_flags_of(config), **method, "data": facts, **describe_environment()}
+  code = {name: digest for name, digest in _code_of(config).items() if digest is not None}
+  return {**_flags_of(config), **code, "data": facts, **describe_environment()}
 
 
 def read(directory: pathlib.Path) -> dict[str, Any]:
@@ -93,11 +93,13 @@ def check_flags(before: Mapping[str, Any], config: flags.Config, directory: path
     raise flags.ConfigError(
       f"--{name}={value}: must be {before[name]} to go on with the run in {directory}"
     )
-  if before.get("method_sha256") != source_digest(config):
-    raise flags.ConfigError(
-      f"--algorithm={config.algorithm}: its file is not that which the run in {directory} was begun"
-      f" with (method_sha256 in {CONFIG_NAME}); --resume goes on with the same code alone"
-    )
+  for name, digest in _code_of(config).items():
+    if before.get(name) != digest:
+      flag = "algorithm" if name == "method_sha256" else "model"
+      raise flags.ConfigError(
+        f"--{flag}={getattr(config, flag)}: its file is not that which the run in {directory} was"
+        f" begun with ({name} in {CONFIG_NAME}); --resume goes on with the same code alone"
+      )
 
 
 def check_data(
@@ -180,6 +182,11 @@ def note_changes(
     for name in names
     if name in environment
   ]
+
+
+def _code_of(config: flags.Config) -> dict[str, str | None]:
+  """Makes digests of the code of others: of the method and of the model."""
+  return {"method_sha256": source_digest(config), "model_sha256": model_digest(config)}
 
 
 def _flags_of(config: flags.Config) -> dict[str, Any]:

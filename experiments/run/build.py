@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.run import processes
@@ -17,13 +16,7 @@ from experiments.run.identity import digest, examples_digest
 from experiments.run.models import choose_chunk, make_model
 from experiments.run.settings import all_flags, method_of, own_hyper, own_options
 from experiments.run.split import Split, count_phases
-from experiments.run.tasks import (
-  classes_of,
-  input_dtype,
-  layer_names,
-  make_task,
-  scale_facts,
-)
+from experiments.run.tasks import classes_of, costs_of, make_task, scale_facts
 from sparsyfed_jax import trees
 from sparsyfed_jax.data import partition, sources
 from sparsyfed_jax.data.batches import batch_rows
@@ -42,7 +35,7 @@ from sparsyfed_jax.fed.sampling import AVAILABILITIES
 from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES
 from sparsyfed_jax.fed.server import CLIENT_WEIGHTS
 from sparsyfed_jax.fed.simulation import Simulation, simulate
-from sparsyfed_jax.metrics.flops import LayerCost, layer_costs
+from sparsyfed_jax.metrics.flops import LayerCost
 from sparsyfed_jax.types import Keys, make_keys
 
 EVAL_BATCH_SIZE = 500
@@ -72,7 +65,7 @@ class Experiment(NamedTuple):
 class _OnHost(NamedTuple):
   """What data and flags make together, before anything is placed on devices."""
 
-  model: nn.Module
+  model: Any
   parts: list[np.ndarray]  # indices of each client's examples
   parts_after: list[np.ndarray]  # after --shift_round; [] without
   indices: np.ndarray  # of both phases
@@ -93,9 +86,7 @@ def check(config: Config, dataset: sources.Dataset) -> None:
   """
   prepared = _prepare(config, dataset, make_keys(jax.random.key(config.seed)))
   if any(getattr(config, flag) for flag in _patterns(config)):
-    input_shape = dataset.x_train.shape[1:]
-    names = layer_names(prepared.model, input_shape, input_dtype(dataset))
-    _check_patterns(config, names)
+    _check_patterns(config, make_task(config, dataset).layer_names)
   if prepared.parts_after:
     setup = _make_setup(config, prepared, dataset)
     _check_shift(config, _make_algorithm(config, setup), setup, prepared)
@@ -191,7 +182,7 @@ def build(config: Config) -> Experiment:
     shifted=after,
     test_owners=prepared.test_owners,
     layers=layers,
-    costs=layer_costs(prepared.model, input_shape, input_dtype(dataset)) if config.metrics else (),
+    costs=costs_of(prepared.model, dataset, setup.task) if config.metrics else (),
     x_test=x_test,
     y_test=y_test,
     hyper=hyper,
@@ -199,15 +190,14 @@ def build(config: Config) -> Experiment:
     mesh=mesh,
     placement=placement,
     facts=facts,
-    remarks=tuple(remarks(dataset)),
+    remarks=(*remarks(dataset), *setup.task.remarks),
     split=count_phases(config, phases, *classes_of(dataset)),
   )
 
 
 def _make_setup(config: Config, prepared: _OnHost, dataset: sources.Dataset) -> Setup:
-  dtype = jnp.bfloat16 if config.compute_dtype == "bfloat16" else jnp.float32
   return Setup(
-    task=make_task(config, prepared.model, dataset, dtype),
+    task=make_task(config, dataset),
     local=LocalTraining(
       batch_rows(config.batch_size, prepared.sizes),
       config.local_epochs,

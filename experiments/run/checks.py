@@ -3,8 +3,9 @@
 import math
 from collections.abc import Callable
 
-from experiments.run.config import AUTO, Config, ConfigError
+from experiments.run.config import AUTO, MODELS, Config, ConfigError
 from experiments.run.learning import is_text, judgement_of, learning_of, task_of
+from experiments.run.models import check_model, is_strange
 from experiments.run.settings import all_flags, completed, method_of, own_hyper
 from sparsyfed_jax.algorithms import METHODS
 from sparsyfed_jax.fed.method import refusal
@@ -29,6 +30,12 @@ def check(config: Config) -> None:
   except ValueError as error:
     raise ConfigError(f"--algorithm={error}") from error
   _check_input_range(config)
+  require(
+    config.model in MODELS or is_strange(config),
+    "model",
+    f"one of {', '.join(MODELS)}, or package.module:factory or ./file.py:factory of your own",
+  )
+  check_model(config)
   for name, flag in known.items():
     right = refusal(flag.rule, getattr(config, name))
     require(not right, name, right)

@@ -12,7 +12,7 @@ from experiments.run.defaults import (
 from sparsyfed_jax.algorithms import METHODS, OURS
 from sparsyfed_jax.data.shift import SHIFTS
 from sparsyfed_jax.fed.devices import PLACEMENTS
-from sparsyfed_jax.fed.method import Choice, Knob
+from sparsyfed_jax.fed.method import Choice, Knob, Pattern
 from sparsyfed_jax.fed.optimizers import SERVER_OPTIMIZERS
 from sparsyfed_jax.fed.sampling import AVAILABILITIES
 from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES
@@ -57,7 +57,20 @@ class Config(NamedTuple):
     ),
     VALUE,
   ] = (AUTO,)
-  model: Annotated[str, Choice(f"one of {', '.join(MODELS)}", MODELS)] = "cnn"
+  model: Annotated[
+    str,
+    Knob(
+      f"one of {', '.join(MODELS)}, or package.module:factory or ./file.py:factory of your own, a"
+      " function of the number of outputs"
+    ),
+  ] = "cnn"
+  prunable: Annotated[
+    str,
+    Pattern(
+      "a regular expression, found in the paths of the parameters that are prunable; empty for all"
+      " of at least two axes that layers multiply with their input"
+    ),
+  ] = ""
   norm: Annotated[Norm, Choice("of the ResNets: batch or group", NORMS)] = "batch"
   algorithm: Annotated[
     str,

@@ -29,7 +29,8 @@ def shares_of(
     is_first = name == costs[0].name
     return method.layer_shares(options, hyper, name, is_first, density, 1 - target_sparsity)
 
-  return work_shares(rule, layers, densities)
+  others = {cost.name: DENSE for cost in costs}  # that have no prunable parameter
+  return others | work_shares(rule, layers, densities)
 
 
 def dense_flops(costs: Sequence[LayerCost], num_examples: float) -> float:

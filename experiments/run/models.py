@@ -1,13 +1,15 @@
 """The model of a run, and how many clients train it side by side."""
 
+import functools
+import inspect
 import math
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
-from flax import linen as nn
 
 from experiments.run.config import AUTO, Config, ConfigError
 from experiments.run.learning import task_of
+from sparsyfed_jax import strangers
 from sparsyfed_jax.fed import memory
 from sparsyfed_jax.fed.algorithm import Setup
 from sparsyfed_jax.models import CNN, LSTM, MLP, ResNet18, SpeechResNet18, Transformer, ViT
@@ -15,7 +17,61 @@ from sparsyfed_jax.models import CNN, LSTM, MLP, ResNet18, SpeechResNet18, Trans
 _TEXT_MODELS = {"transformer": Transformer, "lstm": LSTM}
 
 
-def make_model(config: Config, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+def is_strange(config: Config) -> bool:
+  """Tells whether the model is somebody else's, package.module:factory or ./file.py:factory."""
+  return ":" in config.model
+
+
+def check_model(config: Config) -> None:
+  """Imports somebody else's factory, which runs its code; raises ConfigError."""
+  if is_strange(config):
+    _factory(config.model)
+
+
+def model_digest(config: Config) -> str | None:
+  """Makes a SHA-256 of the code of a model that is not in `MODELS`, as it was when loaded."""
+  return _factory(config.model)[1] if is_strange(config) else None
+
+
+@functools.cache
+def _factory(name: str) -> tuple[Any, str]:
+  module, _, attribute = name.rpartition(":")
+  try:
+    factory = strangers.load(module, attribute)
+  except ValueError as error:
+    raise ConfigError(
+      f"--model={name}: must be a factory that can be imported ({error})"
+    ) from error
+  if not callable(factory):
+    kind = type(factory).__name__
+    raise ConfigError(f"--model={name}: must be a function of the number of outputs, is a {kind}")
+  return factory, strangers.digest(module, factory)
+
+
+@functools.cache
+def _make_strange(name: str, input_shape: tuple[int, ...], num_outputs: int) -> Any:
+  factory, _ = _factory(name)
+  names = inspect.signature(factory).parameters
+  asked = {"input_shape": input_shape} if "input_shape" in names else {}
+  try:
+    if "key" in names:  # the seed of the run decides where the model starts
+      make = functools.partial(factory, num_outputs, **asked)
+      make(key=jax.random.key(0))
+      return lambda key: make(key=key)
+    return factory(num_outputs, **asked)
+  except Exception as error:  # of code that is not ours
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    raise ConfigError(
+      f"--model={name}: must make a model of {num_outputs} outputs for examples of shape"
+      f" {input_shape} ({reason})"
+    ) from error
+
+
+def make_model(config: Config, input_shape: tuple[int, ...], num_classes: int) -> Any:
+  """Makes the model of --model; raises ConfigError where it cannot take the examples."""
+  if is_strange(config):
+    return _make_strange(config.model, input_shape, num_classes)
+
   def refuse(needs: str) -> NoReturn:
     raise ConfigError(
       f"--model={config.model}: needs {needs}, but an example of --dataset={config.dataset} has"
@@ -51,7 +107,7 @@ def make_model(config: Config, input_shape: tuple[int, ...], num_classes: int) -
 
 def choose_chunk(
   clients_per_chunk: str,
-  model: nn.Module,
+  model: Any,
   setup: Setup,
   example: jax.ShapeDtypeStruct,
   clients_per_device: int,
@@ -71,6 +127,10 @@ def choose_chunk(
     return min(int(clients_per_chunk), clients_per_device)
   # On CPU convolutions fill the cores one client at a time, and batching them only costs cache;
   # small dense layers need many clients side by side.
-  if jax.default_backend() == "cpu" and not isinstance(model, MLP):
+  products = setup.task.products
+  is_small = isinstance(model, MLP) or (
+    bool(products) and all(one.kind == "dot_general" and len(one.x_shape) == 2 for one in products)
+  )
+  if jax.default_backend() == "cpu" and not is_small:
     return 1
   return memory.choose_chunk(setup, example, clients_per_device, target)

@@ -13,7 +13,7 @@ from sparsyfed_jax.fed.method import Knob, Method, Rule, Setting
 
 # What config.json has besides flags, and what commands and absl have besides those of runs.
 _TAKEN = frozenset(
-  "data device jax_enable_x64 xla_flags versions method_sha256 resumed"
+  "data device jax_enable_x64 xla_flags versions method_sha256 model_sha256 resumed"
   " preset flagfile sweep_mode undefok help helpshort helpfull helpxml".split()
 )
 

@@ -3,42 +3,63 @@
 import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from experiments.run.config import Config, ConfigError
 from experiments.run.learning import task_of
+from experiments.run.models import make_model
+from experiments.run.settings import DEFAULTS
 from sparsyfed_jax.data import scaling
-from sparsyfed_jax.data.dataset import Dataset
-from sparsyfed_jax.fed.task import Task, classification, trace_layers
+from sparsyfed_jax.data.dataset import Dataset, Signature
+from sparsyfed_jax.fed.task import Task, classification
 from sparsyfed_jax.fed.tasks import multi_label, next_token, regression
-from sparsyfed_jax.fed.tasks.numbers import target_scale
+from sparsyfed_jax.metrics.flops import LayerCost, layer_costs, product_costs
 
 _MAKERS = {"next_token": next_token, "multi_label": multi_label, "regression": regression}
 
 
-def make_task(config: Config, model: nn.Module, dataset: Dataset, dtype: Any) -> Task:
-  """Makes the task of a run; raises ConfigError where the model has other outputs."""
-  task, shape = task_of(config), dataset.x_train.shape[1:]
-  if task == "classification":
-    return classification(model, shape, dataset.mean, dataset.std, dtype)
-  try:
-    return _MAKERS[task](model, dataset, dtype)
-  except ValueError as error:
-    raise ConfigError(f"--model={config.model}: {error}") from error
+# Flags, besides --task, that the task of a run depends on.
+_OF_TASK = ("model", "norm", "prunable", "dataset", "compute_dtype", "task")
+
+
+def make_task(config: Config, dataset: Dataset) -> Task:
+  """Makes the task of a run; the layers of a model are looked for once, whatever others say.
+
+  Raises:
+    ConfigError: the model does not fit the data.
+  """
+  chosen = {name: getattr(config, name) for name in _OF_TASK}
+  return _make(DEFAULTS._replace(**chosen), dataset.signature)
 
 
 @functools.lru_cache(maxsize=8)
-def layer_names(model: nn.Module, input_shape: tuple[int, ...], dtype: Any) -> tuple[str, ...]:
-  """Names the layers of a model in the order of computing."""
-  return trace_layers(model, jax.ShapeDtypeStruct((1, *input_shape), dtype))[1]
+def _make(config: Config, known: Signature) -> Task:
+  model = make_model(config, known.input_shape, known.num_classes)
+  dtype = jnp.bfloat16 if config.compute_dtype == "bfloat16" else jnp.float32
+  try:
+    if known.kind != "classification":
+      return _MAKERS[known.kind](model, known, dtype, config.prunable)
+    return classification(
+      model,
+      known.input_shape,
+      known.mean,
+      known.std,
+      dtype,
+      known.num_classes,
+      config.prunable,
+    )
+  except ValueError as error:
+    flag = "prunable" if str(error).startswith("prunable=") else "model"
+    raise ConfigError(f"--{flag}={getattr(config, flag)}: {error}") from error
 
 
-def input_dtype(dataset: Dataset) -> Any:
-  """Finds the dtype of what a model takes."""
-  return jnp.int32 if dataset.kind == "next_token" else jnp.float32
+def costs_of(model: Any, dataset: Dataset, task: Task) -> tuple[LayerCost, ...]:
+  """Counts what the layers of a run's model take."""
+  if task.products:
+    return product_costs(task.products)
+  dtype = jnp.int32 if dataset.kind == "next_token" else jnp.float32
+  return layer_costs(model, dataset.x_train.shape[1:], dtype)
 
 
 def scale_facts(dataset: Dataset) -> dict[str, Any]:
@@ -48,7 +69,8 @@ def scale_facts(dataset: Dataset) -> dict[str, Any]:
     "input_range": scaling.as_range(dataset.mean, dataset.std) if is_scaled else None
   }
   if dataset.kind == "regression":
-    facts["target_scale"] = target_scale(dataset)
+    known = dataset.signature
+    facts["target_scale"] = known.target_means, known.target_stds
   return facts
 
 

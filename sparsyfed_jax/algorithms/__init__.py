@@ -4,13 +4,8 @@ A file ends in its record, `METHOD`, which is all that other modules know of it.
 """
 
 import functools
-import hashlib
-import importlib
-import importlib.util
-import inspect
-import pathlib
-import sys
 
+from sparsyfed_jax import strangers
 from sparsyfed_jax.algorithms import (
   fedavg,
   feddst,
@@ -76,11 +71,9 @@ def digest_of(name: str) -> str:
 @functools.cache
 def _load(module: str, attribute: str) -> tuple[Method, str]:
   try:
-    holder = _import_file(pathlib.Path(module)) if module.endswith(".py") else None
-    method = getattr(holder or importlib.import_module(module), attribute)
-  except Exception as error:  # of code that is not ours
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
-    raise ValueError(f"a method that can be imported ({reason})") from error
+    method = strangers.load(module, attribute)
+  except ValueError as error:
+    raise ValueError(f"a method that can be imported ({error})") from error
   if not isinstance(method, Method):
     raise ValueError(f"a sparsyfed_jax.Method, but {attribute} is a {type(method).__name__}")
   taken = {setting.name for own in METHODS.values() for setting in own.settings()}
@@ -94,24 +87,4 @@ def _load(module: str, attribute: str) -> tuple[Method, str]:
     raise ValueError(
       f"a method with flags of its own, but other methods have --{min(flags & taken)}"
     )
-  return method, _digest(module, method)
-
-
-def _digest(module: str, method: Method) -> str:
-  """Makes a SHA-256 of the file that was named, and that of the method's `make`."""
-  named = module if module.endswith(".py") else inspect.getfile(sys.modules[module])
-  files = [named, inspect.getfile(method.make)] if inspect.isfunction(method.make) else [named]
-  paths = dict.fromkeys(pathlib.Path(file).resolve() for file in files)
-  return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
-
-
-def _import_file(path: pathlib.Path) -> object:
-  # Other files may have this stem.
-  name = f"_method_{path.stem}_{hashlib.sha256(bytes(path.resolve())).hexdigest()[:8]}"
-  spec = importlib.util.spec_from_file_location(name, path.resolve())
-  if spec is None or spec.loader is None or not path.is_file():
-    raise FileNotFoundError(f"{path}: no such file")
-  module = importlib.util.module_from_spec(spec)
-  sys.modules[name] = module  # where typing looks annotations up
-  spec.loader.exec_module(module)
-  return module
+  return method, strangers.digest(module, method.make)

@@ -40,6 +40,7 @@ from sparsyfed_jax.metrics.flops import DENSE, LayerShares
 from sparsyfed_jax.ops import (
   PLAIN,
   LayerOps,
+  Where,
   ceil_of_share,
   first_found,
   is_at_least,
@@ -137,8 +138,8 @@ def zerofl(setup: Setup, options: Options = DEFAULT) -> Algorithm:
       carry = {name: jnp.float32(-1) for name in setup.task.layer_names}
 
     def layers(batch: Batch, carry: Carry) -> Layers:
-      def threshold(x: jax.Array, w: jax.Array) -> jax.Array:
-        return share_threshold(x, batch.valid, share)
+      def threshold(x: jax.Array, w: jax.Array, rows: Where) -> jax.Array:
+        return share_threshold(x, batch.valid, share, rows)
 
       anew = residual_layers(threshold)
 

@@ -23,6 +23,26 @@ class DataError(ValueError):
 TASKS = ("classification", "next_token", "multi_label", "regression")
 
 
+class Signature(NamedTuple):
+  """What a model and its task have to know of a data set.
+
+  Example:
+    >>> import sparsyfed_jax as sf
+    >>> sf.data.digits().signature.input_shape
+    (8, 8, 1)
+  """
+
+  name: str
+  kind: str  # one of `TASKS`
+  input_shape: tuple[int, ...]
+  num_classes: int
+  mean: float
+  std: float
+  target_means: tuple[float, ...] = ()  # of the training set, where numbers are predicted
+  target_stds: tuple[float, ...] = ()  # 1 of those that are always the same
+  told: str = ""  # what its y is, for messages
+
+
 class Dataset(NamedTuple):
   """A data set in host memory, of classes to be told unless its `kind` is another.
 
@@ -57,9 +77,27 @@ class Dataset(NamedTuple):
       return "multi_label"
     return "classification" if self.y_train.ndim == 1 else "next_token"
 
-  def describe_y(self) -> str:
-    """Writes what `y_train` is, for messages."""
-    return f"{self.y_train.dtype} of shape {self.y_train.shape}"
+  @property
+  def signature(self) -> Signature:
+    """What a task has to know, without the examples."""
+    means: tuple[float, ...] = ()
+    stds: tuple[float, ...] = ()
+    if self.kind == "regression":
+      known = self.y_train.reshape(len(self.y_train), -1).astype(np.float64)
+      width = known.std(0)
+      means = tuple(known.mean(0).tolist())
+      stds = tuple(np.where(width > 0, width, 1.0).tolist())
+    return Signature(
+      name=self.name,
+      kind=self.kind,
+      input_shape=self.x_train.shape[1:],
+      num_classes=self.num_classes,
+      mean=self.mean,
+      std=self.std,
+      target_means=means,
+      target_stds=stds,
+      told=f"{self.y_train.dtype} of shape {self.y_train.shape}",
+    )
 
 
 def split_80_20(num_examples: int, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:

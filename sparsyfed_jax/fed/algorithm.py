@@ -201,10 +201,10 @@ class Algorithm(NamedTuple):
 
 
 def require_prunable(method: str, task: Task) -> None:
-  """Checks that a model has parameters that a method can prune.
+  """Checks that a model has parameters that a method can prune, and that all can be followed.
 
   Raises:
-    ValueError: it has none.
+    ValueError: it has none, or the layers of some cannot be followed; the message names them.
 
   Example:
     >>> import sparsyfed_jax as sf
@@ -213,10 +213,15 @@ def require_prunable(method: str, task: Task) -> None:
     Traceback (most recent call last):
     ValueError: mine: the model has no prunable parameters, ...
   """
+  if task.problems:
+    raise ValueError(
+      f"{method}: cannot follow all layers of the model: {'; '.join(task.problems)}; prunable (a"
+      " regular expression) chooses the parameters to prune, which may leave these out"
+    )
   if task.kernels is not None and not task.kernels:
     raise ValueError(
-      f"{method}: the model has no prunable parameters, which are those called 'kernel' of at least"
-      " two axes; a method that prunes nothing can train it"
+      f"{method}: the model has no prunable parameters, which are those of at least two axes that"
+      " layers multiply with their input; a method that prunes nothing can train it"
     )
 
 

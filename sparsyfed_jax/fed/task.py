@@ -1,27 +1,20 @@
 """Learning problems as pure functions: initialisation, loss and evaluation of a model."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 
-from sparsyfed_jax import trees
 from sparsyfed_jax.fed.metric import ACCURACY, Metric
-from sparsyfed_jax.ops import PLAIN, LayerOps, cast_layers
-from sparsyfed_jax.ops.naming import layer_tracker
+from sparsyfed_jax.models.network import Network, network_of
+from sparsyfed_jax.ops import PLAIN, LayerOps, Layers, Product, cast_layers
 from sparsyfed_jax.types import Batch, Key, Mean, Metrics, Variables
 
-# What the layer of a name ("BasicBlock_0/Conv_1") computes with.
-Layers = Callable[[str], LayerOps]
 # Mean loss of a batch, the new state of the model ("batch_stats" and the like), and metrics.
 LossFn = Callable[[Variables, Batch, Layers, Key], tuple[jax.Array, tuple[Variables, Metrics]]]
-# Sums of a batch, of the model's outputs; "loss" is the `Mean` that is minimised.
-Scores = Callable[[Any, Batch], Metrics]
 # The sum whose weight is the number of examples, where the loss is a mean over something else.
 EXAMPLES = "examples"
 
@@ -47,37 +40,50 @@ class Task(NamedTuple):
   # How good each row of a batch is, by the metric that clients are compared by; a `Mean` of
   # (batch,) arrays.
   score_each: Callable[[Variables, Batch], Mean]
-  layer_names: tuple[str, ...]  # of the layers with injected operations, in the order of computing
+  layer_names: tuple[str, ...]  # of the layers whose operations can be replaced, in their order
   kernels: tuple[str, ...] | None = None  # of the layers of the prunable parameters, where known
+  # What the model computes of the inputs of a batch, such as logits.
+  predict: Callable[[Variables, Batch], Any] | None = None
+  # What a user of the model's own library calls, of the variables that methods train.
+  to_model: Callable[[Variables], Any] = lambda variables: variables
+  problems: tuple[str, ...] = ()  # why layers that a method would prune cannot be followed
+  products: tuple[Product, ...] = ()  # with parameters, in a training step, where they were found
+  remarks: tuple[str, ...] = ()  # what a run should say of its model
   metrics: tuple[Metric, ...] = (ACCURACY,)  # the main one first
   sums: tuple[str, ...] = ("loss", "accuracy")  # names of the `Metrics` of `loss` and `evaluate`
 
 
 def classification(
-  model: nn.Module,
+  model: Any,
   input_shape: tuple[int, ...],
   mean: float = 0.0,
   std: float = 1.0,
   dtype: Any = jnp.float32,
   num_classes: int | None = None,
+  prunable: str = "",
 ) -> Task:
   """Makes a task of a classifier: softmax cross entropy, averaged over valid examples.
 
   Args:
-    model: a flax module with an attribute `ops` (a `LayerOps`), called as
-      `model(x, train=..., valid=...)` on `(batch, *input_shape)` float32, giving logits.
+    model: of flax.linen, flax.nnx, Equinox, Haiku or plain functions, as `models.functions_of`
+      takes it, called on `(batch, *input_shape)` float32, giving logits; with `train=...` and
+      `valid=...` where it takes those. A module of `sparsyfed_jax.models` computes with its
+      attribute `ops`; the layers of any other are found and replaced by `ops.rewrite_layers`.
     input_shape: shape of one example.
     mean: the model sees (x - mean) / std, computed inside the compiled step.
     std: see `mean`.
     dtype: in which the model's layers compute, in training and evaluation; parameters, and all
       between the layers, are float32 all the same.
     num_classes: how many logits there must be; None for any number.
+    prunable: a regular expression, found in the paths of the parameters that methods may prune;
+      by default all of at least two axes that are multiplied with a layer's input.
 
   Returns:
     The task, whose `init` raises a ValueError if the model has no parameters.
 
   Raises:
-    ValueError: the model has no `ops`, or another number of logits.
+    ValueError: the model is of another kind, or has another number of logits, or nothing in it is
+      called `prunable`.
 
   Example:
     >>> from sparsyfed_jax.models import MLP
@@ -89,141 +95,112 @@ def classification(
   def prepare(batch: Batch) -> jax.Array:
     return (batch.x.astype(jnp.float32) - mean) / std
 
-  def check(shape: tuple[int, ...]) -> None:
-    if num_classes not in (None, shape[-1]):
-      raise ValueError(
-        f"{type(model).__name__}: has {shape[-1]} logits, must have {num_classes} for the classes"
-        " of the data"
-      )
-
-  x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-  return supervised(model, x, _score, _hits, prepare=prepare, check=check, dtype=dtype)
+  network = network_of(model, input_shape, prunable)
+  shape = network.output_shape
+  if len(shape) != 2 or num_classes not in (None, shape[-1]):
+    found = f"has {shape[-1]} logits" if len(shape) == 2 else f"gives an array of rank {len(shape)}"
+    right = "logits (batch, classes)" if num_classes is None else f"{num_classes} logits"
+    raise ValueError(f"{network.title}: {found}, must have {right} for the classes of the data")
+  return supervised(network, prepare, _score, _hits, dtype=dtype, is_chosen=bool(prunable))
 
 
 def supervised(
-  model: nn.Module,
-  example: jax.ShapeDtypeStruct,
-  score: Scores,
+  network: Network,
+  prepare: Callable[[Batch], jax.Array],
+  score: Callable[[Any, Batch], Metrics],
   score_each: Callable[[Any, Batch], Mean],
   *,
-  prepare: Callable[[Batch], jax.Array],
-  check: Callable[[tuple[int, ...]], None],
   dtype: Any = jnp.float32,
+  is_chosen: bool = False,
   metrics: tuple[Metric, ...] = (ACCURACY,),
   sums: tuple[str, ...] = ("loss", "accuracy"),
 ) -> Task:
-  """Makes a task of a model and of a loss of its outputs.
+  """Makes the task of learning what a loss says of a model's outputs.
 
   Args:
-    model: a flax module with an attribute `ops` (a `LayerOps`), called as
-      `model(x, train=..., valid=...)`.
-    example: shape and dtype of what the model takes, of one example with a batch axis.
-    score: sums of a batch, "loss" among them, which is divided by its weight and minimised.
-    score_each: the metric by which clients are compared, of each row.
+    network: of the model.
     prepare: makes the model's input of a batch.
-    check: raises a ValueError for a shape of the outputs that is not right.
-    dtype: in which the model's layers compute.
+    score: of (outputs, batch): sums over what is valid; "loss", a `Mean`, is minimised.
+    score_each: of (outputs, batch): the metric that clients are compared by, of each row.
+    dtype: in which layers compute.
+    is_chosen: whether a user said which parameters are prunable, so that layers of others are left
+      alone, even those of a model with an attribute `ops`.
     metrics: what the task is judged by, the main one first.
     sums: the names of what `score` makes.
 
   Example:
-    >>> import jax, jax.numpy as jnp
-    >>> from sparsyfed_jax.models import MLP
-    >>> from sparsyfed_jax.types import Mean
-    >>> def error(outputs, batch):
-    ...   return Mean(jnp.sum(jnp.abs(outputs[:, 0] - batch.y) * batch.valid), batch.valid.sum())
-    >>> task = supervised(
-    ...   MLP(1), jax.ShapeDtypeStruct((1, 4), jnp.float32),
-    ...   score=lambda outputs, batch: {"loss": error(outputs, batch)},
-    ...   score_each=lambda outputs, batch: Mean(outputs[:, 0], jnp.ones(len(outputs))),
-    ...   prepare=lambda batch: batch.x, check=lambda shape: None, metrics=(), sums=("loss",),
-    ... )
+    >>> from sparsyfed_jax.models import MLP, network_of
+    >>> errors = lambda out, batch: jnp.where(batch.valid, jnp.abs(out[:, 0] - batch.y), 0)
+    >>> def score(out, batch):
+    ...   return {"loss": Mean(errors(out, batch).sum(), jnp.sum(batch.valid, dtype=float))}
+    >>> each = lambda out, batch: Mean(errors(out, batch), jnp.ones(len(out)))
+    >>> network = network_of(MLP(1), (2,))
+    >>> task = supervised(network, lambda batch: batch.x, score, each, metrics=(), sums=("loss",))
     >>> task.kernels
     ('Dense_0', 'Dense_1', 'Dense_2')
   """
-  if not isinstance(model, nn.Module) or not hasattr(model, "ops"):
-    raise ValueError(
-      f"{type(model).__name__}: must be a flax.linen module with an attribute `ops`, a LayerOps"
-      " that its layers compute with, as sparsyfed_jax.models.MLP has"
-    )
+  kernels = set(network.kernels)
+  leaves_alone = is_chosen or bool(network.products)
 
   def in_dtype(layers: Layers) -> Layers:
-    if dtype == jnp.float32:
-      return layers
-    return lambda name: cast_layers(layers(name), dtype)
+    def layer(name: str) -> LayerOps:
+      ops = PLAIN if leaves_alone and name not in kernels else layers(name)
+      return ops if dtype == jnp.float32 else cast_layers(ops, dtype)
 
-  def init(key: Key) -> Variables:
-    variables = model.init(key, jnp.zeros(example.shape, example.dtype), train=False)
-    if not jax.tree.leaves(variables.get("params")):
-      raise ValueError(f"{type(model).__name__}: the model has no parameters to train")
-    return dict(variables)
+    return layer
 
   def loss(
     variables: Variables, batch: Batch, layers: Layers, key: Key
   ) -> tuple[jax.Array, tuple[Variables, Metrics]]:
-    ops, interceptor = _named(in_dtype(layers))
-    layered: Any = model.clone(ops=ops)
-    state_names = [name for name in variables if name != "params"]
-    with nn.intercept_methods(interceptor):
-      outputs, state = layered.apply(
-        variables,
-        prepare(batch),
-        train=True,
-        valid=batch.valid,
-        mutable=state_names,
-        rngs={"dropout": key},
-      )
+    x = prepare(batch if network.takes_valid else _filled(batch))
+    outputs, state = network.apply(variables, x, batch.valid, key, in_dtype(layers), train=True)
     found = score(outputs, batch)
     # A batch without a valid example has loss 0, not 0 / 0.
     return found["loss"].total / jnp.maximum(found["loss"].weight, 1.0), (state, found)
 
   def predict(variables: Variables, batch: Batch) -> Any:
-    plain: Any = model.clone(ops=in_dtype(plain_layers)(""))
-    return plain.apply(variables, prepare(batch), train=False, valid=batch.valid)
+    layers, key = in_dtype(plain_layers), jax.random.key(0)  # of which an evaluation takes nothing
+    return network.apply(variables, prepare(batch), batch.valid, key, layers, train=False)[0]
 
-  shape, layer_names, kernels = trace_layers(model, example)
-  check(shape)
+  def evaluate(variables: Variables, batch: Batch) -> Metrics:
+    return score(predict(variables, batch), batch)
+
+  def score_rows(variables: Variables, batch: Batch) -> Mean:
+    return score_each(predict(variables, batch), batch)
+
   return Task(
-    init,
-    loss,
-    lambda variables, batch: score(predict(variables, batch), batch),
-    lambda variables, batch: score_each(predict(variables, batch), batch),
-    layer_names,
-    kernels,
-    metrics,
-    sums,
+    init=network.init,
+    loss=loss,
+    evaluate=evaluate,
+    score_each=score_rows,
+    layer_names=network.layer_names,
+    kernels=network.kernels,
+    predict=predict,
+    to_model=network.to_model,
+    problems=network.problems,
+    products=network.products,
+    remarks=() if network.takes_valid else (_remark(network),),
+    metrics=metrics,
+    sums=sums,
   )
 
 
-def _named(layers: Layers) -> tuple[LayerOps, Callable[..., Any]]:
-  """Makes operations that know in which layer they are, with flax's word for the layer."""
-  layer, interceptor = layer_tracker()
-
-  def dot_general(*args: Any, **kwargs: Any) -> jax.Array:
-    return layers(layer()).dot_general(*args, **kwargs)
-
-  def conv_general_dilated(*args: Any, **kwargs: Any) -> jax.Array:
-    return layers(layer()).conv_general_dilated(*args, **kwargs)
-
-  return LayerOps(dot_general, conv_general_dilated), interceptor
+def _remark(network: Network) -> str:
+  return (
+    f"{network.title} does not take `valid`: where a batch is not full, its other rows are copies"
+    " of the client's examples, which count for nothing in the loss, but do in batch norm"
+  )
 
 
-def trace_layers(
-  model: nn.Module, example: jax.ShapeDtypeStruct
-) -> tuple[tuple[int, ...], tuple[str, ...], tuple[str, ...]]:
-  """Finds the shape of outputs, the layers with injected operations, and those with kernels."""
-  names: dict[str, None] = {}
-
-  def note(name: str) -> LayerOps:
-    names[name] = None
-    return PLAIN
-
-  ops, interceptor = _named(note)
-  layered: Any = model.clone(ops=ops)
-  with nn.intercept_methods(interceptor):
-    init = partial(layered.init_with_output, train=False)
-    outputs, shapes = jax.eval_shape(init, jax.random.key(0), example)
-  return outputs.shape, tuple(names), tuple(trees.layer_names(shapes.get("params", {})))
+def _filled(batch: Batch) -> Batch:
+  """Puts copies of valid rows in the place of the others, of a batch that has any."""
+  valid_first = jnp.argsort(~batch.valid, stable=True)
+  positions = jnp.arange(batch.valid.shape[0])
+  count = jnp.maximum(jnp.sum(batch.valid, dtype=jnp.int32), 1)
+  # The n-th row that is not valid takes the n-th one that is, and so on in turns.
+  turn = jnp.cumsum(~batch.valid) - 1
+  rows = jnp.where(batch.valid, positions, valid_first[turn % count])
+  return batch._replace(x=batch.x[rows], y=batch.y[rows])
 
 
 def _score(logits: jax.Array, batch: Batch) -> Metrics:

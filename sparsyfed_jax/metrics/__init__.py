@@ -7,6 +7,7 @@ from sparsyfed_jax.metrics.flops import (
   client_flops,
   flops_table,
   layer_costs,
+  product_costs,
   work_shares,
 )
 from sparsyfed_jax.metrics.masks import mask_iou, regrowth
@@ -20,6 +21,7 @@ __all__ = [
   "flops_table",
   "global_sparsity",
   "layer_costs",
+  "product_costs",
   "layer_densities",
   "mask_iou",
   "prunable_sparsity",

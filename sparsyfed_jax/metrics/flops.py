@@ -7,7 +7,7 @@ hardware does all of it. Numbers exceed int32, so all is Python's ints and float
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import prod
 from typing import Any, NamedTuple, TypeAlias
@@ -18,7 +18,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from sparsyfed_jax.ops import LayerOps
+from sparsyfed_jax.ops import LayerOps, Product, Rows
 from sparsyfed_jax.ops.naming import layer_tracker
 
 Densities: TypeAlias = Sequence[float] | np.ndarray | jax.Array
@@ -148,15 +148,55 @@ def layer_costs(
     program = jax.make_jaxpr(differentiate)(variables, x)
   times = _count_calls(program.jaxpr)
 
+  return _summed(
+    (name, flops * times[number], number in reached) for number, (name, flops) in enumerate(calls)
+  )
+
+
+def product_costs(products: Sequence[Product]) -> tuple[LayerCost, ...]:
+  """Counts what each layer takes of the products that `ops.find_layers` found in a model.
+
+  What a loop of unknown length repeats counts once, and so does, for each example, a product that
+  is the same for all examples.
+
+  Example:
+    >>> from sparsyfed_jax import ops
+    >>> params, x = {"w": jnp.ones((3, 2))}, jnp.ones((4, 3))
+    >>> product_costs(ops.find_layers(lambda params, x: x @ params["w"], params, x))
+    (LayerCost(name='w', forward=12, input_gradient=0, weight_gradient=12),)
+  """
+  return _summed((product.path, 2 * _pairs_of(product), product.is_trained) for product in products)
+
+
+def _pairs_of(product: Product) -> int:
+  """Counts the multiply-adds of a product, for one example."""
+  arguments = {name: value for name, value in product.arguments.items() if name in _COUNTED}
+  if product.kind == "dot_general":
+    numbers = arguments["dimension_numbers"]
+    if product.is_swapped:
+      numbers = tuple(pair[::-1] for pair in numbers)
+    count = _dot_products(product.x_shape, product.w_shape, numbers)
+  else:
+    count = _conv_products(product.x_shape, product.w_shape, **arguments)
+  size = product.rows.size if isinstance(product.rows, Rows) and product.rows.size else 1
+  return count * product.repeats // size
+
+
+_COUNTED = ("dimension_numbers", "window_strides", "padding", "lhs_dilation", "rhs_dilation")
+
+
+def _summed(calls: Iterable[tuple[str, int, bool]]) -> tuple[LayerCost, ...]:
+  """Adds up what layers take: name and FLOPs forward of a call, and whether its input is trained.
+
+  Each of the three products pairs the same entries of input, weights and output.
+  """
   costs: dict[str, LayerCost] = {}
-  for number, (name, once) in enumerate(calls):
-    flops = once * times[number]
+  for name, flops, is_reached in calls:
     old = costs.get(name, LayerCost(name, 0, 0, 0))
-    # Each of the products pairs the same entries of input, weights and output.
     costs[name] = LayerCost(
       name,
       old.forward + flops,
-      old.input_gradient + (flops if number in reached else 0),
+      old.input_gradient + (flops if is_reached else 0),
       old.weight_gradient + flops,
     )
   return tuple(costs.values())

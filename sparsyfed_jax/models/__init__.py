@@ -1,8 +1,11 @@
-"""Plain flax modules that take their layers' operations as an attribute, `ops`."""
+"""Flax modules that take their layers' operations as an attribute, `ops`, and anybody's models."""
 
 from sparsyfed_jax.models.cnn import CNN
+from sparsyfed_jax.models.form import Form, form_of
+from sparsyfed_jax.models.libraries import Functions, functions_of
 from sparsyfed_jax.models.lstm import LSTM
 from sparsyfed_jax.models.mlp import MLP
+from sparsyfed_jax.models.network import Network, network_of
 from sparsyfed_jax.models.norm import BatchNorm
 from sparsyfed_jax.models.resnet import ResNet18, SpeechResNet18
 from sparsyfed_jax.models.transformer import Transformer
@@ -13,8 +16,14 @@ __all__ = [
   "LSTM",
   "MLP",
   "BatchNorm",
+  "Form",
+  "Functions",
+  "Network",
   "ResNet18",
   "SpeechResNet18",
   "Transformer",
   "ViT",
+  "form_of",
+  "functions_of",
+  "network_of",
 ]

@@ -15,6 +15,8 @@ from sparsyfed_jax.ops.layers import (
   NATIVE,
   PLAIN,
   LayerOps,
+  Layers,
+  RowsOp,
   Threshold,
   cast_layers,
   first_found,
@@ -23,6 +25,15 @@ from sparsyfed_jax.ops.layers import (
 )
 from sparsyfed_jax.ops.pruned import activation_threshold, prune_residual, share_threshold
 from sparsyfed_jax.ops.reparam import powerprop, powerprop_inverse, spectral_exponent
+from sparsyfed_jax.ops.rewrite import (
+  LayerError,
+  Product,
+  Rule,
+  find_layers,
+  layer_rule,
+  rewrite_layers,
+)
+from sparsyfed_jax.ops.rows import FIRST_AXIS, Rows, Unknown, Where
 from sparsyfed_jax.ops.select import (
   is_at_least,
   kth_magnitude,
@@ -33,11 +44,20 @@ from sparsyfed_jax.ops.select import (
 from sparsyfed_jax.ops.share import ceil_of_share, floor_of_share, num_kept
 
 __all__ = [
+  "FIRST_AXIS",
   "LOWERINGS",
   "NATIVE",
   "PLAIN",
+  "LayerError",
   "LayerOps",
+  "Layers",
+  "Product",
+  "Rows",
+  "RowsOp",
+  "Rule",
   "Threshold",
+  "Unknown",
+  "Where",
   "activation_threshold",
   "cast_layers",
   "ceil_of_share",
@@ -50,11 +70,13 @@ __all__ = [
   "count_one",
   "count_true",
   "erk_densities",
+  "find_layers",
   "first_found",
   "floor_of_share",
   "is_at_least",
   "kth_magnitude",
   "largest_mask",
+  "layer_rule",
   "layerwise_mask",
   "max_pool",
   "max_pool_overlapping",
@@ -64,6 +86,7 @@ __all__ = [
   "prune_residual",
   "pruned_layers",
   "residual_layers",
+  "rewrite_layers",
   "share_threshold",
   "spectral_exponent",
   "topk_mask",

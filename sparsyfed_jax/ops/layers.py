@@ -4,7 +4,9 @@
 passes both on to its layers can be trained by every method here without changes.
 """
 
+import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -14,6 +16,7 @@ from jax import lax
 from sparsyfed_jax.ops.backend.conv import conv_general_dilated
 from sparsyfed_jax.ops.backend.dense import dot_general
 from sparsyfed_jax.ops.pruned import activation_threshold, prune_residual
+from sparsyfed_jax.ops.rows import FIRST_AXIS, Where
 
 
 class LayerOps(NamedTuple):
@@ -34,8 +37,33 @@ PLAIN = LayerOps(dot_general, conv_general_dilated)
 NATIVE = LayerOps(lax.dot_general, lax.conv_general_dilated)
 
 
-# The magnitude from which on a layer's input is kept, of the input and the weights.
-Threshold: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
+# What the layer of a name ("BasicBlock_0/Conv_1") computes with.
+Layers: TypeAlias = Callable[[str], LayerOps]
+# The magnitude from which on a layer's input is kept: of (input, weights, rows=...), where `rows`
+# tells where the batch is in the input.
+Threshold: TypeAlias = Callable[..., jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class RowsOp:
+  """An operation of a layer that has to know where the batch is in the layer's input.
+
+  Called like the operation of `jax.lax` that it replaces, and with `rows=` besides; flax's layers
+  do not pass it, and have the batch on the first axis. `rewrite_layers` passes it.
+
+  Example:
+    >>> from jax import lax
+    >>> op = RowsOp(lambda rows, lhs, rhs, *args: (rows.axis, lax.dot_general(lhs, rhs, *args)))
+    >>> op(jax.numpy.ones((1, 2)), jax.numpy.ones((2, 1)), (((1,), (0,)), ((), ())))[0]
+    0
+  """
+
+  run: Callable[..., jax.Array]  # run(rows, lhs, rhs, ...)
+  keeps: bool = False  # whether it keeps something from step to step, which loops do not allow
+
+  def __call__(self, *args: Any, rows: Where = FIRST_AXIS, **kwargs: Any) -> jax.Array:
+    """Computes the operation on (lhs, rhs, ...)."""
+    return self.run(rows, *args, **kwargs)
 
 
 def pruned_layers(
@@ -62,14 +90,15 @@ def pruned_layers(
     >>> jax.grad(lambda w: layers.dot_general(x, w, numbers).sum())(w).tolist()
     [[4.0], [0.0]]
   """
-  return residual_layers(lambda x, w: activation_threshold(x, w, valid, floor), plain)
+  return residual_layers(partial(activation_threshold, valid=valid, floor=floor), plain)
 
 
 def residual_layers(threshold: Threshold, plain: LayerOps = PLAIN) -> LayerOps:
   """Makes layers that keep the large entries of their input for the backward pass.
 
   Args:
-    threshold: of a layer's input and weights, () array of the input's dtype.
+    threshold: of a layer's input and weights, and of where the batch is in the input (`rows=`), ()
+      array of the input's dtype.
     plain: the operations to prune.
 
   Returns:
@@ -78,17 +107,18 @@ def residual_layers(threshold: Threshold, plain: LayerOps = PLAIN) -> LayerOps:
   Example:
     >>> import jax, jax.numpy as jnp
     >>> from sparsyfed_jax import ops
-    >>> layers = ops.residual_layers(lambda x, w: jnp.array(2.0))
+    >>> layers = ops.residual_layers(lambda x, w, rows: jnp.array(2.0))
     >>> x, w, numbers = jnp.array([[1.0, -3.0]]), jnp.ones((2, 1)), (((1,), (0,)), ((), ()))
     >>> jax.grad(lambda w: layers.dot_general(x, w, numbers).sum())(w).tolist()
     [[0.0], [-3.0]]
   """
 
-  def pruned(op: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    def layer_op(lhs: jax.Array, rhs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-      return prune_residual(lambda x, w: op(x, w, *args, **kwargs))(lhs, rhs, threshold(lhs, rhs))
+  def pruned(op: Callable[..., jax.Array]) -> RowsOp:
+    def run(rows: Where, lhs: jax.Array, rhs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+      found = threshold(lhs, rhs, rows=rows)
+      return prune_residual(lambda x, w: op(x, w, *args, **kwargs))(lhs, rhs, found)
 
-    return layer_op
+    return RowsOp(run, keeps=isinstance(threshold, FirstFound))
 
   return LayerOps(pruned(plain.dot_general), pruned(plain.conv_general_dilated))
 
@@ -120,12 +150,46 @@ def cast_layers(ops: LayerOps, dtype: Any) -> LayerOps:
       result = op(lhs.astype(dtype), rhs.astype(dtype), *args, **kwargs)
       return result.astype(jnp.promote_types(lhs.dtype, rhs.dtype))
 
+    if isinstance(op, RowsOp):
+      return RowsOp(lambda rows, *args, **kwargs: layer_op(*args, rows=rows, **kwargs), op.keeps)
     return layer_op
 
   return LayerOps(cast(ops.dot_general), cast(ops.conv_general_dilated))
 
 
-def first_found(threshold: Threshold, carry: dict[str, jax.Array], name: str) -> Threshold:
+@dataclasses.dataclass(frozen=True)
+class FirstFound:
+  """A threshold that is found once, as `first_found` makes it.
+
+  Example:
+    >>> carry = {"Dense_0": jnp.float32(3)}
+    >>> largest = FirstFound(lambda x, w, rows: jnp.max(jnp.abs(x)), carry, "Dense_0")
+    >>> float(largest(jnp.array([-2.0]), jnp.array([1.0, 0.0])))
+    3.0
+  """
+
+  threshold: Threshold
+  carry: dict[str, jax.Array]
+  name: str
+
+  def __call__(self, x: jax.Array, w: jax.Array, rows: Where = FIRST_AXIS) -> jax.Array:
+    """Finds the threshold, or takes that which was found, and keeps it in the carry."""
+    before = self.carry[self.name]
+
+    def find() -> jax.Array:
+      found = self.threshold(lax.stop_gradient(x), lax.stop_gradient(w), rows=rows)
+      return found.astype(jnp.float32)
+
+    def find_if_sparse() -> jax.Array:
+      return lax.cond(jnp.any(w == 0), find, lambda: before)
+
+    # A single client searches in its first batch only; vmapped clients search in every batch.
+    now = lax.cond(before < 0, find_if_sparse, lambda: before)
+    self.carry[self.name] = now
+    return jnp.maximum(now, 0).astype(x.dtype)
+
+
+def first_found(threshold: Threshold, carry: dict[str, jax.Array], name: str) -> FirstFound:
   """Makes a threshold that is found once, in the first batch with weights of 0, and then stays.
 
   While all weights of a layer are non-zero, nothing is pruned and no threshold is stored, as in
@@ -138,27 +202,16 @@ def first_found(threshold: Threshold, carry: dict[str, jax.Array], name: str) ->
     name: of the layer.
 
   Returns:
-    A threshold for `residual_layers`.
+    A threshold for `residual_layers`. What a loop, a branch or `jax.checkpoint` repeats cannot
+    replace an entry of the carry: `rewrite_layers` refuses a layer inside one.
 
   Example:
     >>> import jax.numpy as jnp
     >>> from sparsyfed_jax import ops
     >>> carry = {"Dense_0": jnp.float32(-1)}
-    >>> largest = ops.first_found(lambda x, w: jnp.max(jnp.abs(x)), carry, "Dense_0")
+    >>> largest = ops.first_found(lambda x, w, rows: jnp.max(jnp.abs(x)), carry, "Dense_0")
     >>> w = jnp.array([1.0, 0.0])
     >>> float(largest(jnp.array([-2.0]), w)), float(largest(jnp.array([5.0]), w))
     (2.0, 2.0)
   """
-
-  def found(x: jax.Array, w: jax.Array) -> jax.Array:
-    def find() -> jax.Array:
-      return threshold(lax.stop_gradient(x), lax.stop_gradient(w)).astype(jnp.float32)
-
-    def find_if_sparse() -> jax.Array:
-      return lax.cond(jnp.any(w == 0), find, lambda: carry[name])
-
-    # A single client searches in its first batch only; vmapped clients search in every batch.
-    carry[name] = lax.cond(carry[name] < 0, find_if_sparse, lambda: carry[name])
-    return jnp.maximum(carry[name], 0).astype(x.dtype)
-
-  return found
+  return FirstFound(threshold, carry, name)

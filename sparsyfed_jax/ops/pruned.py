@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from sparsyfed_jax.ops.backend.count import count_nonzero, count_one
+from sparsyfed_jax.ops.rows import FIRST_AXIS, Where, of_examples
 from sparsyfed_jax.ops.select import is_at_least, kth_magnitude
 from sparsyfed_jax.ops.share import ceil_of_share
 
@@ -63,7 +64,11 @@ def _prune(x: jax.Array, threshold: jax.Array) -> jax.Array:
 
 
 def activation_threshold(
-  x: jax.Array, w: jax.Array, valid: jax.Array, floor: jax.Array | float = 0.0
+  x: jax.Array,
+  w: jax.Array,
+  valid: jax.Array,
+  floor: jax.Array | float = 0.0,
+  rows: Where = FIRST_AXIS,
 ) -> jax.Array:
   """Finds the magnitude from which on a layer's input is kept at the density of its weights.
 
@@ -72,6 +77,7 @@ def activation_threshold(
     w: weights of the layer.
     valid: (batch,) bool; False for padding, which counts neither in k nor in the ranking.
     floor: () least share to keep.
+    rows: where the batch is in x, if not on the first axis; None if x is the same for all examples.
 
   Returns:
     () array of x's dtype: the k-th largest magnitude among the n entries of valid examples. k is
@@ -79,6 +85,7 @@ def activation_threshold(
 
   Raises:
     AssertionError: `valid` is not (batch,) bool.
+    ValueError: nobody knows where the batch is in x.
 
   Example:
     >>> import jax.numpy as jnp
@@ -87,12 +94,14 @@ def activation_threshold(
     >>> float(ops.activation_threshold(x, w, jnp.array([True])))
     3.0
   """
-  num_entries = _count_entries(x, valid)
+  num_entries = _count_entries(x, valid, rows)
   k = _ceil_of_share(num_entries, count_nonzero(w), w.size)
-  return _threshold_of(x, valid, jnp.maximum(k, ceil_of_share(num_entries, floor)))
+  return _threshold_of(x, valid, jnp.maximum(k, ceil_of_share(num_entries, floor)), rows)
 
 
-def share_threshold(x: jax.Array, valid: jax.Array, share: jax.Array | float) -> jax.Array:
+def share_threshold(
+  x: jax.Array, valid: jax.Array, share: jax.Array | float, rows: Where = FIRST_AXIS
+) -> jax.Array:
   """Finds the magnitude from which on a given share of a layer's input is kept.
 
   SWAT (Raihan & Aamodt, NeurIPS 2020, arXiv 2001.01969) keeps the same share in every layer.
@@ -101,6 +110,7 @@ def share_threshold(x: jax.Array, valid: jax.Array, share: jax.Array | float) ->
     x: (batch, ...) float input of the layer.
     valid: (batch,) bool; False for padding, which counts neither in k nor in the ranking.
     share: () to keep, in [0, 1]; may be traced.
+    rows: where the batch is in x, if not on the first axis; None if x is the same for all examples.
 
   Returns:
     () array of x's dtype: the k-th largest magnitude among the n entries of valid examples, where k
@@ -108,6 +118,7 @@ def share_threshold(x: jax.Array, valid: jax.Array, share: jax.Array | float) ->
 
   Raises:
     AssertionError: `valid` is not (batch,) bool, or the share is not of rank 0.
+    ValueError: nobody knows where the batch is in x.
 
   Example:
     >>> import jax.numpy as jnp
@@ -115,17 +126,20 @@ def share_threshold(x: jax.Array, valid: jax.Array, share: jax.Array | float) ->
     >>> float(ops.share_threshold(jnp.array([[4.0, -3.0, 2.0, 1.0]]), jnp.array([True]), 0.25))
     4.0
   """
-  return _threshold_of(x, valid, ceil_of_share(_count_entries(x, valid), share))
+  k = ceil_of_share(_count_entries(x, valid, rows), share)
+  return _threshold_of(x, valid, k, rows)
 
 
-def _count_entries(x: jax.Array, valid: jax.Array) -> jax.Array:
-  chex.assert_shape(valid, x.shape[:1])
-  return count_one(valid) * (x.size // x.shape[0])
+def _count_entries(x: jax.Array, valid: jax.Array, rows: Where) -> jax.Array:
+  chex.assert_rank(valid, 1)
+  if rows is None:
+    return jnp.int32(x.size)
+  return count_one(valid) * (x.size // valid.shape[0])
 
 
-def _threshold_of(x: jax.Array, valid: jax.Array, k: jax.Array) -> jax.Array:
-  rows = valid.reshape(-1, *[1] * (x.ndim - 1))
-  return kth_magnitude(jnp.where(rows, x, 0), k)
+def _threshold_of(x: jax.Array, valid: jax.Array, k: jax.Array, rows: Where) -> jax.Array:
+  is_counted = of_examples(valid, x.shape, rows)
+  return kth_magnitude(x if is_counted is None else jnp.where(is_counted, x, 0), k)
 
 
 def _ceil_of_share(n: jax.Array, part: jax.Array, whole: int) -> jax.Array:

@@ -289,17 +289,17 @@ def toy(kind):
 @pytest.mark.parametrize(
   ("make", "message"),
   [
-    (lambda: sf.next_token(Looked(), toy("classification")), "toy|data: y must be .* tokens"),
+    (lambda: sf.next_token(Looked(), toy("classification")), "data: y must be .* tokens"),
     (
       lambda: sf.multi_label(sf.models.MLP(4), toy("regression")),
       "y must be .* booleans, is float",
     ),
     (lambda: sf.regression(sf.models.MLP(4), toy("multi_label")), r"y must be .* floats, is bool"),
-    (lambda: sf.multi_label(sf.models.MLP(3), toy("multi_label")), r"MLP: .*\(1, 3\).*\(1, 4\)"),
-    (lambda: sf.regression(sf.models.MLP(3), toy("regression")), r"MLP: .*\(1, 3\).*\(1, 1\)"),
+    (lambda: sf.multi_label(sf.models.MLP(3), toy("multi_label")), r"MLP: .*\(3,\).*\(4,\)"),
+    (lambda: sf.regression(sf.models.MLP(3), toy("regression")), r"MLP: .*\(3,\).*\(1,\)"),
     (
       lambda: sf.next_token(Looked(), sf.data.text("abcde" * 20, 1, sequence_length=7)),
-      r"Looked: .*\(1, 7, 5\).*\(1, 7, 6\)",
+      r"Looked: .*\(7, 5\).*\(7, 6\)",
     ),
   ],
 )

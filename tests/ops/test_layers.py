@@ -170,7 +170,7 @@ class TestPrunedLayers:
 def test_a_threshold_that_is_found_first_stays():
   thresholds = []
 
-  def threshold(x, w):
+  def threshold(x, w, rows):
     thresholds.append(1)
     return jnp.max(x)
 
@@ -186,8 +186,8 @@ def test_no_threshold_is_remembered_of_a_layer_that_is_dense():
   memory = {"Conv_0": jnp.float32(-1)}
 
   def second_gradient(w):
-    def threshold(x, w):
-      return ops.activation_threshold(x, w, jnp.ones(4, bool))
+    def threshold(x, w, rows):
+      return ops.activation_threshold(x, w, jnp.ones(4, bool), rows=rows)
 
     layer = ops.residual_layers(ops.first_found(threshold, memory, "Conv_0"))
     conv = partial(
@@ -211,7 +211,7 @@ def test_no_threshold_is_remembered_of_a_layer_that_is_dense():
 
 
 def test_residual_layers_prune_by_the_threshold_they_are_given():
-  layers = ops.residual_layers(lambda x, w: jnp.float32(2))
+  layers = ops.residual_layers(lambda x, w, rows: jnp.float32(2))
   x, w = jnp.float32([[1, 2], [-3, 0.5]]), jnp.ones((2, 3))
   y, vjp = jax.vjp(lambda x, w: layers.dot_general(x, w, DENSE), x, w)
   np.testing.assert_array_equal(y, x @ w)

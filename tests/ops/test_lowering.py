@@ -133,7 +133,9 @@ def layers(made):
 def first_found(x, w):
   memory = {"layer": jnp.float32(-1)}
   threshold = ops.first_found(
-    lambda x, w: ops.activation_threshold(x, w, jnp.ones(10, bool)), memory, "layer"
+    lambda x, w, rows: ops.activation_threshold(x, w, jnp.ones(10, bool), rows=rows),
+    memory,
+    "layer",
   )
   return threshold(x, w), memory
 

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 
-from sparsyfed_jax.data.dataset import Dataset
+from sparsyfed_jax.data.dataset import Dataset, Signature
 from sparsyfed_jax.fed.metric import Chance, Metric
 from sparsyfed_jax.fed.task import Task, supervised
+from sparsyfed_jax.models.network import network_of
 from sparsyfed_jax.types import Batch, Mean, Metrics
 
 
@@ -28,7 +28,9 @@ LABEL_ACCURACY = Metric("accuracy", "accuracy of a label")
 EXACT_MATCH = Metric("exact_match", "share of examples with all labels right")
 
 
-def multi_label(model: nn.Module, data: Dataset, dtype: Any = jnp.float32) -> Task:
+def multi_label(
+  model: Any, data: Dataset | Signature, dtype: Any = jnp.float32, prunable: str = ""
+) -> Task:
   """Makes the task of telling which of several labels an example has.
 
   Of an example with a logit z[l] and y[l] in {0, 1} for each of L labels::
@@ -41,10 +43,12 @@ def multi_label(model: nn.Module, data: Dataset, dtype: Any = jnp.float32) -> Ta
   examples of which all are. Clients are compared by `accuracy`.
 
   Args:
-    model: a flax module that takes its layers' operations as an attribute `ops`, a `LayerOps`, as
-      those of `sparsyfed_jax.models` do; called as `model(x, train=..., valid=...)`.
+    model: of flax.linen, flax.nnx, Equinox, Haiku or a pair of functions `(init, apply)`, as
+      `models.functions_of` takes it: a function of (batch,
+      *shape) examples that gives a logit for each label.
     data: whose shape, scale and number of labels count; `y` are (n, L) booleans.
     dtype: in which layers compute: `jnp.float32` or `jnp.bfloat16`. Parameters are float32.
+    prunable: as `classification` takes it.
 
   Returns:
     The task, with the metrics `f1`, `accuracy` and `exact_match`.
@@ -62,28 +66,22 @@ def multi_label(model: nn.Module, data: Dataset, dtype: Any = jnp.float32) -> Ta
     >>> [metric.name for metric in task.metrics]
     ['f1', 'accuracy', 'exact_match']
   """
-  if data.kind != "multi_label":
-    raise ValueError(f"{data.name}: y must be (n, labels) booleans, is {data.describe_y()}")
-
-  def prepare(batch: Batch) -> jax.Array:
-    return (batch.x.astype(jnp.float32) - data.mean) / data.std
-
-  def check(shape: tuple[int, ...]) -> None:
-    if shape != (1, data.num_classes):
-      raise ValueError(
-        f"{type(model).__name__}: makes outputs of shape {shape} of an example, must make"
-        f" {(1, data.num_classes)}, a logit for each label of the data"
-      )
-
-  example = jax.ShapeDtypeStruct((1, *data.x_train.shape[1:]), jnp.float32)
+  known = data.signature if isinstance(data, Dataset) else data
+  if known.kind != "multi_label":
+    raise ValueError(f"{known.name}: y must be (n, labels) booleans, is {known.told}")
+  network = network_of(model, known.input_shape, prunable)
+  if network.output_shape[1:] != (known.num_classes,):
+    raise ValueError(
+      f"{network.title}: makes outputs of shape {network.output_shape[1:]} of an example, must make"
+      f" {(known.num_classes,)}, a logit for each label of the data"
+    )
   return supervised(
-    model,
-    example,
+    network,
+    lambda batch: (batch.x.astype(jnp.float32) - known.mean) / known.std,
     _score,
     _hits_of_each,
-    prepare=prepare,
-    check=check,
     dtype=dtype,
+    is_chosen=bool(prunable),
     metrics=(F1, LABEL_ACCURACY, EXACT_MATCH),
     sums=("loss", "f1", "accuracy", "exact_match"),
   )

@@ -7,11 +7,11 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
-from sparsyfed_jax.data.dataset import Dataset
+from sparsyfed_jax.data.dataset import Dataset, Signature
 from sparsyfed_jax.fed.metric import STANDARD_ERRORS, Chance, Metric
 from sparsyfed_jax.fed.task import Task, supervised
+from sparsyfed_jax.models.network import network_of
 from sparsyfed_jax.types import Batch, Mean, Metrics
 
 _SPREAD = "spread"  # the squared errors of the training targets' mean
@@ -33,7 +33,9 @@ MAE = Metric("mae", "mean absolute error", is_higher_better=False, high=math.inf
 R2 = Metric("r2", "R²", low=-math.inf, high=1.0, of=lambda means: 1 - means["mse"] / means[_SPREAD])
 
 
-def regression(model: nn.Module, data: Dataset, dtype: Any = jnp.float32) -> Task:
+def regression(
+  model: Any, data: Dataset | Signature, dtype: Any = jnp.float32, prunable: str = ""
+) -> Task:
   """Makes the task of predicting numbers by least squares.
 
   The model predicts each of K targets in units of its standard deviation s[k] from its mean m[k],
@@ -46,10 +48,12 @@ def regression(model: nn.Module, data: Dataset, dtype: Any = jnp.float32) -> Tas
   and 0 for that answer. Clients are compared by `mse`.
 
   Args:
-    model: a flax module that takes its layers' operations as an attribute `ops`, a `LayerOps`, as
-      those of `sparsyfed_jax.models` do; called as `model(x, train=..., valid=...)`.
+    model: of flax.linen, flax.nnx, Equinox, Haiku or a pair of functions `(init, apply)`, as
+      `models.functions_of` takes it: a function of (batch,
+      *shape) examples that gives (batch, K) outputs.
     data: whose shape and scales count; `y` are (n,) or (n, K) floats.
     dtype: in which layers compute: `jnp.float32` or `jnp.bfloat16`. Parameters are float32.
+    prunable: as `classification` takes it.
 
   Returns:
     The task, with the metrics `mse`, `mae` and `r2`.
@@ -67,19 +71,18 @@ def regression(model: nn.Module, data: Dataset, dtype: Any = jnp.float32) -> Tas
     >>> [metric.name for metric in task.metrics]
     ['mse', 'mae', 'r2']
   """
-  if data.kind != "regression":
-    raise ValueError(f"{data.name}: y must be (n,) or (n, targets) floats, is {data.describe_y()}")
-  middle, width = (np.array([scale], np.float32) for scale in target_scale(data))  # (1, targets)
-
-  def prepare(batch: Batch) -> jax.Array:
-    return (batch.x.astype(jnp.float32) - data.mean) / data.std
-
-  def check(shape: tuple[int, ...]) -> None:
-    if shape != middle.shape:
-      raise ValueError(
-        f"{type(model).__name__}: makes outputs of shape {shape} of an example, must make"
-        f" {middle.shape}, one for each target of the data"
-      )
+  known = data.signature if isinstance(data, Dataset) else data
+  if known.kind != "regression":
+    raise ValueError(f"{known.name}: y must be (n,) or (n, targets) floats, is {known.told}")
+  middle, width = (
+    np.array([scale], np.float32) for scale in (known.target_means, known.target_stds)
+  )  # (1, targets)
+  network = network_of(model, known.input_shape, prunable)
+  if network.output_shape[1:] != middle.shape[1:]:
+    raise ValueError(
+      f"{network.title}: makes outputs of shape {network.output_shape[1:]} of an example, must make"
+      f" {middle.shape[1:]}, one for each target of the data"
+    )
 
   def errors(outputs: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Computes the errors and the targets, both in standard deviations; (batch, targets)."""
@@ -108,23 +111,15 @@ def regression(model: nn.Module, data: Dataset, dtype: Any = jnp.float32) -> Tas
     return Mean(squares, jnp.ones_like(squares))
 
   return supervised(
-    model,
-    jax.ShapeDtypeStruct((1, *data.x_train.shape[1:]), jnp.float32),
+    network,
+    lambda batch: (batch.x.astype(jnp.float32) - known.mean) / known.std,
     score,
     score_each,
-    prepare=prepare,
-    check=check,
     dtype=dtype,
+    is_chosen=bool(prunable),
     metrics=(MSE, MAE, R2),
     sums=("loss", "mse", "mae", _SPREAD),
   )
-
-
-def target_scale(data: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
-  """Finds means and standard deviations of the training targets, 1 where they are all the same."""
-  known = _as_columns(data.y_train.astype(np.float64))
-  width = known.std(0)
-  return tuple(known.mean(0).tolist()), tuple(np.where(width > 0, width, 1.0).tolist())
 
 
 def _as_columns(targets: Any) -> Any:

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 
-from sparsyfed_jax.data.dataset import Dataset
+from sparsyfed_jax.data.dataset import Dataset, Signature
 from sparsyfed_jax.fed.metric import STANDARD_ERRORS, Chance, Metric, of_most_frequent
 from sparsyfed_jax.fed.task import EXAMPLES, Task, supervised
+from sparsyfed_jax.models.network import network_of
 from sparsyfed_jax.types import Batch, Mean, Metrics
 
 PADDING = -1  # the target of a place behind the end of a sequence
@@ -44,7 +44,9 @@ TOKEN_ACCURACY = Metric(
 )
 
 
-def next_token(model: nn.Module, data: Dataset, dtype: Any = jnp.float32) -> Task:
+def next_token(
+  model: Any, data: Dataset | Signature, dtype: Any = jnp.float32, prunable: str = ""
+) -> Task:
   """Makes the task of predicting each token of a sequence from those before it.
 
   Over the T tokens t that are no padding, each with the logits z_t of the model and the token y_t
@@ -63,13 +65,14 @@ def next_token(model: nn.Module, data: Dataset, dtype: Any = jnp.float32) -> Tas
   for the model sees token 0 there. Methods that rank activations rank those places too.
 
   Args:
-    model: a flax module that takes its layers' operations as an attribute `ops`, a `LayerOps`, as
-      `models.Transformer` and `models.LSTM` do; called as `model(tokens, train=..., valid=...)`
-      on (batch, length) int32, giving logits (batch, length, vocabulary). A place must not see
-      those behind it.
+    model: of flax.linen, flax.nnx, Equinox, Haiku or a pair of functions `(init, apply)`, as
+      `models.functions_of` takes it: a function of (batch,
+      length) int32 tokens that gives logits (batch, length, tokens), as `models.Transformer` and
+      `models.LSTM` are. A place must not see those behind it.
     data: whose length of a sequence and number of tokens count: `x` are tokens, `y` those that
       follow, both (n, length) int32.
     dtype: in which layers compute: `jnp.float32` or `jnp.bfloat16`. Parameters are float32.
+    prunable: as `classification` takes it.
 
   Returns:
     The task, with the metrics `perplexity` and `accuracy`.
@@ -86,26 +89,23 @@ def next_token(model: nn.Module, data: Dataset, dtype: Any = jnp.float32) -> Tas
     >>> [metric.name for metric in task.metrics]
     ['perplexity', 'accuracy']
   """
-  if data.kind != "next_token":
-    raise ValueError(f"{data.name}: y must be (n, length) int32 tokens, is {data.describe_y()}")
-
-  def check(shape: tuple[int, ...]) -> None:
-    right = (1, *data.x_train.shape[1:], data.num_classes)
-    if shape != right:
-      raise ValueError(
-        f"{type(model).__name__}: makes outputs of shape {shape} of a sequence, must make {right},"
-        " logits of each token at each place"
-      )
-
-  example = jax.ShapeDtypeStruct((1, *data.x_train.shape[1:]), jnp.int32)
+  known = data.signature if isinstance(data, Dataset) else data
+  if known.kind != "next_token":
+    raise ValueError(f"{known.name}: y must be (n, length) int32 tokens, is {known.told}")
+  network = network_of(model, known.input_shape, prunable, jnp.int32)
+  found, right = network.output_shape[1:], (*known.input_shape, known.num_classes)
+  if found != right:
+    raise ValueError(
+      f"{network.title}: makes outputs of shape {found} of a sequence, must make {right}, logits of"
+      " each token at each place"
+    )
   return supervised(
-    model,
-    example,
+    network,
+    lambda batch: jnp.where(batch.y >= 0, batch.x, 0).astype(jnp.int32),
     _score,
     _hits_of_each,
-    prepare=lambda batch: jnp.where(batch.y >= 0, batch.x, 0).astype(jnp.int32),
-    check=check,
     dtype=dtype,
+    is_chosen=bool(prunable),
     metrics=(PERPLEXITY, TOKEN_ACCURACY),
     sums=("loss", "accuracy", EXAMPLES),
   )
