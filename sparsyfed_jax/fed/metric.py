@@ -37,8 +37,8 @@ class Metric(NamedTuple):
   name: str  # columns are `train_<name>` and `test_<name>`
   title: str  # as in "Test <title>", in lower case
   is_higher_better: bool = True
-  low: float = 0.0
-  high: float = 1.0
+  low: float = 0
+  high: float = 1
   # Of the means by name, such as exp(loss); None for what is itself a mean over the examples.
   of: Callable[[Mapping[str, Any]], Any] | None = None
   chance: ChanceOf | None = None
