@@ -32,6 +32,8 @@ _NO_SETTING = (
   *("seed", "eval_every", "client_eval", "metrics", "mask_metrics_every", "mask_metrics_clients"),
   *flags.WITHOUT_EFFECT,
 )
+# Flags that decide which others are read.
+_CHOOSING = ("algorithm", "dataset", "text_clients")
 _DEFAULTS: Mapping[str, Any] = json.loads(json.dumps(flags.DEFAULTS._asdict()))
 
 
@@ -227,7 +229,8 @@ def given_flags(run: Run) -> dict[str, Any]:
   values = {**_DEFAULTS, **run.flags}
   is_known = values["algorithm"] in METHODS
   if is_known:
-    ignored = set(flags.ignored(flags.DEFAULTS._replace(algorithm=values["algorithm"])))
+    chosen = {name: values[name] for name in _CHOOSING if values[name] is not None}
+    ignored = set(flags.ignored(flags.DEFAULTS._replace(**chosen)))
   else:  # of another version, or somebody's own, whose code is not to run
     ignored = {name for name, value in run.flags.items() if value is None}
   read_by_method = {name: value for name, value in values.items() if name not in ignored}

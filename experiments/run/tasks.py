@@ -89,7 +89,7 @@ def describe_data(config: Config, facts: dict[str, Any]) -> str:
   """Writes what the training data is, for the first line of a run."""
   count, outputs, shape = facts["train_examples"], facts["num_classes"], facts["input_shape"]
   if task_of(config) == "next_token":
-    return f"{count} sequences of {shape[0]} tokens out of {outputs}"
+    return f"next_token, {count} sequences of {shape[0]} tokens out of {outputs}"
   nouns = {"classification": "classes", "multi_label": "labels", "regression": "numbers"}
   limits = facts["input_range"]
   scale = f"inputs {limits[0]:g} to {limits[1]:g} as [-1, 1]" if limits else "inputs as they are"

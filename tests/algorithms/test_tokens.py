@@ -31,9 +31,16 @@ class Looked(nn.Module):
     return nn.Dense(DATA.num_classes, dot_general=self.ops.dot_general)(x)
 
 
+MODELS = {
+  "looked": Looked(),
+  "lstm": sf.models.LSTM(DATA.num_classes, dim=3, hidden=2),
+  "transformer": sf.models.Transformer(DATA.num_classes, dim=4, depth=1, heads=2, mlp_ratio=1),
+}
+
+
 @cache
-def task():
-  return sf.next_token(Looked(), DATA)
+def task(name):
+  return sf.next_token(MODELS[name], DATA)
 
 
 def federation(junk=0):
@@ -44,29 +51,29 @@ def federation(junk=0):
   return Federation(*map(jnp.asarray, arrays))
 
 
-def start():
+def start(name="looked"):
   rng = np.random.default_rng(5)
-  shapes = jax.eval_shape(task().init, jax.random.key(0))
+  shapes = jax.eval_shape(task(name).init, jax.random.key(0))
   return jax.tree.map(lambda leaf: jnp.float32(rng.normal(size=leaf.shape)), shapes)
 
 
 @cache
-def algorithm(method):
-  return cases.form(method, cases.make_setup(task(), epochs=1))
+def algorithm(method, name):
+  return cases.form(method, cases.make_setup(task(name), epochs=1))
 
 
 @cache
-def client(method):
-  return jax.jit(algorithm(method).client)
+def client(method, name):
+  return jax.jit(algorithm(method, name).client)
 
 
-def play(method, number, junk=0):
+def play(method, number, junk=0, name="looked"):
   hyper = cases.hyper(method, client_lr=RATE, client_lr_final=RATE, weight_decay=DECAY)
-  own = algorithm(method)
-  state = own.init(start(), hyper, jax.random.key(1))
+  own = algorithm(method, name)
+  state = own.init(start(name), hyper, jax.random.key(1))
   data = cases.client_data(federation(junk), number)
-  memory = own.memory(start(), hyper)
-  return client(method)(own.broadcast(state), memory, data, jax.random.key(2))
+  memory = own.memory(start(name), hyper)
+  return client(method, name)(own.broadcast(state), memory, data, jax.random.key(2))
 
 
 def step_by_numpy(number):
@@ -115,14 +122,21 @@ def test_a_round_of_topk_keeps_the_largest_weights_of_it():
   cases.assert_close(sent, expected, 1e-5)
 
 
-@pytest.mark.parametrize("method", cases.with_slow_forms(cases.FORMS))
+# Every form with a loop over time; attention with the methods whose layers differ.
+EVERY = [
+  *cases.with_slow_forms(cases.FORMS, "lstm"),
+  *[(method, "transformer") for method in ("fedavg", "sparsyfed", "zerofl") if not cases.CHOSEN],
+]
+
+
+@pytest.mark.parametrize(("method", "name"), EVERY)
 class TestEveryMethod:
-  def test_what_padding_holds_changes_no_bit(self, method):
-    first, second = play(method, 0), play(method, 0, junk=3)
+  def test_what_padding_holds_changes_no_bit(self, method, name):
+    first, second = play(method, 0, name=name), play(method, 0, junk=3, name=name)
     cases.assert_same_bits(first, second)
     leaves = jax.tree.leaves(first)
     assert all(np.all(np.isfinite(leaf)) for leaf in leaves) and any(map(np.any, leaves))
 
-  def test_an_empty_client_uploads_zeros(self, method):
-    upload, _, metrics = play(method, EMPTY)
+  def test_an_empty_client_uploads_zeros(self, method, name):
+    upload, _, metrics = play(method, EMPTY, name=name)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves((upload, metrics)))

@@ -217,6 +217,19 @@ def test_data_that_does_not_fit(task, changes, message, folder):
   assert "\n" not in str(caught.value)
 
 
+def test_a_report_tells_runs_apart_by_what_a_text_needs():
+  def given(**changes):
+    config = flags.resolve(flags.DEFAULTS._replace(**{**TEXT, **changes}))._asdict()
+    config |= dict.fromkeys(flags.ignored(flags.DEFAULTS._replace(**{**TEXT, **changes})))
+    run = report_runs.Run("", json.loads(json.dumps(config)), [], {}, report_runs.ENDED, "", {})
+    return report_runs.given_flags(run)
+
+  short, chapters = given(sequence_length=8), given(text_clients="chapters", text_pattern="x")
+  assert short["sequence_length"] == 8 and "text_pattern" not in short
+  assert chapters["text_pattern"] == "x" and short["task"] is None
+  assert "text_clients" not in given(dataset="digits", model="mlp", partition="iid")
+
+
 def test_what_was_given_in_vain_is_noted():
   assert "text_clients" in flags.ignored(flags.DEFAULTS)
   config = flags.DEFAULTS._replace(**TEXT)

@@ -83,7 +83,8 @@ def next_token(
 
   Example:
     >>> import sparsyfed_jax as sf
-    >>> data = sf.data.text("To be, or not to be, that is the question: " * 20, sequence_length=16)
+    >>> line = "To be, or not to be, that is the question: " * 20
+    >>> data = sf.data.text(line, num_clients=1, sequence_length=16)
     >>> model = sf.models.Transformer(data.num_classes, dim=16, depth=1, heads=2)
     >>> task = sf.next_token(model, data)
     >>> [metric.name for metric in task.metrics]
