@@ -33,7 +33,6 @@ from experiments.run.tasks import describe_data
 from experiments.terminal import Update, closing_table, progress
 from sparsyfed_jax.data.sources import DataError
 from sparsyfed_jax.io.writers import write_json
-from sparsyfed_jax.ops import LayerError
 
 
 def main(argv: Sequence[str]) -> None:
@@ -65,9 +64,6 @@ def main(argv: Sequence[str]) -> None:
       sys.exit(error.code)
     except flags.ConfigError as error:
       flags.fail(error)
-    except LayerError as error:  # found while the program is traced
-      remove_unused(directory)
-      flags.fail(flags.ConfigError(f"--model={config.model}: {str(error).splitlines()[0]}"))
     except DivergedError as error:
       processes.leave()
       flags.fail(error, code=1)

@@ -34,6 +34,7 @@ from sparsyfed_jax.fed.algorithm import (
   no_memory,
   require_injected,
   require_prunable,
+  require_rows,
 )
 from sparsyfed_jax.fed.hyper import Hyper as CommonHyper
 from sparsyfed_jax.fed.method import Choice, Knob, Method, Pattern, check_options
@@ -114,6 +115,8 @@ def sparsyfed(setup: Setup, options: Options = DEFAULT) -> Algorithm:
   is_plain = trees.name_finder(options.reparam_exclude)
   require_prunable("sparsyfed", setup.task)
   require_injected("sparsyfed", setup.task, is_plain)
+  is_kept = options.activation_threshold == "first_batch"
+  require_rows("sparsyfed", setup.task, is_plain, ["conv_general_dilated"] if is_kept else [])
 
   def exponents_of(theta: Params, beta: jax.Array) -> list[jax.Array]:
     if options.reparameterisation == "spectral":

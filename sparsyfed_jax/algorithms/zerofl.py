@@ -29,6 +29,7 @@ from sparsyfed_jax.fed.algorithm import (
   Setup,
   require_injected,
   require_prunable,
+  require_rows,
 )
 from sparsyfed_jax.fed.hyper import Hyper as CommonHyper
 from sparsyfed_jax.fed.method import Choice, Knob, Method, Pattern, check_options
@@ -107,6 +108,7 @@ def zerofl(setup: Setup, options: Options = DEFAULT) -> Algorithm:
 
   require_prunable("zerofl", setup.task)
   require_injected("zerofl", setup.task, is_excluded)
+  require_rows("zerofl", setup.task, is_plain, [] if is_paper else ["conv_general_dilated"])
 
   def map_sparse(fn: Callable[[jax.Array], jax.Array], params: Params) -> Params:
     leaves, rebuild = trees.split_prunable(params)

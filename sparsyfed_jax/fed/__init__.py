@@ -16,6 +16,7 @@ from sparsyfed_jax.fed.algorithm import (
   Setup,
   require_injected,
   require_prunable,
+  require_rows,
 )
 from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.cohort import Federation
@@ -77,6 +78,7 @@ __all__ = [
   "random_masks",
   "require_injected",
   "require_prunable",
+  "require_rows",
   "sgd",
   "simulate",
   "supervised",

@@ -15,7 +15,7 @@ rounds. The laws, tested over all methods:
    pseudo-gradient, because the difference of two rounded weights is almost never 0.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -30,6 +30,7 @@ from sparsyfed_jax.fed.pruning import Masks
 from sparsyfed_jax.fed.schedules import RateSchedule, SparsitySchedule, exponential_rate
 from sparsyfed_jax.fed.server import by_size
 from sparsyfed_jax.fed.task import Task
+from sparsyfed_jax.ops import Unknown
 from sparsyfed_jax.types import ClientData, Key, Memory, Metrics, Variables
 
 
@@ -250,3 +251,37 @@ def require_injected(method: str, task: Task, is_plain: Callable[[str], bool]) -
       " activations cannot be pruned; pass dot_general=self.ops.dot_general to dense layers and"
       " conv_general_dilated=self.ops.conv_general_dilated to convolutions, or exclude them by name"
     )
+
+
+def require_rows(
+  method: str, task: Task, is_plain: Callable[[str], bool], kept: Collection[str] = ()
+) -> None:
+  """Checks that a method that finds thresholds of layers' inputs knows where the batch is in them.
+
+  Args:
+    method: its name.
+    task: whose model is checked.
+    is_plain: tells of a layer's name whether the method leaves it alone.
+    kept: the kinds of products whose thresholds stay from one batch to the next.
+
+  Raises:
+    ValueError: naming the layer, and what the batch cannot be followed through.
+
+  Example:
+    >>> import sparsyfed_jax as sf
+    >>> task = sf.classification(sf.models.MLP(10), sf.data.digits())
+    >>> require_rows("mine", task, lambda name: False)
+  """
+  for product in task.products:
+    if product.problem or product.path not in (task.kernels or ()) or is_plain(product.path):
+      continue
+    reason = ""
+    if isinstance(product.rows, Unknown):
+      reason = f"which entries belong to which example is not known after {product.rows.primitive}"
+    elif product.inside and product.kind in kept:
+      reason = f"inside a {product.inside} no threshold can be kept from one batch to the next"
+    if reason:
+      raise ValueError(
+        f"{method}: the input of the model's layer {product.path}: {reason}; exclude the layer by"
+        " name, or from the prunable parameters"
+      )

@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from sparsyfed_jax import models, trees
+from sparsyfed_jax import models, ops, trees
 from sparsyfed_jax.algorithms import METHODS
 from sparsyfed_jax.fed.method import Pattern
 from sparsyfed_jax.metrics import flops
@@ -256,8 +256,25 @@ def test_whole_models_as_xla_counts_them(name):
       assert 0 < gap < {"ViT": 0.05, "Transformer": 0.2}.get(name, 0.01)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_products_that_are_found_cost_the_same(name):
+  model, shape = MODELS[name]
+  variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
+  state = {name: part for name, part in variables.items() if name != "params"}
+
+  def run(params, state, x):
+    plain = model.clone(ops=NATIVE)
+    return plain.apply({**state, "params": params}, x, train=True, mutable=list(state))
+
+  x = jax.ShapeDtypeStruct((3, *shape), jnp.float32)
+  products = ops.find_layers(run, variables["params"], state, x, batch_axes=(None, 0))
+  found = flops.product_costs(products)
+  named = [cost._replace(name=cost.name.removesuffix("/kernel")) for cost in found]
+  assert named == [*costs_of(name)]
+
+
 def test_every_model_is_tested():
-  others = {"BatchNorm"}
+  others = {"BatchNorm", "Form", "Functions", "Network", "form_of", "functions_of", "network_of"}
   assert set(MODELS) == set(models.__all__) - others
 
 
