@@ -129,7 +129,9 @@ def supervised(
     sums: the names of what `score` makes.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> from sparsyfed_jax.models import MLP, network_of
+    >>> from sparsyfed_jax.types import Mean
     >>> errors = lambda out, batch: jnp.where(batch.valid, jnp.abs(out[:, 0] - batch.y), 0)
     >>> def score(out, batch):
     ...   return {"loss": Mean(errors(out, batch).sum(), jnp.sum(batch.valid, dtype=float))}

@@ -12,6 +12,7 @@ class Judgement(NamedTuple):
   """What a task is judged by.
 
   Example:
+    >>> from sparsyfed_jax.fed.tasks import TASKS
     >>> TASKS["next_token"].main.name, TASKS["next_token"].compared.name
     ('perplexity', 'accuracy')
   """
