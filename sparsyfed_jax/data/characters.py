@@ -10,7 +10,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class Reading(NamedTuple):
     'chapters'
   """
 
-  clients: Literal["blocks", "chapters", "column"] | str = "blocks"
+  clients: str = "blocks"  # one of CLIENTS
   num_clients: int = 100  # of blocks
   pattern: str = HEADINGS  # finds the headings of chapters
   columns: tuple[str, str] = ("text", "client")  # names of a CSV file's columns
@@ -77,6 +77,8 @@ def cut(content: str, reading: Reading, where: str) -> Pieces:
   """
   if not content.strip():
     raise DataError(f"{where}: is empty, must hold a text")
+  if reading.clients not in CLIENTS:
+    raise DataError(f"{where}: clients={reading.clients}: must be one of {', '.join(CLIENTS)}")
   if reading.clients == "chapters":
     return _chapters(content, reading.pattern, where)
   if reading.clients == "column":

@@ -4,7 +4,7 @@ The splits are those of `partition`, with the key that a run with the same seed 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -39,14 +39,20 @@ class Clients(NamedTuple):
     return np.array([len(part) for part in self.parts])
 
 
-def load(name: str, seed: int = 0, input_range: InputRange = "auto") -> Dataset:
+def load(
+  name: str, seed: int = 0, input_range: InputRange = "auto", task: str = "", **reading: Any
+) -> Dataset:
   """Loads a data set by its name.
 
   Args:
-    name: 'digits', 'npz:PATH' or 'tfds:NAME', a set that tensorflow_datasets has prepared.
+    name: 'digits', 'npz:PATH', 'text:PATH' or 'tfds:NAME', a set that tensorflow_datasets has
+      prepared.
     seed: decides the train/test split where the source has none.
     input_range: the stored values that a model sees as -1 and 1; None for the values as they are,
       'auto' for what the training set suggests.
+    task: what is learned; by default of a text the next token, and of others classification.
+    **reading: of a text: `clients` ("blocks", "chapters" or "column"), `num_clients`, `pattern`,
+      `columns` and `sequence_length`.
 
   Raises:
     DataError: the name is unknown or the data cannot be used.
@@ -55,7 +61,8 @@ def load(name: str, seed: int = 0, input_range: InputRange = "auto") -> Dataset:
     >>> load("digits", seed=1).x_test.shape
     (359, 8, 8, 1)
   """
-  return sources.load(name, make_keys(jax.random.key(seed)).split, input_range)
+  key = make_keys(jax.random.key(seed)).split
+  return sources.load(name, key, input_range, task, READING._replace(**reading))
 
 
 def digits(seed: int = 0) -> Dataset:

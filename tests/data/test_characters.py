@@ -111,6 +111,7 @@ class TestFiles:
     ("content", "reading", "message"),
     [
       ("", {}, "is empty, must hold a text"),
+      (BOOK, {"clients": "verses"}, "clients=verses: must be one of blocks, chapters, column"),
       (" \n\n", {}, "is empty"),
       (b"abc\xff", {}, "is not UTF-8 at byte 3"),
       ("a\nb\n", {}, "num_clients=100: must be between 1 and 2, the number of lines"),
