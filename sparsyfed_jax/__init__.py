@@ -21,6 +21,7 @@ from sparsyfed_jax.algorithms import METHODS, find
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.method import Choice, Configured, Knob, Method, Pattern, factory
+from sparsyfed_jax.fed.tasks import multi_label, next_token, regression
 from sparsyfed_jax.ops import (
   activation_threshold,
   powerprop,
@@ -63,10 +64,13 @@ __all__ = [
   "find",
   "metrics",
   "models",
+  "multi_label",
+  "next_token",
   "ops",
   "powerprop",
   "powerprop_inverse",
   "pruned_layers",
+  "regression",
   "simulate",
   "topk_mask",
 ]

@@ -19,7 +19,7 @@ from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES
 from sparsyfed_jax.fed.server import CLIENT_WEIGHTS
 from sparsyfed_jax.models.norm import Norm
 
-MODELS = ("mlp", "cnn", "resnet18", "speech_resnet18", "vit")
+MODELS = ("mlp", "cnn", "resnet18", "speech_resnet18", "vit", "transformer", "lstm")
 NORMS = ("batch", "group")
 PARTITIONS = (
   *("dirichlet", "dirichlet_symmetric", "dirichlet_per_class"),
@@ -44,8 +44,8 @@ class Config(NamedTuple):
   dataset: Annotated[
     str,
     Knob(
-      "digits (scikit-learn's, embedded), npz:PATH (docs/own_data.md lists its arrays), or"
-      " tfds:NAME (prepared by tensorflow-datasets)"
+      "digits (scikit-learn's, embedded), npz:PATH (docs/own_data.md lists its arrays), text:PATH"
+      " (of characters), or tfds:NAME (prepared by tensorflow-datasets)"
     ),
     VALUE,
   ] = "digits"

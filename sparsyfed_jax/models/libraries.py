@@ -38,7 +38,7 @@ class Functions(NamedTuple):
   takes_valid: bool  # whether rows that are padding can count for nothing inside the model
 
 
-def functions_of(model: Any, input_shape: tuple[int, ...]) -> Functions:
+def functions_of(model: Any, input_shape: tuple[int, ...], dtype: Any = jnp.float32) -> Functions:
   """Makes pure functions of a model.
 
   Args:
@@ -48,6 +48,7 @@ def functions_of(model: Any, input_shape: tuple[int, ...]) -> Functions:
       `apply(params, x)`. Equinox modules may be written for one example. A function of a key that
       makes an NNX or Equinox module starts from other weights with another key.
     input_shape: shape of one example.
+    dtype: of what the model takes.
 
   Raises:
     ValueError: the model is of another kind.
@@ -56,8 +57,9 @@ def functions_of(model: Any, input_shape: tuple[int, ...]) -> Functions:
     >>> functions_of((lambda key: jnp.ones((2, 3)), lambda w, x: x @ w), (2,)).takes_valid
     False
   """
+  example = jax.ShapeDtypeStruct(input_shape, dtype)
   if isinstance(model, nn.Module):
-    return _linen(model, input_shape)
+    return _linen(model, example)
   nnx, equinox = sys.modules.get("flax.nnx"), sys.modules.get("equinox")
   make = model if inspect.isfunction(model) and (nnx or equinox) else None
   if make:
@@ -65,11 +67,11 @@ def functions_of(model: Any, input_shape: tuple[int, ...]) -> Functions:
   if nnx and isinstance(model, nnx.Module):
     return _nnx(nnx, model, make)
   if equinox and isinstance(model[0] if _is_pair(model) else model, equinox.Module):
-    return _equinox(equinox, model, make, input_shape)
+    return _equinox(equinox, model, make, example)
   if _is_pair(model) and all(map(callable, model)):
     if type(model).__module__.startswith("haiku."):
-      return _haiku(model, input_shape)
-    return _plain(model, input_shape)
+      return _haiku(model, example)
+    return _plain(model, example)
   raise ValueError(
     f"{type(make or model).__name__}: must be a flax.linen, flax.nnx or Equinox module, what"
     " haiku.transform gives, or a pair of functions (init, apply)"
@@ -87,8 +89,8 @@ def _is_pair(model: Any) -> bool:
   return isinstance(model, tuple) and len(model) == 2
 
 
-def _one(input_shape: tuple[int, ...], size: int = 1) -> jax.Array:
-  return jnp.zeros((size, *input_shape), jnp.float32)
+def _one(example: jax.ShapeDtypeStruct, size: int = 1) -> jax.Array:
+  return jnp.zeros((size, *example.shape), example.dtype)
 
 
 def _arguments(call: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
@@ -108,11 +110,11 @@ def _takes_valid(pick: Callable[..., dict[str, Any]]) -> bool:
   return "valid" in pick(True)
 
 
-def _linen(model: nn.Module, input_shape: tuple[int, ...]) -> Functions:
+def _linen(model: nn.Module, example: jax.ShapeDtypeStruct) -> Functions:
   pick = _arguments(type(model).__call__)
 
   def init(key: Key) -> tuple[Params, State]:
-    variables = dict(model.init(key, _one(input_shape), **pick(False)))
+    variables = dict(model.init(key, _one(example), **pick(False)))
     return variables.pop("params", {}), variables
 
   def apply(
@@ -188,7 +190,7 @@ def _seeded(rngs: Any, key: Key | None) -> Any:
 
 
 def _equinox(
-  equinox: Any, model: Any, make: Callable[[Key], Any] | None, input_shape: tuple[int, ...]
+  equinox: Any, model: Any, make: Callable[[Key], Any] | None, example: jax.ShapeDtypeStruct
 ) -> Functions:
   """Makes functions of an Equinox module, mapped over examples if it is written for one."""
   module, memory = model if _is_pair(model) else (model, None)
@@ -211,13 +213,14 @@ def _equinox(
     return jax.vmap(run, axes, out_axes, axis_name="batch")(x, keys)
 
   def is_for_one() -> bool:
-    one, key = jax.ShapeDtypeStruct(input_shape, jnp.float32), jax.random.key(0)
+    key = jax.random.key(0)
     alone = partial(call, valid=None, key=key, train=False)
     try:
-      out = jax.eval_shape(lambda x: alone(start, memory, x), one)
+      out = jax.eval_shape(lambda x: alone(start, memory, x), example)
     except Exception:  # of code that is written for batches
       return False
-    return (out if memory is None else out[0]).ndim == 1
+    is_of_tokens = jnp.issubdtype(example.dtype, jnp.integer)  # logits of each
+    return (out if memory is None else out[0]).ndim == 1 + is_of_tokens
 
   compute = mapped if memory is not None or is_for_one() else call
 
@@ -244,14 +247,14 @@ def _equinox(
   return Functions(type(module).__name__, init, apply, join, is_told)
 
 
-def _haiku(model: Any, input_shape: tuple[int, ...]) -> Functions:
+def _haiku(model: Any, example: jax.ShapeDtypeStruct) -> Functions:
   has_state = type(model).__name__ == "TransformedWithState"
   names = list(inspect.signature(model.apply).parameters)
   has_key = "rng" in names[1:3]
   pick = _arguments(model.apply)
 
   def init(key: Key) -> tuple[Params, State]:
-    made = model.init(key, _one(input_shape), **pick(True))  # batch norm starts in training alone
+    made = model.init(key, _one(example), **pick(True))  # batch norm starts in training alone
     return (made[0], {"state": made[1]} if made[1] else {}) if has_state else (made, {})
 
   def apply(
@@ -270,15 +273,15 @@ def _haiku(model: Any, input_shape: tuple[int, ...]) -> Functions:
   return Functions("haiku.Transformed", init, apply, join, _takes_valid(pick))
 
 
-def _plain(model: Any, input_shape: tuple[int, ...]) -> Functions:
+def _plain(model: Any, example: jax.ShapeDtypeStruct) -> Functions:
   start, call = model
   pick = _arguments(call)
   parameters = inspect.signature(start).parameters.values()
   needed = [one for one in parameters if one.default is one.empty and one.kind != one.VAR_KEYWORD]
-  example = (_one(input_shape),) if len(needed) > 1 else ()
+  first = (_one(example),) if len(needed) > 1 else ()
 
   def init(key: Key) -> tuple[Params, State]:
-    return start(key, *example), {}
+    return start(key, *first), {}
 
   def apply(
     params: Params, state: State, x: jax.Array, valid: jax.Array, key: Key, train: bool

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from sparsyfed_jax.ops.rewrite import Survey, survey
 from sparsyfed_jax.types import Key, Variables
 
 _ROWS = 2  # of the batch that is traced to find layers
+_Example: TypeAlias = tuple[tuple[int, ...], Any]  # shape and dtype
 
 
 class Network(NamedTuple):
@@ -41,7 +42,9 @@ class Network(NamedTuple):
   takes_valid: bool
 
 
-def network_of(model: Any, input_shape: tuple[int, ...], prunable: str = "") -> Network:
+def network_of(
+  model: Any, input_shape: tuple[int, ...], prunable: str = "", dtype: Any = jnp.float32
+) -> Network:
   """Finds the layers of a model, and makes functions of it that compute with given ones.
 
   A flax.linen module with an attribute `ops`, a `LayerOps`, computes with those. The layers of
@@ -52,6 +55,7 @@ def network_of(model: Any, input_shape: tuple[int, ...], prunable: str = "") -> 
     input_shape: shape of one example.
     prunable: a regular expression, found in the paths of the parameters that methods may prune;
       by default those of at least two axes that are multiplied with the layers' input.
+    dtype: of what the model takes: float32, or int32 of tokens.
 
   Raises:
     ValueError: the model is of another kind, or cannot be called on such an example, or nothing in
@@ -62,18 +66,18 @@ def network_of(model: Any, input_shape: tuple[int, ...], prunable: str = "") -> 
     >>> network_of(two, input_shape=(4,), prunable="layers_2").kernels
     ('layers_2',)
   """
-  functions = functions_of(model, input_shape)
+  functions, example = functions_of(model, input_shape, dtype), (input_shape, dtype)
   key = jax.eval_shape(lambda: jax.random.key(0))
   try:
     params, state = jax.eval_shape(functions.init, key)
   except Exception as error:  # of code that is not ours
     raise ValueError(_told(functions, input_shape, error)) from error
   if isinstance(model, nn.Module) and hasattr(model, "ops"):
-    return _injected(model, functions, input_shape, params, prunable)
+    return _injected(model, functions, example, params, prunable)
   _check_parameters(functions.title, params)
   try:
-    surveys = _surveys(functions, input_shape, params, state)
-  except Exception as error:
+    surveys = _surveys(functions, example, params, state)
+  except Exception as error:  # of code that is not ours
     raise ValueError(_told(functions, input_shape, error)) from error
   return _rewritten(functions, surveys, params, state, prunable)
 
@@ -95,12 +99,12 @@ def _check_parameters(title: str, params: Any) -> None:
 
 
 def _surveys(
-  functions: Functions, input_shape: tuple[int, ...], params: Any, state: Any
+  functions: Functions, example: _Example, params: Any, state: Any
 ) -> dict[bool, Survey]:
   """Finds the layers in training (True), and in evaluation."""
-  example = _example(input_shape, state)
+  arguments = _arguments(example, state)
   return {
-    train: survey(partial(functions.apply, train=train), params, *example, batch_axes=_AXES)
+    train: survey(partial(functions.apply, train=train), params, *arguments, batch_axes=_AXES)
     for train in (True, False)
   }
 
@@ -156,13 +160,18 @@ def _rewritten(
   )
 
 
-_AXES = (None, 0, 0, None)  # of the batch in what `_example` makes
+_AXES = (None, 0, 0, None)  # of the batch in what `_arguments` makes
 
 
-def _example(input_shape: tuple[int, ...], state: Any) -> tuple[Any, ...]:
-  x = jax.ShapeDtypeStruct((_ROWS, *input_shape), jnp.float32)
+def _arguments(example: _Example, state: Any) -> tuple[Any, ...]:
+  x = _batch_of(example)
   valid = jax.ShapeDtypeStruct((_ROWS,), jnp.bool_)
   return state, x, valid, jax.eval_shape(lambda: jax.random.key(0))
+
+
+def _batch_of(example: _Example) -> jax.ShapeDtypeStruct:
+  shape, dtype = example
+  return jax.ShapeDtypeStruct((_ROWS, *shape), dtype)
 
 
 def _replaceable(products: Sequence[Product]) -> tuple[str, ...]:
@@ -212,7 +221,7 @@ def _problems(params: Any, found: Survey, prunable: str) -> tuple[str, ...]:
 def _injected(
   model: nn.Module,
   functions: Functions,
-  input_shape: tuple[int, ...],
+  example: _Example,
   params: Any,
   prunable: str,
 ) -> Network:
@@ -256,7 +265,7 @@ def _injected(
   ops, interceptor = named(note)
   layered: Any = model.clone(ops=ops)
   with nn.intercept_methods(interceptor):
-    x = jax.ShapeDtypeStruct((_ROWS, *input_shape), jnp.float32)
+    x = _batch_of(example)
     run = partial(layered.init_with_output, train=False)
     out, _ = jax.eval_shape(run, jax.random.key(0), x)
   return Network(

@@ -151,12 +151,14 @@ def test_defaults_follow_from_other_flags():
   assert resolved.client_lr_final == pytest.approx(0.02)
   assert flags.resolve(ACCEPTED._replace(sparsity_schedule="constant")).sparsity_ramp_rounds == 0
   assert resolved.feddst_update_until == 20
+  assert resolved.task == "classification"
   given = ACCEPTED._replace(
     sparsity_ramp_rounds=3,
     client_lr=0.4,
     client_lr_final=0.3,
     server_lr=0.7,
     feddst_update_until=7,
+    task="regression",
   )
   assert flags.resolve(given) == given
 
