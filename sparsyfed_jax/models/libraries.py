@@ -23,6 +23,9 @@ class Functions(NamedTuple):
   """A model as pure functions.
 
   Example:
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from flax import linen as nn
     >>> functions = functions_of(nn.Dense(3), input_shape=(2,))
     >>> params, state = functions.init(jax.random.key(0))
     >>> x, valid = jnp.ones((4, 2)), jnp.ones(4, bool)
@@ -54,6 +57,7 @@ def functions_of(model: Any, input_shape: tuple[int, ...], dtype: Any = jnp.floa
     ValueError: the model is of another kind.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> functions_of((lambda key: jnp.ones((2, 3)), lambda w, x: x @ w), (2,)).takes_valid
     False
   """
@@ -194,7 +198,7 @@ def _equinox(
 ) -> Functions:
   """Makes functions of an Equinox module, mapped over examples if it is written for one."""
   module, memory = model if _is_pair(model) else (model, None)
-  start, static = equinox.partition(module, equinox.is_inexact_array)
+  start, fixed = equinox.partition(module, equinox.is_inexact_array)
   quiet = equinox.partition(equinox.nn.inference_mode(module), equinox.is_inexact_array)[1]
   pick = _arguments(type(module).__call__)
   takes_key = inspect.signature(type(module).__call__).parameters.get("key")
@@ -202,7 +206,7 @@ def _equinox(
 
   def call(params: Params, memory: Any, x: Any, valid: Any, key: Any, train: bool) -> Any:
     given = pick(train, valid, key if train or needs_key else None)
-    whole = equinox.combine(params, static if train else quiet)
+    whole = equinox.combine(params, fixed if train else quiet)
     return whole(x, **given) if memory is None else whole(x, memory, **given)
 
   def mapped(params: Params, memory: Any, x: Any, valid: Any, key: Any, train: bool) -> Any:

@@ -24,6 +24,7 @@ class Network(NamedTuple):
   """A model as pure functions on what methods train.
 
   Example:
+    >>> from flax import linen as nn
     >>> network = network_of(nn.Dense(3), input_shape=(2,))
     >>> network.layer_names
     ('',)
@@ -62,6 +63,7 @@ def network_of(
       it is called `prunable`.
 
   Example:
+    >>> from flax import linen as nn
     >>> two = nn.Sequential([nn.Dense(3), nn.relu, nn.Dense(2)])
     >>> network_of(two, input_shape=(4,), prunable="layers_2").kernels
     ('layers_2',)
