@@ -82,6 +82,9 @@ def network_of(
     surveys = _surveys(functions, example, params, state)
   except Exception as error:  # of code that is not ours
     raise ValueError(_told(functions, input_shape, error)) from error
+  if not hasattr(surveys[True].outputs[0], "shape"):
+    kind = type(surveys[True].outputs[0]).__name__
+    raise ValueError(f"{functions.title}: gives a {kind}, must give one array")
   return _rewritten(functions, surveys, params, state, prunable)
 
 
