@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable
 
-from experiments.run.config import AUTO, MODELS, Config, ConfigError
+from experiments.run.choices import MODELS
+from experiments.run.config import AUTO, Config, ConfigError
 from experiments.run.learning import is_text, judgement_of, learning_of, task_of
 from experiments.run.models import check_model, is_strange
 from experiments.run.settings import all_flags, completed, method_of, own_hyper

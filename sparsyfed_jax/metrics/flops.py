@@ -160,6 +160,7 @@ def product_costs(products: Sequence[Product]) -> tuple[LayerCost, ...]:
   is the same for all examples.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> from sparsyfed_jax import ops
     >>> params, x = {"w": jnp.ones((3, 2))}, jnp.ones((4, 3))
     >>> product_costs(ops.find_layers(lambda params, x: x @ params["w"], params, x))

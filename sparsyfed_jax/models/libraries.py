@@ -1,7 +1,7 @@
 """Models of any library as two pure functions on their own trees of parameters.
 
 What a model's `__call__` or `apply` takes by name decides what it is given: `train`, `training` or
-`is_training`; `deterministic`; `valid`, which rows of the batch are examples; `key`.
+`is_training`; `deterministic` or `inference`; `valid`, which rows of the batch are examples; `key`.
 """
 
 import inspect
@@ -23,6 +23,9 @@ class Functions(NamedTuple):
   """A model as pure functions.
 
   Example:
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from flax import linen as nn
     >>> functions = functions_of(nn.Dense(3), input_shape=(2,))
     >>> params, state = functions.init(jax.random.key(0))
     >>> x, valid = jnp.ones((4, 2)), jnp.ones(4, bool)
@@ -54,6 +57,7 @@ def functions_of(model: Any, input_shape: tuple[int, ...], dtype: Any = jnp.floa
     ValueError: the model is of another kind.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> functions_of((lambda key: jnp.ones((2, 3)), lambda w, x: x @ w), (2,)).takes_valid
     False
   """
@@ -99,7 +103,8 @@ def _arguments(call: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
 
   def pick(train: bool, valid: Any = None, key: Any = None) -> dict[str, Any]:
     known = dict.fromkeys(("train", "training", "is_training"), train)
-    known |= {"deterministic": not train, "valid": valid, "key": key}
+    known |= dict.fromkeys(("deterministic", "inference"), not train)
+    known |= {"valid": valid} | ({} if key is None else {"key": key})
     return {name: value for name, value in known.items() if name in names}
 
   return pick
@@ -193,18 +198,19 @@ def _equinox(
 ) -> Functions:
   """Makes functions of an Equinox module, mapped over examples if it is written for one."""
   module, memory = model if _is_pair(model) else (model, None)
-  start, static = equinox.partition(module, equinox.is_inexact_array)
+  start, fixed = equinox.partition(module, equinox.is_inexact_array)
   quiet = equinox.partition(equinox.nn.inference_mode(module), equinox.is_inexact_array)[1]
   pick = _arguments(type(module).__call__)
-  has_key = "key" in pick(True)
+  takes_key = inspect.signature(type(module).__call__).parameters.get("key")
+  needs_key = takes_key is not None and takes_key.default is takes_key.empty
 
   def call(params: Params, memory: Any, x: Any, valid: Any, key: Any, train: bool) -> Any:
-    given = pick(train, valid, key if train else None)
-    whole = equinox.combine(params, static if train else quiet)
+    given = pick(train, valid, key if train or needs_key else None)
+    whole = equinox.combine(params, fixed if train else quiet)
     return whole(x, **given) if memory is None else whole(x, memory, **given)
 
   def mapped(params: Params, memory: Any, x: Any, valid: Any, key: Any, train: bool) -> Any:
-    keys = jax.random.split(key, x.shape[0]) if has_key and train else None
+    keys = jax.random.split(key, x.shape[0]) if takes_key and (train or needs_key) else None
     axes: Any = (0, None if keys is None else 0)
     run = lambda x, key: call(params, memory, x, None, key, train)  # noqa: E731
     out_axes = 0 if memory is None else (0, None)

@@ -13,7 +13,7 @@ from sparsyfed_jax.models.form import form_of
 from sparsyfed_jax.models.libraries import Functions, functions_of
 from sparsyfed_jax.ops import PLAIN, LayerOps, Layers, Product, layer_rule, rewrite_layers
 from sparsyfed_jax.ops.naming import layer_tracker
-from sparsyfed_jax.ops.rewrite import survey
+from sparsyfed_jax.ops.rewrite import Survey, survey
 from sparsyfed_jax.types import Key, Variables
 
 _ROWS = 2  # of the batch that is traced to find layers
@@ -24,6 +24,7 @@ class Network(NamedTuple):
   """A model as pure functions on what methods train.
 
   Example:
+    >>> from flax import linen as nn
     >>> network = network_of(nn.Dense(3), input_shape=(2,))
     >>> network.layer_names
     ('',)
@@ -62,6 +63,7 @@ def network_of(
       it is called `prunable`.
 
   Example:
+    >>> from flax import linen as nn
     >>> two = nn.Sequential([nn.Dense(3), nn.relu, nn.Dense(2)])
     >>> network_of(two, input_shape=(4,), prunable="layers_2").kernels
     ('layers_2',)
@@ -76,9 +78,10 @@ def network_of(
     return _injected(model, functions, example, params, prunable)
   _check_parameters(functions.title, params)
   try:
-    return _rewritten(functions, example, params, state, prunable)
-  except (TypeError, IndexError, KeyError, AttributeError) as error:
+    surveys = _surveys(functions, example, params, state)
+  except Exception as error:  # of code that is not ours
     raise ValueError(_told(functions, input_shape, error)) from error
+  return _rewritten(functions, surveys, params, state, prunable)
 
 
 def _told(functions: Functions, input_shape: tuple[int, ...], error: Exception) -> str:
@@ -97,18 +100,20 @@ def _check_parameters(title: str, params: Any) -> None:
       )
 
 
-def _rewritten(
-  functions: Functions, example: _Example, params: Any, state: Any, prunable: str
-) -> Network:
-  surveys = {
-    train: survey(
-      partial(functions.apply, train=train),
-      params,
-      *_arguments(example, state),
-      batch_axes=_AXES,
-    )
+def _surveys(
+  functions: Functions, example: _Example, params: Any, state: Any
+) -> dict[bool, Survey]:
+  """Finds the layers in training (True), and in evaluation."""
+  arguments = _arguments(example, state)
+  return {
+    train: survey(partial(functions.apply, train=train), params, *arguments, batch_axes=_AXES)
     for train in (True, False)
   }
+
+
+def _rewritten(
+  functions: Functions, surveys: dict[bool, Survey], params: Any, state: Any, prunable: str
+) -> Network:
   products = surveys[True].products
   leaves = _prunable_leaves(functions.title, params, products, prunable)
   form = form_of(params, leaves)
@@ -194,7 +199,7 @@ def _prunable_leaves(
   return [path for path in large if path in used and is_chosen(path)]
 
 
-def _problems(params: Any, found: Any, prunable: str) -> tuple[str, ...]:
+def _problems(params: Any, found: Survey, prunable: str) -> tuple[str, ...]:
   """Says which leaves a method that prunes would have to leave out, and why."""
   is_chosen = trees.name_finder(prunable or "$")
   flat = jax.tree_util.tree_flatten_with_path(params)[0]

@@ -3,7 +3,7 @@ from absl import flags as absl_flags
 
 from experiments import flags
 from experiments.run.build import build
-from experiments.run.config import PARTITIONS
+from experiments.run.choices import PARTITIONS
 from experiments.run.settings import own_hyper, own_options
 from sparsyfed_jax.algorithms import METHODS
 
