@@ -56,7 +56,7 @@ def _make(config: Config, known: Signature) -> Task:
 
 def costs_of(model: Any, dataset: Dataset, task: Task) -> tuple[LayerCost, ...]:
   """Counts what the layers of a run's model take."""
-  if task.products:
+  if not task.is_injected:
     return product_costs(task.products)
   dtype = jnp.int32 if dataset.kind == "next_token" else jnp.float32
   return layer_costs(model, dataset.x_train.shape[1:], dtype)

@@ -48,6 +48,7 @@ class Task(NamedTuple):
   to_model: Callable[[Variables], Any] = lambda variables: variables
   problems: tuple[str, ...] = ()  # why layers that a method would prune cannot be followed
   products: tuple[Product, ...] = ()  # with parameters, in a training step, where they were found
+  is_injected: bool = False  # whether the model's layers take their operations as an attribute
   remarks: tuple[str, ...] = ()  # what a run should say of its model
   metrics: tuple[Metric, ...] = (ACCURACY,)  # the main one first
   sums: tuple[str, ...] = ("loss", "accuracy")  # names of the `Metrics` of `loss` and `evaluate`
@@ -142,7 +143,7 @@ def supervised(
     ('Dense_0', 'Dense_1', 'Dense_2')
   """
   kernels = set(network.kernels)
-  leaves_alone = is_chosen or bool(network.products)
+  leaves_alone = is_chosen or not network.is_injected
 
   def in_dtype(layers: Layers) -> Layers:
     def layer(name: str) -> LayerOps:
@@ -181,6 +182,7 @@ def supervised(
     to_model=network.to_model,
     problems=network.problems,
     products=network.products,
+    is_injected=network.is_injected,
     remarks=() if network.takes_valid else (_remark(network),),
     metrics=metrics,
     sums=sums,

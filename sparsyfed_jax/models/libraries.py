@@ -146,21 +146,18 @@ def _nnx(nnx: Any, model: Any, make: Callable[[Key], Any] | None) -> Functions:
   graphs = {}
   for train, module in ((False, evaluating), (True, training)):
     graphs[train], params, rngs, rest = nnx.split(module, nnx.Param, nnx.RngState, ...)
-  structures = [jax.tree.structure(part) for part in (params, rest)]
+  parts = params, rest
   start = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
 
   def merge(train: bool, params: Params, rest: Any, key: Key | None) -> Any:
-    states = [
-      jax.tree.unflatten(structure, jax.tree.leaves(part))
-      for structure, part in zip(structures, (params, rest), strict=True)
-    ]
+    states = _like(parts[0], params), _like(parts[1], rest)
     return nnx.merge(graphs[train], states[0], _seeded(rngs, key), states[1])
 
   def init(key: Key) -> tuple[Params, State]:
     params, rest = start
     if make:
-      _, *parts = nnx.split(make(key), nnx.Param, nnx.RngState, ...)
-      params, rest = nnx.to_pure_dict(parts[0]), nnx.to_pure_dict(parts[2])
+      _, params, _, rest = nnx.split(make(key), nnx.Param, nnx.RngState, ...)
+      params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
     return params, {"state": rest} if jax.tree.leaves(rest) else {}
 
   def apply(
@@ -191,6 +188,11 @@ def _seeded(rngs: Any, key: Key | None) -> Any:
       own = jax.random.fold_in(key, number)
       leaves[number] = jax.random.split(own, leaf.shape) if leaf.shape else own
   return jax.tree.unflatten(structure, leaves)
+
+
+def _like(tree: Any, other: Any) -> Any:
+  """Puts the leaves of another tree into a tree; classes made in a function are new every time."""
+  return jax.tree.unflatten(jax.tree.structure(tree), jax.tree.leaves(other))
 
 
 def _equinox(
@@ -232,8 +234,8 @@ def _equinox(
     if make is None:
       return start, {} if memory is None else {"state": memory}
     module, now = made if _is_pair(made := make(key)) else (made, None)
-    params = equinox.filter(module, equinox.is_inexact_array)
-    return params, {} if memory is None else {"state": now}
+    params = _like(start, equinox.filter(module, equinox.is_inexact_array))
+    return params, {} if memory is None else {"state": _like(memory, now)}
 
   def apply(
     params: Params, state: State, x: jax.Array, valid: jax.Array, key: Key, train: bool

@@ -14,7 +14,7 @@ from sparsyfed_jax.fed.task import classification, plain_layers
 from sparsyfed_jax.models.network import network_of
 from sparsyfed_jax.types import Batch
 from tests import cases
-from tests.models.strangers import MODELS, SHAPE, Linen, Nnx, plain_model
+from tests.models.strangers import MODELS, SHAPE, Linen, Nnx, equinox_model, plain_model
 
 BATCH = 6
 VALID = np.arange(BATCH) < 4
@@ -163,12 +163,16 @@ def test_padding_changes_nothing_but_what_batch_norm_sees(name):
     cases.assert_close(first[0][1], alone[0][1], 1e-5)
 
 
-def test_a_maker_of_modules_starts_from_the_key():
-  task = classification(lambda key: Nnx(nnx.Rngs(key)), SHAPE)
+@pytest.mark.parametrize("name", ["nnx", "equinox"])
+def test_a_maker_of_modules_starts_from_the_key(name):
+  make = equinox_model if name == "equinox" else lambda key: Nnx(nnx.Rngs(key))
+  task = classification(make, SHAPE)
   first, same, other = (task.init(jax.random.key(seed))["params"] for seed in (0, 0, 1))
   cases.assert_same_bits(first, same)
   assert not cases.same_bits(first["head"], other["head"])
-  fixed = make_task("nnx")[0]
+  loss = task.loss(task.init(jax.random.key(1)), batch_of(), plain_layers, jax.random.key(0))[0]
+  assert jnp.isfinite(loss)
+  fixed = make_task(name)[0]
   cases.assert_same_bits(*(fixed.init(jax.random.key(seed)) for seed in (0, 1)))
 
 
@@ -272,6 +276,7 @@ def test_prunable_chooses_parameters_by_path():
     (Linen, "must be a flax.linen, flax.nnx or Equinox module"),
     ((lambda key: {"n": jnp.ones((16, 3), int)}, lambda p, x: x), "the parameter n has dtype int"),
     ((lambda key: {}, lambda params, x: x), "has no parameters to train"),
+    ((plain_model()[0], lambda params, x, train: (x, x)), "gives a tuple, must give one array"),
     ((lambda key: {1: jnp.ones(2), "1": jnp.ones(2)}, lambda p, x: x), r"\(init, apply\)"),
   ],
 )
