@@ -46,6 +46,7 @@ EVAL_BATCH_SIZE = 500
 class Experiment(NamedTuple):
   """All that a run needs."""
 
+  model: nn.Module  # the plain one, which predicts
   algorithm: Algorithm
   simulation: Simulation
   federation: Federation  # on the devices, or where it is streamed, on the host
@@ -182,6 +183,7 @@ def build(config: Config) -> Experiment:
   layers = tuple(trees.layer_names(jax.eval_shape(setup.task.init, keys.init)["params"]))
   phases = prepared.parts, prepared.parts_after
   return Experiment(
+    model=prepared.model,
     algorithm=algorithm,
     simulation=simulation,
     federation=federation,
