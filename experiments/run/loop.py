@@ -315,7 +315,7 @@ def _record_all(
   files: Sequence[_Files],
   update: Update,
 ) -> None:
-  """Writes the rows of the latest rounds of all runs; raises DivergedError where all have failed."""
+  """Writes the latest rows of all runs; raises DivergedError where all have failed."""
   for number, member in enumerate(members):
     if number not in books.failures:
       own = _Results(results.rounds, results.seconds, *of_run(number, results[2:]))
