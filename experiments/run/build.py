@@ -246,6 +246,7 @@ def _facts(
     mean=dataset.mean,
     std=dataset.std,
     input_range=scaling.as_range(dataset.mean, dataset.std),
+    seen_range=(float(dataset.x_train.min()), float(dataset.x_train.max())),
     classes=dataset.classes,
     examples_sha256=examples_digest(dataset),
     split_sha256=digest([*parts, len(parts), *parts_after, scales]),

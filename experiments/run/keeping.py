@@ -96,6 +96,7 @@ def _describe(member: Member, row: Mapping[str, Any]) -> dict[str, Any]:
     facts["mean"],
     facts["std"],
     input_range=facts["input_range"],
+    seen_range=facts["seen_range"],
     classes=facts["classes"],
     dataset=config.dataset,
     algorithm=config.algorithm,
