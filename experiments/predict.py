@@ -103,8 +103,10 @@ def check_examples(loaded: Loaded, x: np.ndarray, what: str, any_range: bool) ->
 
 def _seen(loaded: Loaded) -> tuple[float, float] | None:
   seen = loaded.description.get("seen_range")
-  is_range = isinstance(seen, list | tuple) and len(seen) == 2
-  return (float(seen[0]), float(seen[1])) if is_range and seen[0] < seen[1] else None
+  if not isinstance(seen, list | tuple) or len(seen) != 2:
+    return None
+  low, high = map(float, seen)
+  return (low, high) if low < high else None
 
 
 def define(flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:

@@ -27,13 +27,15 @@ def write(loaded: Loaded, path: pathlib.Path, dtype: str, compression: str | Non
   for name in ("jax2onnx", "onnx_ir"):  # of shapes that only the run time knows
     logging.getLogger(name).setLevel(logging.ERROR)
   try:
-    proto = jax2onnx.to_onnx(
-      logits,
-      [("batch", *loaded.input_shape)],
-      model_name=str(loaded.description.get("algorithm", "model")),
-      input_names=["x"],
-      output_names=["logits"],
-    )
+    # It traces with operations of its own, which promote.
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+      proto = jax2onnx.to_onnx(
+        logits,
+        [("batch", *loaded.input_shape)],
+        model_name=str(loaded.description.get("algorithm", "model")),
+        input_names=["x"],
+        output_names=["logits"],
+      )
   except Exception as error:  # what it does not know
     line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     raise ExportError(

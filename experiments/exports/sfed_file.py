@@ -5,11 +5,14 @@ import pathlib
 import numpy as np
 
 from experiments.exports import weights
+from experiments.exports.packages import need
 from sparsyfed_jax.io import model_file
 from sparsyfed_jax.loaded import Loaded, load_model
 
 
 def write(loaded: Loaded, path: pathlib.Path, dtype: str, compression: str | None) -> None:
+  if compression:
+    need("zstandard", "sfed")
   values = None if dtype == "float32" else dtype
   variables = weights.nested(weights.flat(loaded.variables))
   model_file.write(path, loaded.description, variables, values, compression)

@@ -60,7 +60,7 @@ def state_dict(loaded: Loaded) -> dict[str, np.ndarray]:
   state = {}
   for path, leaf in weights.flat(loaded.variables).items():
     if path == "params/position":
-      state["pos_embed"] = leaf
+      state["pos_embed"] = leaf.copy()
       continue
     _, *folders, kind = path.split("/")
     name = "/".join(folders)

@@ -142,6 +142,7 @@ def _zstandard(path: PathLike) -> Any:
     import zstandard
   except ImportError:
     raise ModelFileError(
-      f"{path}: zstd needs the package zstandard; the extra `export` brings it"
+      f"{path}: is compressed by zstd, for which the package zstandard is needed; the extra"
+      " `export` brings it"
     ) from None
   return zstandard
