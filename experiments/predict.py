@@ -54,7 +54,7 @@ def predictions(loaded: Loaded, x: np.ndarray) -> dict[str, np.ndarray]:
 def describe(loaded: Loaded) -> str:
   """Says what a model was trained on."""
   told = loaded.description
-  seen = _seen(loaded)
+  seen = loaded.seen_range
   span = f", values {seen[0]:g} to {seen[1]:g}" if seen else ""
   return (
     f"the model was trained on {told.get('dataset', 'data that is not named')}, examples of shape"
@@ -88,8 +88,8 @@ def check_examples(loaded: Loaded, x: np.ndarray, what: str, any_range: bool) ->
     raise flags.ConfigError(f"{what}: x has shape {x.shape}, must be ({shape}); {describe(loaded)}")
   if x.dtype.kind not in "buif" or not np.all(np.isfinite(x)):
     raise flags.ConfigError(f"{what}: x must be of finite numbers, is of {x.dtype}")
-  seen = _seen(loaded)
-  if seen is None or any_range:
+  seen = loaded.seen_range
+  if seen is None or seen[0] == seen[1] or any_range:
     return
   low, high = seen
   width, least, most = high - low, float(x.min()), float(x.max())
@@ -99,14 +99,6 @@ def check_examples(loaded: Loaded, x: np.ndarray, what: str, any_range: bool) ->
       f"{what}: x has values from {least:g} to {most:g}, must be on the scale of {low:g} to"
       f" {high:g}, or --any_range be given; {describe(loaded)}"
     )
-
-
-def _seen(loaded: Loaded) -> tuple[float, float] | None:
-  seen = loaded.description.get("seen_range")
-  if not isinstance(seen, list | tuple) or len(seen) != 2:
-    return None
-  low, high = map(float, seen)
-  return (low, high) if low < high else None
 
 
 def define(flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:

@@ -54,6 +54,7 @@ class Loaded(NamedTuple):
   mean: float  # the network sees (x - mean) / std, which `predict` computes
   std: float
   input_range: tuple[float, float] | None  # values that it sees as -1 and 1; None: as they are
+  seen_range: tuple[float, float] | None  # least and largest value of the training examples
   classes: tuple[Any, ...]  # the labels as the source has them; () where they are not known
   task: str
   round: int  # after which it was read out
@@ -133,7 +134,6 @@ def load_model(path: PathLike, which: str = "last", model: Any = None) -> Loaded
   task = known.get("task")
   if task != CLASSIFICATION:
     raise ModelFileError(f"{place}: is of the task {task!r}, must be {CLASSIFICATION!r}")
-  limits = known.get("input_range")
   classes = known.get("classes") or ()
   if not isinstance(classes, list | tuple):
     raise ModelFileError(f"{place}: classes must be a list, is {str(classes)[:60]}")
@@ -144,10 +144,11 @@ def load_model(path: PathLike, which: str = "last", model: Any = None) -> Loaded
     input_shape=input_shape,
     mean=mean,
     std=std,
-    input_range=None if limits is None else (float(limits[0]), float(limits[1])),
+    input_range=known.limits("input_range"),
+    seen_range=known.limits("seen_range"),
     classes=tuple(classes),
     task=task,
-    round=int(known.get("round") or 0),
+    round=int(known.number("round")) if "round" in description else 0,
     description=description,
   )
 
@@ -210,6 +211,13 @@ class _Description(NamedTuple):
     found = self.get(name)
     is_shape = isinstance(found, list) and all(type(side) is int and side > 0 for side in found)
     return tuple(found) if is_shape else self._refuse(name, "a list of sides")
+
+  def limits(self, name: str) -> tuple[float, float] | None:
+    found = self.get(name)
+    if found is None:
+      return None
+    is_pair = isinstance(found, list) and [type(end) in (int, float) for end in found] == [True] * 2
+    return (float(found[0]), float(found[1])) if is_pair else self._refuse(name, "two numbers")
 
   def _refuse(self, name: str, right: str) -> Any:
     shown = repr(self.get(name))[:60]
