@@ -66,17 +66,18 @@ def describe(loaded: Loaded) -> str:
 def read_examples(path: pathlib.Path) -> np.ndarray:
   """Reads `x` of an npz, or the one array in it; raises ConfigError where it has none."""
   try:
-    with np.load(path, allow_pickle=False) as file:
+    with open(path, "rb") as source:
+      file = np.load(source, allow_pickle=False)
       if not isinstance(file, np.lib.npyio.NpzFile):
         raise flags.ConfigError(f"--input={path}: must be an npz, is a single array")
-      name = "x" if "x" in file.files else (file.files[0] if len(file.files) == 1 else None)
-      if name is None:
-        held = ", ".join(file.files) or "nothing"
+      names = file.files
+      if "x" not in names and len(names) != 1:
+        held = ", ".join(names) or "nothing"
         raise flags.ConfigError(f"--input={path}: must hold an array `x`, holds {held}")
-      x: np.ndarray = file[name]
+      x: np.ndarray = file["x" if "x" in names else names[0]]
+  except flags.ConfigError:
+    raise
   except (ValueError, EOFError, zipfile.BadZipFile) as error:
-    if isinstance(error, flags.ConfigError):
-      raise
     raise flags.ConfigError(f"--input={path}: must be an npz of numbers ({error})") from error
   return x
 

@@ -1,6 +1,5 @@
 """The models that a run keeps, and runs that end early."""
 
-import json
 import shutil
 import types
 
@@ -15,6 +14,7 @@ from experiments.run import keeping, loop
 from experiments.run.data import load
 from sparsyfed_jax import loaded
 from sparsyfed_jax.io import checkpoint
+from sparsyfed_jax.io.writers import read_metrics
 from tests import cases
 from tests.experiments import exported
 from tests.experiments.test_resume import assert_same_run, final_state, keep_rounds, run
@@ -39,7 +39,7 @@ def whole(tmp_path_factory):
 
 
 def rows_of(directory):
-  return [json.loads(line) for line in (directory / "metrics.jsonl").open()]
+  return read_metrics(directory / "metrics.jsonl")
 
 
 def assert_predicts_as_recorded(model, row):

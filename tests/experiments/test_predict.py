@@ -12,12 +12,12 @@ from tests.experiments import exported
 @pytest.fixture
 def model(tmp_path):
   told = dict(classes=("cat", "dog", "eel"), round=4, algorithm="topk")
-  return exported.write(tmp_path / "model.sfed", "cnn", **told)
+  return exported.write(tmp_path / "model.sfed", "mlp", **told)
 
 
 @pytest.fixture
 def x():
-  return np.random.default_rng(0).uniform(4, 12, (7, 8, 10, 2)).astype(np.float32)
+  return np.random.default_rng(0).uniform(4, 12, (7, 4, 6, 2)).astype(np.float32)
 
 
 def run(tmp_path, model, *more, name="new", **arrays):
@@ -39,9 +39,7 @@ def test_classes_and_probabilities(tmp_path, model, x, capsys):
   best = [("cat", "dog", "eel")[i] for i in logits.argmax(axis=1)]
   assert found["classes"].tolist() == best and len(set(best)) > 1
   said = capsys.readouterr().out
-  assert (
-    "classes of 7 examples; the model was trained on toys, examples of shape (8, 10, 2)" in said
-  )
+  assert "classes of 7 examples; the model was trained on toys, examples of shape (4, 6, 2)" in said
   assert "values 4 to 12, for 4 rounds of topk" in said
   again = run(tmp_path, model, "--overwrite", mine=x)  # the one array, whatever its name
   np.testing.assert_array_equal(again["probabilities"], found["probabilities"])
@@ -50,9 +48,9 @@ def test_classes_and_probabilities(tmp_path, model, x, capsys):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    (lambda x: x[:, :, :9], r"x has shape \(7, 8, 9, 2\), must be \(n, 8, 10, 2\); the model was"),
-    (lambda x: x[0], r"must be \(n, 8, 10, 2\)"),
-    (lambda x: x[:0], r"x has shape \(0, 8, 10, 2\)"),
+    (lambda x: x[:, :, :5], r"x has shape \(7, 4, 5, 2\), must be \(n, 4, 6, 2\); the model was"),
+    (lambda x: x[0], r"must be \(n, 4, 6, 2\)"),
+    (lambda x: x[:0], r"x has shape \(0, 4, 6, 2\)"),
     (lambda x: x / np.float32(256), "x has values from 0.01.* on the scale of 4 to 12, or --any_r"),
     (lambda x: x * 32, "on the scale of 4 to 12"),
     (lambda x: x - 40, "on the scale of 4 to 12"),
@@ -87,6 +85,10 @@ def test_an_npz_of_other_things_is_refused(tmp_path):
   path = tmp_path / "x.npz"
   np.savez(path, a=np.zeros(2), b=np.zeros(2))
   with pytest.raises(flags.ConfigError, match="must hold an array `x`, holds a, b"):
+    predict.read_examples(path)
+  with open(path, "wb") as file:
+    np.save(file, np.zeros(3))
+  with pytest.raises(flags.ConfigError, match="must be an npz, is a single array"):
     predict.read_examples(path)
   np.savez(path, x=np.array([object()]))
   with pytest.raises(flags.ConfigError, match="must be an npz of numbers"):
