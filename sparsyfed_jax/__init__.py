@@ -21,7 +21,7 @@ from sparsyfed_jax.algorithms import METHODS, find
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.method import Choice, Configured, Knob, Method, Pattern, factory
-from sparsyfed_jax.loaded import Loaded, load_model
+from sparsyfed_jax.loaded import Loaded, load_model, save_model
 from sparsyfed_jax.ops import (
   activation_threshold,
   powerprop,
@@ -70,6 +70,7 @@ __all__ = [
   "powerprop",
   "powerprop_inverse",
   "pruned_layers",
+  "save_model",
   "simulate",
   "topk_mask",
 ]

@@ -16,7 +16,7 @@ from sparsyfed_jax import loaded
 from sparsyfed_jax.io import checkpoint
 from sparsyfed_jax.io.writers import read_metrics
 from tests import cases
-from tests.experiments import exported
+from tests.experiments import exported, test_sweep
 from tests.experiments.test_resume import assert_same_run, final_state, keep_rounds, run
 
 CONFIG = flags.DEFAULTS._replace(
@@ -258,3 +258,22 @@ def test_only_the_first_process_knows_and_all_hear(monkeypatch):
   for word, is_over in ((0, False), (1, True)):
     monkeypatch.setattr(loop.processes, "largest", lambda number, word=word: max(number, word))
     assert bool(loop._stop_reason([member], books)) == is_over
+
+
+def test_runs_side_by_side_leave_a_model_each(tmp_path):
+  given = ["--algorithm=topk", "--seed=0,1", "--keep_best=test_accuracy", "--eval_every=1"]
+  test_sweep.run(tmp_path, *given, mode="vmap")
+  data = load(flags.resolve(CONFIG))  # of seed 0
+  found = {}
+  for seed in (0, 1):
+    place = test_sweep.place(tmp_path, f"seed={seed}")
+    rows = rows_of(place)
+    best = max(rows, key=lambda row: row["test_accuracy"])["round"]
+    for which, row in {"last": rows[-1], "best": rows[best - 1]}.items():
+      found[seed, which] = sf.load_model(place, which)
+      assert found[seed, which].round == row["round"]
+      if seed == 0:
+        hits = np.argmax(found[seed, which].predict(data.x_test), axis=1) == data.y_test
+        assert np.mean(hits) == pytest.approx(row["test_accuracy"], abs=1e-6)
+  first, second = (found[seed, "last"].variables["params"]["Dense_0"]["bias"] for seed in (0, 1))
+  assert np.any(first != second)

@@ -108,6 +108,11 @@ def test_a_header_that_says_something_else_is_refused(path, message):
   assert "\n" not in str(refused.value) and str(refused.value).startswith(str(path))
 
 
+def test_another_compression_is_refused(tmp_path):
+  with pytest.raises(ModelFileError, match="^compression='zip': must be None or 'zstd'"):
+    model_file.write(tmp_path / "x.sfed", {}, exported.variables_of("mlp"), compression="zip")
+
+
 def test_a_model_of_others_is_given_by_the_caller(path):
   rewrite(path, model={"class": "their.module.Network", "arguments": {}})
   loaded = sf.load_model(path, model=sf.models.MLP(3, hidden=(16, 8)))
