@@ -76,7 +76,7 @@ def reason_to_stop(config: Config, rows: Rows) -> str:
     best = best_row(rows, measure)
     since = 0 if best is None else int(best["round"])
     # An evaluation that is not finite counts as one without gain.
-    count = sum(row["round"] > since and row.get("test_accuracy") is not None for row in rows)
+    count = sum(row["round"] > since and _is_evaluated(row) for row in rows)
     if count >= patience:
       return f"{measure} was best after round {since}, {count} evaluations before"
   return ""
@@ -103,6 +103,10 @@ def _describe(member: Member, row: Mapping[str, Any]) -> dict[str, Any]:
     round=int(row["round"]),
     **scores,
   )
+
+
+def _is_evaluated(row: Mapping[str, Any]) -> bool:
+  return any(name.startswith("test_") and value is not None for name, value in row.items())
 
 
 def _is_finite(value: Any) -> bool:

@@ -11,7 +11,7 @@ from absl.flags import FlagValues
 
 from experiments import export as command
 from experiments import flags
-from experiments.exports import formats, safetensors_file, torch_file, weights
+from experiments.exports import formats, safetensors_file, table, torch_file, weights
 from experiments.exports.network import ExportError
 from experiments.exports.table import make_table
 from sparsyfed_jax.io import model_file
@@ -233,6 +233,7 @@ def test_a_missing_package_is_named(tmp_path, loaded, monkeypatch):
 
 
 def test_the_table_has_sizes_and_speeds(tmp_path, monkeypatch):
+  monkeypatch.setattr(table, "_SECONDS", 0)
   for package in ("torch", "jax2onnx", "safetensors", "safetensors.numpy", "zstandard"):
     monkeypatch.setitem(sys.modules, package, None)
   loaded = exported.load(tmp_path, "mlp")
