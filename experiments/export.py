@@ -16,7 +16,7 @@ from absl import flags as absl_flags
 from experiments import flags
 from experiments.exports import formats
 from experiments.exports.network import ExportError
-from experiments.exports.table import make_table
+from experiments.exports.table import make_table, use_one_core
 from sparsyfed_jax.loaded import WHICH, load_model
 
 
@@ -24,6 +24,8 @@ def main(argv: Sequence[str], flag_values: absl_flags.FlagValues = absl_flags.FL
   """Loads the model, and writes it or the table."""
   try:
     run, output = check(argv, flag_values)
+    if flag_values["table"].value:
+      use_one_core()
     loaded = load_model(run, str(flag_values["which"].value))
     if flag_values["table"].value:
       print(make_table(loaded), end="")

@@ -47,9 +47,11 @@ def write(loaded: Loaded, path: pathlib.Path, dtype: str, compression: str | Non
 
 
 def session(path: pathlib.Path) -> Any:
-  """Opens a file in ONNX Runtime, on the CPU."""
+  """Opens a file in ONNX Runtime, on one core of the CPU."""
   runtime = need("onnxruntime", "onnx")
-  return runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+  options = runtime.SessionOptions()
+  options.intra_op_num_threads = 1
+  return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def run(loaded: Loaded, path: pathlib.Path, x: np.ndarray) -> np.ndarray:

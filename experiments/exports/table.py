@@ -40,11 +40,27 @@ def make_table(loaded: Loaded) -> str:
     speeds, more = _speeds(loaded, place)
   versions = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES if _version(name))
   lines = [*_about(loaded), "", *sizes, "", *speeds, "", *dict.fromkeys([*notes, *more])]
-  lines += [
-    f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} CPU"
-    f" cores ({platform.machine()}), Python {platform.python_version()}, {versions}."
-  ]
+  lines += [f"{_processor()}, Python {platform.python_version()}, {versions}."]
   return "\n".join(lines) + "\n"
+
+
+def use_one_core() -> None:
+  """Keeps this process on one core, before libraries choose how many threads they start.
+
+  Threads of libraries that wait for work would take the core from the one that is measured.
+  """
+  if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+  need("threadpoolctl", "csr").threadpool_limits(1)
+
+
+def _processor() -> str:
+  try:
+    text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
+  except OSError:
+    return platform.processor() or platform.machine()
+  names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
+  return names[0] if names else platform.machine()
 
 
 def _about(loaded: Loaded) -> list[str]:
@@ -87,8 +103,8 @@ def _speeds(loaded: Loaded, place: pathlib.Path) -> tuple[list[str], list[str]]:
       times.setdefault(names, []).append(f"{1e3 * seconds:.2f}")
   lines += [f"| {' | '.join(names)} | {' | '.join(each)} |" for names, each in times.items()]
   note = (
-    "Medians of calls in turns, with as many threads as each library takes; SciPy's products take"
-    " one. They are dense where a library has none of sparse weights without structure on a CPU."
+    "Medians of calls in turns, all on one core. Products are dense where a library has none of"
+    " sparse weights without structure on a CPU."
   )
   return lines, [note]
 
@@ -103,6 +119,7 @@ def _calls(loaded: Loaded, place: pathlib.Path, x: np.ndarray) -> dict[tuple[str
     calls["ONNX Runtime", "dense"] = lambda: session.run(["logits"], {"x": x})
   if (place / "model-torch.pt").exists():
     torch = need("torch", "torch")
+    torch.set_num_threads(1)
     state = torch.load(place / "model-torch.pt", weights_only=True)
     of_torch = torch_file.ops(loaded, state)
 
@@ -114,8 +131,8 @@ def _calls(loaded: Loaded, place: pathlib.Path, x: np.ndarray) -> dict[tuple[str
   if is_known(loaded.model):
     dense = csr_folder.ops(loaded, place / "model-csr", is_dense=True)
     sparse = csr_folder.ops(loaded, place / "model-csr")
-    calls["NumPy", "dense"] = lambda: forward(loaded.model, dense, scaled)
-    calls["SciPy", "CSR"] = lambda: forward(loaded.model, sparse, scaled)
+    calls["NumPy", "dense"] = lambda: csr_folder.predict(loaded, dense, scaled)
+    calls["SciPy", "CSR"] = lambda: csr_folder.predict(loaded, sparse, scaled)
   return calls
 
 
