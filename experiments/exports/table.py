@@ -17,6 +17,7 @@ from experiments.exports import csr_folder, formats, onnx_file, torch_file, weig
 from experiments.exports.network import ExportError, forward, is_known
 from experiments.exports.packages import need
 from sparsyfed_jax.loaded import Loaded
+from sparsyfed_jax.metrics.flops import layer_costs
 
 Predict = Callable[[], Any]
 
@@ -64,13 +65,20 @@ def _processor() -> str:
 
 
 def _about(loaded: Loaded) -> list[str]:
-  kernels = weights.prunable(loaded.variables).values()
+  kernels = weights.prunable(loaded.variables)
+  density = {name: np.count_nonzero(kernel) / kernel.size for name, kernel in kernels.items()}
   total = sum(leaf.size for leaf in weights.flat(loaded.variables).values())
-  zeros = 1 - sum(np.count_nonzero(k) for k in kernels) / max(sum(k.size for k in kernels), 1)
-  return [
+  size = sum(kernel.size for kernel in kernels.values())
+  zeros = 1 - sum(density[name] * kernel.size for name, kernel in kernels.items()) / max(size, 1)
+  text = (
     f"{type(loaded.model).__name__} after round {loaded.round}, {total:,} numbers, {zeros:.2%} of"
-    " the weights of layers are 0."
-  ]
+    " the weights of layers are 0"
+  )
+  if is_known(loaded.model):  # large layers, which are the sparsest, are not those that take long
+    costs = {cost.name: cost.forward for cost in layer_costs(loaded.model, loaded.input_shape)}
+    left = sum(costs[name] * density[name] for name in density) / sum(costs.values())
+    text += f", and {left:.1%} of the products of a prediction are left"
+  return [f"{text}."]
 
 
 def _sizes(loaded: Loaded, place: pathlib.Path) -> tuple[list[str], list[str]]:
