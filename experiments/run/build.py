@@ -20,6 +20,7 @@ from experiments.run.tasks import classes_of, costs_of, make_task, scale_facts
 from sparsyfed_jax import trees
 from sparsyfed_jax.data import partition, sources
 from sparsyfed_jax.data.batches import batch_rows
+from sparsyfed_jax.data.dataset import Signature
 from sparsyfed_jax.data.remarks import remarks
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.client import LocalTraining
@@ -45,6 +46,7 @@ class Experiment(NamedTuple):
   """All that a run needs."""
 
   model: Any  # the plain one, which predicts
+  signature: Signature  # of the data
   algorithm: Algorithm
   simulation: Simulation
   federation: Federation  # on the devices, or where it is streamed, on the host
@@ -178,6 +180,7 @@ def build(config: Config) -> Experiment:
   phases = prepared.parts, prepared.parts_after
   return Experiment(
     model=prepared.model,
+    signature=dataset.signature,
     algorithm=algorithm,
     simulation=simulation,
     federation=federation,
