@@ -2,8 +2,8 @@
 
 RUN is a run's directory, or a model file (.sfed). The input holds `x`, (n, *shape) numbers on the
 scale of the data that the model was trained on, or one array of any name. The output has `classes`,
-(n,) the labels, and `probabilities`, (n, num_classes), in the order of `labels`. Where several labels
-are told at once, `classes` are (n, num_labels) of 0 and 1, of tokens those that follow each,
+(n,) the labels, and `probabilities`, (n, num_classes), in the order of `labels`. Where several
+labels are told at once, `classes` are (n, num_labels) of 0 and 1, of tokens those that follow each,
 (n, length). Of a regression there are `numbers` alone.
 """
 

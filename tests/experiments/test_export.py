@@ -214,7 +214,7 @@ def test_models_of_every_task_are_loaded_and_exported(tmp_path, name):
   loaded = sf.load_model(tmp_path / "model.sfed")
   assert loaded.task == data.kind and loaded.signature.input_shape == data.x_train.shape[1:]
   batch = Batch(data.x_test, data.y_test, np.ones(len(data.y_test), bool))
-  expected = task.predict(trained, batch)
+  expected = np.asarray(task.predict(trained, batch))
   if data.kind == "regression":
     expected = expected * data.y_train.std(0) + data.y_train.mean(0)
   is_counted = data.y_test >= 0 if data.kind == "next_token" else np.ones(len(data.y_test), bool)
