@@ -130,7 +130,6 @@ def build(config: Config) -> Experiment:
   keys = make_keys(jax.random.key(config.seed))
   dataset = load(config)
   prepared = _prepare(config, dataset, keys)
-  input_shape = dataset.x_train.shape[1:]
   setup = _make_setup(config, prepared, dataset)
   algorithm = _make_algorithm(config, setup)
   _check_shift(config, algorithm, setup, prepared)
@@ -153,7 +152,7 @@ def build(config: Config) -> Experiment:
       indices=prepared.indices[num_clients:], sizes=prepared.sizes[num_clients:]
     )
   federation, after = _place_phases(federation, after, mesh, placement)
-  example = jax.ShapeDtypeStruct(input_shape, dataset.x_train.dtype)
+  example = jax.ShapeDtypeStruct(dataset.x_train.shape[1:], dataset.x_train.dtype)
   most = -(-config.clients_per_round // mesh.size)
   target = jax.ShapeDtypeStruct(dataset.y_train.shape[1:], dataset.y_train.dtype)
   own_chunk = choose_chunk(config.clients_per_chunk, prepared.model, setup, example, most, target)
