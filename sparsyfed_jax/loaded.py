@@ -15,8 +15,10 @@ from flax import linen as nn
 from sparsyfed_jax import models, trees
 from sparsyfed_jax.data.dataset import Dataset
 from sparsyfed_jax.data.scaling import as_range
+from sparsyfed_jax.fed.task import plain_layers
 from sparsyfed_jax.io import model_file
 from sparsyfed_jax.io.model_file import SUFFIX, ModelFileError
+from sparsyfed_jax.models.network import Network, network_of
 from sparsyfed_jax.types import Variables
 
 PathLike: TypeAlias = str | os.PathLike[str]
@@ -27,7 +29,11 @@ WHICH = ("last", "best")
 CLASSIFICATION = "classification"
 BATCH_SIZE = 256
 _BEST = re.compile(rf"(\d{{8,}}){re.escape(SUFFIX)}")
-_OURS = {name: getattr(models, name) for name in models.__all__}
+_OURS = {
+  name: kind
+  for name in models.__all__
+  if isinstance(kind := getattr(models, name), type) and issubclass(kind, nn.Module)
+}
 # Fields of a linen module that are no arguments of the network.
 _NO_ARGUMENTS = ("ops", "parent", "name")
 
@@ -49,8 +55,9 @@ class Loaded(NamedTuple):
     (2, 10)
   """
 
-  model: Any  # the plain network, a flax module
+  model: Any  # the plain network, a flax module or what was given
   variables: Variables  # with which it predicts: `params`, and `batch_stats` if any
+  own: Any  # what the library of the model calls: of flax.linen the variables, of others a module
   predict: Callable[[Any], jax.Array]  # (n, *input_shape) as stored -> (n, num_classes) logits
   input_shape: tuple[int, ...]  # of one example
   mean: float  # the network sees (x - mean) / std, which `predict` computes
@@ -157,7 +164,8 @@ def load_model(path: PathLike, which: str = "last", model: Any = None) -> Loaded
     path: the folder of a run, ended or not, or a model file such as `experiments.export` writes.
     which: of a run's folder "last", the model of its last checkpoint or end, or "best", that of the
       evaluation which `--keep_best` has kept.
-    model: the flax module, where it is not one of `sparsyfed_jax.models`.
+    model: where it is not one of `sparsyfed_jax.models`, the model that was trained, of any
+      library, as `models.functions_of` takes it.
 
   Returns:
     The model; its layers compute in float32, whatever they were trained in.
@@ -177,8 +185,9 @@ def load_model(path: PathLike, which: str = "last", model: Any = None) -> Loaded
   description, variables = model_file.read(place)
   known = _Description(place, description)
   input_shape = known.shape("input_shape")
-  network = _build(place, known.mapping("model")) if model is None else model
-  _check_variables(place, network, input_shape, variables)
+  given = _build(place, known.mapping("model")) if model is None else model
+  network = _network(place, given, input_shape, known.get("prunable") or "")
+  _check_variables(place, network, variables)
   mean, std = known.number("mean"), known.number("std")
   if std <= 0:
     raise ModelFileError(f"{place}: std is {std}, must be above 0")
@@ -189,8 +198,9 @@ def load_model(path: PathLike, which: str = "last", model: Any = None) -> Loaded
   if not isinstance(classes, list | tuple):
     raise ModelFileError(f"{place}: classes must be a list, is {str(classes)[:60]}")
   return Loaded(
-    model=network,
+    model=given,
     variables=jax.tree.map(jnp.asarray, variables),
+    own=network.to_model(jax.tree.map(jnp.asarray, variables)),
     predict=_predictor(network, variables, input_shape, mean, std),
     input_shape=input_shape,
     mean=mean,
@@ -295,24 +305,27 @@ def _build(place: pathlib.Path, told: Mapping[str, Any]) -> nn.Module:
   return kind(**plain)
 
 
-def _check_variables(
-  place: pathlib.Path, network: Any, input_shape: tuple[int, ...], variables: Variables
-) -> None:
-  """Refuses weights that are not those of the network; raises ModelFileError."""
-  x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+def _network(
+  place: pathlib.Path, model: Any, input_shape: tuple[int, ...], prunable: str
+) -> Network:
   try:
-    shapes = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, train=False), x)
-  except Exception as error:  # arguments that make no network
+    return network_of(model, input_shape, prunable)
+  except Exception as error:  # of arguments that make no network, or of code that is not ours
     line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     raise ModelFileError(
-      f"{place}: {type(network).__name__} does not take examples of shape {input_shape} ({line})"
+      f"{place}: {type(model).__name__} does not take examples of shape {input_shape} ({line})"
     ) from error
+
+
+def _check_variables(place: pathlib.Path, network: Network, variables: Variables) -> None:
+  """Refuses weights that are not those of the network; raises ModelFileError."""
+  shapes = jax.eval_shape(network.init, jax.eval_shape(lambda: jax.random.key(0)))
   expected, found = _shapes_of(shapes), _shapes_of(variables)
   for name in dict.fromkeys([*expected, *found]):
     if expected.get(name) != found.get(name):
       raise ModelFileError(
         f"{place}: {name} is {found.get(name, 'missing')}, must be"
-        f" {expected.get(name, 'left out')} in {type(network).__name__}"
+        f" {expected.get(name, 'left out')} in {network.title}"
       )
 
 
@@ -322,11 +335,13 @@ def _shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _predictor(
-  network: Any, variables: Variables, input_shape: tuple[int, ...], mean: float, std: float
+  network: Network, variables: Variables, input_shape: tuple[int, ...], mean: float, std: float
 ) -> Callable[[Any], jax.Array]:
   @jax.jit
   def logits_of(variables: Variables, x: jax.Array) -> jax.Array:
-    return network.apply(variables, (x.astype(jnp.float32) - mean) / std, train=False)
+    scaled = (x.astype(jnp.float32) - mean) / std
+    valid, key = jnp.ones(x.shape[0], bool), jax.random.key(0)  # which nothing is drawn with
+    return network.apply(variables, scaled, valid, key, plain_layers, train=False)[0]
 
   held = jax.tree.map(jnp.asarray, variables)
 

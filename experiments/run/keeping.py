@@ -8,6 +8,7 @@ from experiments.run.config import Config
 from experiments.run.ending import IS_LOSS, NOTHING
 from experiments.run.measures import rounds_to_accuracy
 from experiments.run.member import Member
+from experiments.run.models import is_strange
 from sparsyfed_jax import loaded
 from sparsyfed_jax.io import model_file
 from sparsyfed_jax.io.writers import sync_directory
@@ -90,7 +91,7 @@ def may_stop(config: Config) -> bool:
 def _describe(member: Member, row: Mapping[str, Any]) -> dict[str, Any]:
   config, facts = member.config, member.experiment.facts
   scores = {name: row.get(name) for name in ("test_accuracy", "test_loss", "prunable_sparsity")}
-  return loaded.describe(
+  told = loaded.describe(
     member.experiment.model,
     facts["input_shape"],
     facts["mean"],
@@ -101,8 +102,10 @@ def _describe(member: Member, row: Mapping[str, Any]) -> dict[str, Any]:
     dataset=config.dataset,
     algorithm=config.algorithm,
     round=int(row["round"]),
+    **({"prunable": config.prunable} if config.prunable else {}),
     **scores,
   )
+  return told | ({"model": {"class": config.model}} if is_strange(config) else {})
 
 
 def _is_evaluated(row: Mapping[str, Any]) -> bool:
