@@ -44,7 +44,7 @@ def main(argv: Sequence[str], flag_values: absl_flags.FlagValues = absl_flags.FL
     f"{output}: {done.size / 1e3:.1f} kB, the model after round {loaded.round}; logits differ by"
     f" {done.difference:.2g} from JAX's{rounding}, zeros kept"
   )
-  scale = f"(x - {loaded.mean:g}) / {loaded.std:g}"
+  scale = f"(x - {loaded.signature.mean:g}) / {loaded.signature.std:g}"
   inside = name in ("onnx", "sfed")
   print(f"inputs {loaded.input_shape}, scaled {'inside' if inside else 'before'} as {scale}")
 

@@ -103,9 +103,11 @@ def test_what_it_trained_is_read_with_the_model_alone(file, tmp_path, prunable):
     sf.load_model(directory)
   loaded = sf.load_model(directory, model=make_model(config, (8, 8, 1), 10))
   x = np.asarray(experiment.x_test[:7])
-  logits = loaded.own((x.astype(np.float32) - loaded.mean) / loaded.std)  # of flax.nnx
+  logits = loaded.variables(
+    (x.astype(np.float32) - loaded.signature.mean) / loaded.signature.std
+  )  # of flax.nnx
   np.testing.assert_allclose(loaded.predict(x), logits, rtol=1e-5, atol=1e-5)
-  with pytest.raises(ValueError, match="does not take examples|must be left out|missing"):
+  with pytest.raises(ValueError, match="does not fit its data|must be left out|missing"):
     sf.load_model(directory, model=make_model(read(f"{file}:shallow"), (8, 8, 1), 10))
 
 
