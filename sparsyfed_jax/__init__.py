@@ -22,6 +22,7 @@ from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.method import Choice, Configured, Knob, Method, Pattern, factory
 from sparsyfed_jax.fed.tasks import multi_label, next_token, regression
+from sparsyfed_jax.loaded import Loaded, load_model, save_model
 from sparsyfed_jax.ops import (
   activation_threshold,
   powerprop,
@@ -51,6 +52,7 @@ __all__ = [
   "Configured",
   "Hyper",
   "Knob",
+  "Loaded",
   "Method",
   "Pattern",
   "Run",
@@ -62,6 +64,7 @@ __all__ = [
   "decode",
   "encode",
   "find",
+  "load_model",
   "metrics",
   "models",
   "multi_label",
@@ -71,6 +74,7 @@ __all__ = [
   "powerprop_inverse",
   "pruned_layers",
   "regression",
+  "save_model",
   "simulate",
   "topk_mask",
 ]

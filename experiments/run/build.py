@@ -44,6 +44,7 @@ EVAL_BATCH_SIZE = 500
 class Experiment(NamedTuple):
   """All that a run needs."""
 
+  model: Any  # the plain one, which predicts
   algorithm: Algorithm
   simulation: Simulation
   federation: Federation  # on the devices, or where it is streamed, on the host
@@ -176,6 +177,7 @@ def build(config: Config) -> Experiment:
   layers = tuple(trees.layer_names(jax.eval_shape(setup.task.init, keys.init)["params"]))
   phases = prepared.parts, prepared.parts_after
   return Experiment(
+    model=prepared.model,
     algorithm=algorithm,
     simulation=simulation,
     federation=federation,
@@ -235,6 +237,7 @@ def _facts(
     processes=jax.process_count(),
     mean=dataset.mean,
     std=dataset.std,
+    seen_range=(float(dataset.x_train.min()), float(dataset.x_train.max())),
     classes=dataset.classes,
     examples_sha256=examples_digest(dataset),
     split_sha256=digest([*parts, len(parts), *parts_after, scales]),

@@ -11,6 +11,7 @@ from experiments.run.defaults import (
   default_shift_alpha,
   default_shift_seed,
 )
+from experiments.run.ending import EarlyStopPatience, KeepBest, StopAtTarget
 from sparsyfed_jax.algorithms import METHODS, OURS
 from sparsyfed_jax.fed.method import Choice, Knob, Pattern
 from sparsyfed_jax.fed.optimizers import SERVER_OPTIMIZERS
@@ -248,6 +249,9 @@ class Config(NamedTuple):
     VALUE,
     FREE,
   ] = 0.9
+  stop_at_target: StopAtTarget = False
+  early_stop_patience: EarlyStopPatience = 0
+  keep_best: KeepBest = "none"
   metrics: Annotated[
     bool, Knob("whether bytes, sparsity, regrowth and FLOPs are measured each round")
   ] = True
