@@ -19,6 +19,8 @@ from experiments.exports.network import ExportError
 from experiments.exports.table import make_table, use_one_core
 from sparsyfed_jax.loaded import WHICH, load_model
 
+_EXPORTED = ("classification", "multi_label")
+
 
 def main(argv: Sequence[str], flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
   """Loads the model, and writes it or the table."""
@@ -27,6 +29,11 @@ def main(argv: Sequence[str], flag_values: absl_flags.FlagValues = absl_flags.FL
     if flag_values["table"].value:
       use_one_core()
     loaded = load_model(run, str(flag_values["which"].value))
+    if loaded.task not in _EXPORTED:
+      raise flags.ConfigError(
+        f"RUN ({run}): is of {loaded.task}, must be of {' or '.join(_EXPORTED)}, whose outputs are"
+        " logits of an example"
+      )
     if flag_values["table"].value:
       print(make_table(loaded), end="")
       return

@@ -2,7 +2,8 @@
 
 RUN is a run's directory, or a model file (.sfed). The input holds `x`, (n, *shape) numbers on the
 scale of the data that the model was trained on, or one array of any name. The output has `classes`,
-(n,) the labels, and `probabilities`, (n, num_classes), in the order of `labels`.
+(n,) the labels, and `probabilities`, (n, num_classes), in the order of `labels`; of several labels
+an example `named`, (n, num_classes) booleans, in place of the first, and of regression `values`.
 """
 
 import io
@@ -29,6 +30,11 @@ def main(argv: Sequence[str], flag_values: absl_flags.FlagValues = absl_flags.FL
   try:
     run, source, output = check(argv, flag_values)
     loaded = load_model(run, str(flag_values["which"].value))
+    if loaded.task == "next_token":
+      raise flags.ConfigError(
+        f"RUN ({run}): is of next_token, must be of examples; sparsyfed_jax.load_model(RUN).predict"
+        " takes tokens"
+      )
     x = read_examples(source)
     check_examples(loaded, x, f"--input={source}", bool(flag_values["any_range"].value))
     content = predictions(loaded, x)
@@ -37,13 +43,19 @@ def main(argv: Sequence[str], flag_values: absl_flags.FlagValues = absl_flags.FL
     replace_file(output, file.getvalue())
   except (ValueError, OSError) as error:
     flags.fail(error)
-  print(f"{output}: classes of {len(x)} examples; {describe(loaded)}")
+  print(f"{output}: {next(iter(content))} of {len(x)} examples; {describe(loaded)}")
 
 
 def predictions(loaded: Loaded, x: np.ndarray) -> dict[str, np.ndarray]:
   """Computes what the output holds."""
-  probabilities = np.asarray(jax.nn.softmax(loaded.predict(x), axis=-1))
-  labels = np.asarray(loaded.classes if loaded.classes else range(probabilities.shape[1]))
+  outputs = loaded.predict(x)
+  if loaded.task == "regression":
+    return {"values": np.asarray(outputs)}
+  labels = np.asarray(loaded.classes if loaded.classes else range(outputs.shape[1]))
+  if loaded.task == "multi_label":
+    probabilities = np.asarray(jax.nn.sigmoid(outputs))
+    return {"named": np.asarray(outputs) > 0, "probabilities": probabilities, "labels": labels}
+  probabilities = np.asarray(jax.nn.softmax(outputs, axis=-1))
   return {
     "classes": labels[np.argmax(probabilities, axis=1)],
     "probabilities": probabilities,

@@ -13,7 +13,7 @@ import numpy as np
 from flax import linen as nn
 
 from sparsyfed_jax import models, trees
-from sparsyfed_jax.data.dataset import Dataset
+from sparsyfed_jax.data.dataset import TASKS, Dataset
 from sparsyfed_jax.data.scaling import as_range
 from sparsyfed_jax.io import model_file
 from sparsyfed_jax.io.model_file import SUFFIX, ModelFileError
@@ -24,7 +24,7 @@ PathLike: TypeAlias = str | os.PathLike[str]
 LAST_NAME = f"model{SUFFIX}"
 BEST_DIRECTORY = "best"
 WHICH = ("last", "best")
-CLASSIFICATION = "classification"
+CLASSIFICATION, NEXT_TOKEN, REGRESSION = "classification", "next_token", "regression"
 BATCH_SIZE = 256
 _BEST = re.compile(rf"(\d{{8,}}){re.escape(SUFFIX)}")
 _OURS = {name: getattr(models, name) for name in models.__all__}
@@ -51,7 +51,9 @@ class Loaded(NamedTuple):
 
   model: Any  # the plain network, a flax module
   variables: Variables  # with which it predicts: `params`, and `batch_stats` if any
-  predict: Callable[[Any], jax.Array]  # (n, *input_shape) as stored -> (n, num_classes) logits
+  # (n, *input_shape) as stored -> (n, num_classes) logits; of tokens (n, length, num_classes); of
+  # regression (n, numbers) on the scale of the targets.
+  predict: Callable[[Any], jax.Array]
   input_shape: tuple[int, ...]  # of one example
   mean: float  # the network sees (x - mean) / std, which `predict` computes
   std: float
@@ -68,6 +70,7 @@ def describe(
   input_shape: tuple[int, ...],
   mean: float = 0.0,
   std: float = 1.0,
+  task: str = CLASSIFICATION,
   **others: Any,
 ) -> dict[str, Any]:
   """Describes a model for its file, so that `load_model` can build it without the data.
@@ -77,7 +80,9 @@ def describe(
     input_shape: shape of one example.
     mean: the model sees (x - mean) / std.
     std: see `mean`.
-    **others: what else is to be known of it.
+    task: that it was trained for.
+    **others: what else is to be known of it; of regression `target_means` and `target_stds`, the
+      scale of its outputs.
 
   Example:
     >>> import sparsyfed_jax as sf
@@ -91,9 +96,7 @@ def describe(
     arguments = {name: getattr(model, name) for name in names if name not in _NO_ARGUMENTS}
     told = {"class": kind.__name__, "arguments": arguments}
   shape = tuple(input_shape)
-  return dict(
-    model=told, task=CLASSIFICATION, input_shape=shape, mean=float(mean), std=float(std), **others
-  )
+  return dict(model=told, task=task, input_shape=shape, mean=float(mean), std=float(std), **others)
 
 
 def save_model(
@@ -135,12 +138,16 @@ def save_model(
     >>> sf.load_model(path).input_range
     (0.0, 16.0)
   """
+  known = data.signature
   told = describe(
     model,
-    data.x_train.shape[1:],
+    known.input_shape,
     data.mean,
     data.std,
-    input_range=as_range(data.mean, data.std),
+    known.kind,
+    input_range=None if known.kind == NEXT_TOKEN else as_range(data.mean, data.std),
+    target_means=known.target_means,
+    target_stds=known.target_stds,
     seen_range=(float(data.x_train.min()), float(data.x_train.max())),
     classes=data.classes,
     dataset=data.name,
@@ -178,20 +185,20 @@ def load_model(path: PathLike, which: str = "last", model: Any = None) -> Loaded
   known = _Description(place, description)
   input_shape = known.shape("input_shape")
   network = _build(place, known.mapping("model")) if model is None else model
-  _check_variables(place, network, input_shape, variables)
+  task = known.get("task")
+  if task not in TASKS:
+    raise ModelFileError(f"{place}: is of the task {task!r}, must be one of {', '.join(TASKS)}")
+  _check_variables(place, network, input_shape, _dtype_of(task), variables)
   mean, std = known.number("mean"), known.number("std")
   if std <= 0:
     raise ModelFileError(f"{place}: std is {std}, must be above 0")
-  task = known.get("task")
-  if task != CLASSIFICATION:
-    raise ModelFileError(f"{place}: is of the task {task!r}, must be {CLASSIFICATION!r}")
   classes = known.get("classes") or ()
   if not isinstance(classes, list | tuple):
     raise ModelFileError(f"{place}: classes must be a list, is {str(classes)[:60]}")
   return Loaded(
     model=network,
     variables=jax.tree.map(jnp.asarray, variables),
-    predict=_predictor(network, variables, input_shape, mean, std),
+    predict=_predictor(network, variables, input_shape, _scales(known, mean, std)),
     input_shape=input_shape,
     mean=mean,
     std=std,
@@ -296,10 +303,14 @@ def _build(place: pathlib.Path, told: Mapping[str, Any]) -> nn.Module:
 
 
 def _check_variables(
-  place: pathlib.Path, network: Any, input_shape: tuple[int, ...], variables: Variables
+  place: pathlib.Path,
+  network: Any,
+  input_shape: tuple[int, ...],
+  dtype: Any,
+  variables: Variables,
 ) -> None:
   """Refuses weights that are not those of the network; raises ModelFileError."""
-  x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+  x = jax.ShapeDtypeStruct((1, *input_shape), dtype)
   try:
     shapes = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, train=False), x)
   except Exception as error:  # arguments that make no network
@@ -321,20 +332,54 @@ def _shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
   return {trees.path_name(path): leaf.shape for path, leaf in flat}
 
 
+def _dtype_of(task: str) -> Any:
+  return jnp.int32 if task == NEXT_TOKEN else jnp.float32
+
+
+class _Scales(NamedTuple):
+  """What lies between the numbers of the data and those of a network."""
+
+  dtype: Any
+  mean: float
+  std: float
+  target_means: np.ndarray  # (1, numbers) of regression, or (1, 1) of 0
+  target_stds: np.ndarray
+
+
+def _scales(known: _Description, mean: float, std: float) -> _Scales:
+  task, targets = str(known.get("task")), []
+  for name, plain in (("target_means", 0.0), ("target_stds", 1.0)):
+    found = known.get(name) if task == REGRESSION else [plain]
+    is_list = isinstance(found, list) and all(type(one) in (int, float) for one in found)
+    if not found or not is_list:
+      raise ModelFileError(f"{known.place}: {name} must list numbers, is {str(found)[:60]}")
+    targets.append(np.array([found], np.float32))
+  return _Scales(_dtype_of(task), mean, std, *targets)
+
+
 def _predictor(
-  network: Any, variables: Variables, input_shape: tuple[int, ...], mean: float, std: float
+  network: Any, variables: Variables, input_shape: tuple[int, ...], scales: _Scales
 ) -> Callable[[Any], jax.Array]:
+  is_of_tokens = scales.dtype == jnp.int32
+
   @jax.jit
-  def logits_of(variables: Variables, x: jax.Array) -> jax.Array:
-    return network.apply(variables, (x.astype(jnp.float32) - mean) / std, train=False)
+  def outputs_of(variables: Variables, x: jax.Array) -> jax.Array:
+    if is_of_tokens:
+      return network.apply(variables, x, train=False)
+    inputs = (x.astype(jnp.float32) - scales.mean) / scales.std
+    outputs = network.apply(variables, inputs, train=False)
+    return outputs * scales.target_stds + scales.target_means if is_scaled else outputs
+
+  is_scaled = bool(np.any(scales.target_stds != 1) or np.any(scales.target_means != 0))
 
   held = jax.tree.map(jnp.asarray, variables)
 
   def predict(x: Any) -> jax.Array:
-    """Computes logits, BATCH_SIZE examples at a time.
+    """Computes logits, or what else the network predicts, BATCH_SIZE examples at a time.
 
     Args:
-      x: (n, *input_shape) numbers, scaled as those of the data set the model was trained on.
+      x: (n, *input_shape) numbers, scaled as those of the data set the model was trained on; or
+        tokens, which are whole numbers.
 
     Raises:
       ValueError: x has another shape, or is not of numbers.
@@ -344,14 +389,18 @@ def _predictor(
       raise ValueError(f"x has shape {x.shape}, must be (n, {', '.join(map(str, input_shape))})")
     if x.dtype.kind not in "buif":
       raise ValueError(f"x is of {x.dtype}, must be numbers")
-    if x.dtype not in (np.uint8, np.int16):
+    if is_of_tokens:
+      if x.dtype.kind not in "ui":
+        raise ValueError(f"x is of {x.dtype}, must be tokens, which are integers")
+      x = x.astype(np.int32)
+    elif x.dtype not in (np.uint8, np.int16):
       x = x.astype(np.float32)
     size = min(len(x), BATCH_SIZE)
     parts = []
     for start in range(0, len(x), size):
       part = x[start : start + size]
       rest = np.zeros((size - len(part), *input_shape), x.dtype)
-      parts.append(logits_of(held, jnp.asarray(np.concatenate([part, rest])))[: len(part)])
+      parts.append(outputs_of(held, jnp.asarray(np.concatenate([part, rest])))[: len(part)])
     return jnp.concatenate(parts)
 
   return predict

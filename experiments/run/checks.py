@@ -116,6 +116,8 @@ def _check_task(config: Config, require: Callable[[bool, str, str], None]) -> No
   else:
     require(task == "classification", "task", f"classification {data}")
   require(len(own.text_columns) == 2, "text_columns", "two names, TEXT,CLIENT")
+  shown = ["none", "test_loss", *(f"test_{m.name}" for m in judgement_of(config).metrics)]
+  require(config.keep_best in shown, "keep_best", f"one of {', '.join(shown)} with --task={task}")
   if task == "classification":
     require(own.target is None, "target", "left out with classification: --target_accuracy is its")
     return
@@ -124,6 +126,8 @@ def _check_task(config: Config, require: Callable[[bool, str, str], None]) -> No
   require(config.partition in ("natural", "iid", "power_law"), "partition", right)
   require(config.shift_round is None, "shift_round", f"given {classes}")
   metric = judgement_of(config).main
+  is_asked = own.target is not None or not config.stop_at_target
+  require(is_asked, "stop_at_target", f"given with --target with --task={task}")
   if own.target is not None:
     require(metric.low <= own.target <= metric.high, "target", f"a value of {metric.title}")
 

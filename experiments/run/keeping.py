@@ -6,6 +6,7 @@ from typing import Any
 
 from experiments.run.config import Config
 from experiments.run.ending import IS_LOSS, NOTHING
+from experiments.run.learning import judgement_of, target_of, task_of
 from experiments.run.measures import rounds_to_accuracy
 from experiments.run.member import Member
 from sparsyfed_jax import loaded
@@ -66,13 +67,14 @@ def best_row(rows: Rows, measure: str) -> Mapping[str, Any] | None:
 
 def reason_to_stop(config: Config, rows: Rows) -> str:
   """Says why a run need not go on; "" where it has to."""
-  if config.stop_at_target:
-    reached = rounds_to_accuracy(rows, config.target_accuracy)
-    if reached is not None:
-      return f"test_accuracy reached --target_accuracy={config.target_accuracy}"
+  main, target = judgement_of(config).main, target_of(config)
+  if config.stop_at_target and target is not None:
+    if rounds_to_accuracy(rows, target, main) is not None:
+      flag = "target_accuracy" if task_of(config) == "classification" else "target"
+      return f"test_{main.name} reached --{flag}={target}"
   patience = config.early_stop_patience
   if patience:
-    measure = "test_accuracy" if config.keep_best == NOTHING else config.keep_best
+    measure = f"test_{main.name}" if config.keep_best == NOTHING else config.keep_best
     best = best_row(rows, measure)
     since = 0 if best is None else int(best["round"])
     # An evaluation that is not finite counts as one without gain.
@@ -89,12 +91,16 @@ def may_stop(config: Config) -> bool:
 
 def _describe(member: Member, row: Mapping[str, Any]) -> dict[str, Any]:
   config, facts = member.config, member.experiment.facts
-  scores = {name: row.get(name) for name in ("test_accuracy", "test_loss", "prunable_sparsity")}
+  metrics = (f"test_{metric.name}" for metric in judgement_of(config).metrics)
+  scores = {name: row.get(name) for name in (*metrics, "test_loss", "prunable_sparsity")}
+  if "target_scale" in facts:
+    scores["target_means"], scores["target_stds"] = facts["target_scale"]
   return loaded.describe(
     member.experiment.model,
     facts["input_shape"],
     facts["mean"],
     facts["std"],
+    task_of(config),
     input_range=facts["input_range"],
     seen_range=facts["seen_range"],
     classes=facts["classes"],
