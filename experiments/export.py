@@ -19,8 +19,6 @@ from experiments.exports.network import ExportError
 from experiments.exports.table import make_table, use_one_core
 from sparsyfed_jax.loaded import WHICH, load_model
 
-_EXPORTED = ("classification", "multi_label")
-
 
 def main(argv: Sequence[str], flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
   """Loads the model, and writes it or the table."""
@@ -29,11 +27,6 @@ def main(argv: Sequence[str], flag_values: absl_flags.FlagValues = absl_flags.FL
     if flag_values["table"].value:
       use_one_core()
     loaded = load_model(run, str(flag_values["which"].value))
-    if loaded.task not in _EXPORTED:
-      raise flags.ConfigError(
-        f"RUN ({run}): is of {loaded.task}, must be of {' or '.join(_EXPORTED)}, whose outputs are"
-        " logits of an example"
-      )
     if flag_values["table"].value:
       print(make_table(loaded), end="")
       return
@@ -51,7 +44,7 @@ def main(argv: Sequence[str], flag_values: absl_flags.FlagValues = absl_flags.FL
     f"{output}: {done.size / 1e3:.1f} kB, the model after round {loaded.round}; logits differ by"
     f" {done.difference:.2g} from JAX's{rounding}, zeros kept"
   )
-  scale = f"(x - {loaded.mean:g}) / {loaded.std:g}"
+  scale = f"(x - {loaded.signature.mean:g}) / {loaded.signature.std:g}"
   inside = name in ("onnx", "sfed")
   print(f"inputs {loaded.input_shape}, scaled {'inside' if inside else 'before'} as {scale}")
 

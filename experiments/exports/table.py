@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from experiments.exports import csr_folder, formats, onnx_file, torch_file, weights
-from experiments.exports.network import ExportError, forward, is_known
+from experiments.exports.network import ExportError, forward
 from experiments.exports.packages import need
 from sparsyfed_jax.loaded import Loaded
 from sparsyfed_jax.metrics.flops import layer_costs
@@ -65,16 +65,18 @@ def _processor() -> str:
 
 
 def _about(loaded: Loaded) -> list[str]:
-  kernels = weights.prunable(loaded.variables)
+  kernels = weights.prunable(loaded.trained)
   density = {name: np.count_nonzero(kernel) / kernel.size for name, kernel in kernels.items()}
-  total = sum(leaf.size for leaf in weights.flat(loaded.variables).values())
+  total = sum(leaf.size for leaf in weights.flat(loaded.trained).values())
   size = sum(kernel.size for kernel in kernels.values())
   zeros = 1 - sum(density[name] * kernel.size for name, kernel in kernels.items()) / max(size, 1)
   text = (
     f"{type(loaded.model).__name__} after round {loaded.round}, {total:,} numbers, {zeros:.2%} of"
     " the weights of layers are 0"
   )
-  if is_known(loaded.model):  # large layers, which are the sparsest, are not those that take long
+  if csr_folder.is_whole(
+    loaded
+  ):  # large layers, which are the sparsest, are not those that take long
     costs = {cost.name: cost.forward for cost in layer_costs(loaded.model, loaded.input_shape)}
     left = sum(costs[name] * density[name] for name in density) / sum(costs.values())
     text += f", and {left:.1%} of the products of a prediction are left"
@@ -82,7 +84,7 @@ def _about(loaded: Loaded) -> list[str]:
 
 
 def _sizes(loaded: Loaded, place: pathlib.Path) -> tuple[list[str], list[str]]:
-  dense = sum(4 * leaf.size for leaf in weights.flat(loaded.variables).values())
+  dense = sum(4 * leaf.size for leaf in weights.flat(loaded.trained).values())
   lines = ["| format | bytes | dense float32 / it | logits differ by |", "|---|---:|---:|---:|"]
   lines.append(f"| dense float32, without names | {dense:,} | 1.0 | |")
   notes = []
@@ -120,8 +122,7 @@ def _speeds(loaded: Loaded, place: pathlib.Path) -> tuple[list[str], list[str]]:
 def _calls(loaded: Loaded, place: pathlib.Path, x: np.ndarray) -> dict[tuple[str, str], Predict]:
   calls: dict[tuple[str, str], Predict] = {}
   scaled = weights.scaled(loaded, x)
-  apply = jax.jit(lambda variables, x: loaded.model.apply(variables, x, train=False))
-  calls["JAX", "dense"] = lambda: jax.block_until_ready(apply(loaded.variables, scaled))
+  calls["JAX", "dense"] = lambda: jax.block_until_ready(loaded.compute(loaded.trained, x))
   if (place / "model-onnx.onnx").exists():
     session = onnx_file.session(place / "model-onnx.onnx")
     calls["ONNX Runtime", "dense"] = lambda: session.run(["logits"], {"x": x})
@@ -136,7 +137,7 @@ def _calls(loaded: Loaded, place: pathlib.Path, x: np.ndarray) -> dict[tuple[str
         return forward(loaded.model, of_torch, scaled)
 
     calls["PyTorch", "dense"] = in_torch
-  if is_known(loaded.model):
+  if csr_folder.is_whole(loaded):
     dense = csr_folder.ops(loaded, place / "model-csr", is_dense=True)
     sparse = csr_folder.ops(loaded, place / "model-csr")
     calls["NumPy", "dense"] = lambda: csr_folder.predict(loaded, dense, scaled)

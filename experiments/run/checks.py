@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from experiments.run.choices import MODELS
 from experiments.run.config import AUTO, Config, ConfigError
+from experiments.run.ending import NOTHING
 from experiments.run.learning import is_text, judgement_of, learning_of, task_of
 from experiments.run.models import check_model, is_strange
 from experiments.run.settings import all_flags, completed, method_of, own_hyper
@@ -116,8 +117,10 @@ def _check_task(config: Config, require: Callable[[bool, str, str], None]) -> No
   else:
     require(task == "classification", "task", f"classification {data}")
   require(len(own.text_columns) == 2, "text_columns", "two names, TEXT,CLIENT")
-  shown = ["none", "test_loss", *(f"test_{m.name}" for m in judgement_of(config).metrics)]
-  require(config.keep_best in shown, "keep_best", f"one of {', '.join(shown)} with --task={task}")
+  columns = [NOTHING, *(f"test_{metric.name}" for metric in TASKS[task].metrics), "test_loss"]
+  require(config.keep_best in columns, "keep_best", f"one of {', '.join(columns)}")
+  is_aimed = task == "classification" or own.target is not None
+  require(is_aimed or not config.stop_at_target, "stop_at_target", "given with --target")
   if task == "classification":
     require(own.target is None, "target", "left out with classification: --target_accuracy is its")
     return
@@ -126,8 +129,6 @@ def _check_task(config: Config, require: Callable[[bool, str, str], None]) -> No
   require(config.partition in ("natural", "iid", "power_law"), "partition", right)
   require(config.shift_round is None, "shift_round", f"given {classes}")
   metric = judgement_of(config).main
-  is_asked = own.target is not None or not config.stop_at_target
-  require(is_asked, "stop_at_target", f"given with --target with --task={task}")
   if own.target is not None:
     require(metric.low <= own.target <= metric.high, "target", f"a value of {metric.title}")
 

@@ -8,24 +8,24 @@ from sparsyfed_jax.fed.tasks import TASKS
 
 NOTHING = "none"
 # What --keep_best may name, and whether less of it is better.
-IS_LOSS = {"test_accuracy": False, "test_loss": True} | {
+IS_LOSS = {
   f"test_{metric.name}": not metric.is_higher_better
   for judgement in TASKS.values()
   for metric in judgement.metrics
-}
+} | {"test_loss": True}
 
 KeepBest: TypeAlias = Annotated[
   str,
   Choice(
-    "whose model is kept in best/: that of the evaluation of the highest test_accuracy, of the"
-    " lowest test_loss, of the best of what else the task is judged by, or none",
+    "whose model is kept in best/: that of the evaluation with the best test_accuracy, test_loss or"
+    " other metric of the task, or none",
     (NOTHING, *IS_LOSS),
   ),
   VALUE,
 ]
 StopAtTarget: TypeAlias = Annotated[
   bool,
-  Knob("whether the run ends with the evaluation that reaches --target_accuracy or --target"),
+  Knob("whether the run ends with the evaluation that reaches --target_accuracy, or --target"),
   VALUE,
   FREE,
 ]

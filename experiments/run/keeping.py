@@ -90,23 +90,17 @@ def may_stop(config: Config) -> bool:
 
 
 def _describe(member: Member, row: Mapping[str, Any]) -> dict[str, Any]:
-  config, facts = member.config, member.experiment.facts
-  metrics = (f"test_{metric.name}" for metric in judgement_of(config).metrics)
-  scores = {name: row.get(name) for name in (*metrics, "test_loss", "prunable_sparsity")}
-  if "target_scale" in facts:
-    scores["target_means"], scores["target_stds"] = facts["target_scale"]
+  config, experiment = member.config, member.experiment
+  names = ("input_range", "seen_range", "classes")
+  scores = {name: value for name, value in row.items() if name.startswith("test_")}
   return loaded.describe(
-    member.experiment.model,
-    facts["input_shape"],
-    facts["mean"],
-    facts["std"],
-    task_of(config),
-    input_range=facts["input_range"],
-    seen_range=facts["seen_range"],
-    classes=facts["classes"],
-    dataset=config.dataset,
+    experiment.model,
+    experiment.signature,
+    config.prunable,
+    **{name: experiment.facts[name] for name in names},
     algorithm=config.algorithm,
     round=int(row["round"]),
+    prunable_sparsity=row.get("prunable_sparsity"),
     **scores,
   )
 

@@ -70,7 +70,7 @@ def test_its_weights_are_those_that_the_method_predicts_with(whole):
   experiment = building.build(flags.resolve(CONFIG))
   server = final_state(whole, CONFIG).server
   expected = experiment.algorithm.model(jax.tree.map(jax.numpy.asarray, server))
-  found = sf.load_model(whole).variables
+  found = sf.load_model(whole).trained
   zeros = rows_of(whole)[-1]["prunable_sparsity"]
   assert (
     np.mean(cases.flat_kernels(found["params"]) == 0) == pytest.approx(zeros, abs=1e-6) and zeros
@@ -190,11 +190,11 @@ def test_patience_is_of_what_is_kept():
 
 def test_models_are_kept_from_which_a_run_may_go_on(tmp_path):
   model, shape = exported.MODELS["mlp"]
-  facts = dict(input_shape=shape, mean=0.0, std=1.0, input_range=None, seen_range=None, classes=())
+  facts = dict(input_range=None, seen_range=None, classes=())
   member = types.SimpleNamespace(
     directory=tmp_path,
     config=CONFIG,
-    experiment=types.SimpleNamespace(model=model, facts=facts),
+    experiment=types.SimpleNamespace(model=model, facts=facts, signature=exported.signature(shape)),
   )
   for number, checkpoints in [(2, ()), (4, (3,)), (5, (3,)), (8, (3, 6)), (9, (3, 6))]:
     keeping.save_best(member, exported.variables_of("mlp"), {"round": number}, checkpoints)
@@ -234,7 +234,8 @@ def test_what_is_kept_is_chosen_in_the_beginning(tmp_path, whole):
 @pytest.mark.parametrize(
   ("name", "value", "right"),
   [
-    ("keep_best", "accuracy", "one of none, test_accuracy, test_loss"),
+    ("keep_best", "accuracy", "one of none, test_accuracy, "),
+    ("keep_best", "test_perplexity", "one of none, test_accuracy, test_loss"),
     ("early_stop_patience", -1, "at least 0"),
   ],
 )
