@@ -177,6 +177,11 @@ def check_mode(mode: str, runs: Sequence[Run]) -> None:
   """Checks the flag --sweep_mode; raises ConfigError."""
   if mode not in MODES:
     raise flags.ConfigError(f"--sweep_mode={mode}: must be one of {', '.join(MODES)}")
+  for name in ("early_stop_patience", "stop_at_target"):
+    if mode == "vmap" and any(getattr(run.config, name) for run in runs):
+      raise flags.ConfigError(
+        f"--{name}: must be left out with --sweep_mode=vmap, whose runs end together"
+      )
   if mode == "vmap" and any(run.config.data_placement == "streamed" for run in runs):
     raise flags.ConfigError(
       "--data_placement=streamed: must be replicated or sharded with --sweep_mode=vmap"

@@ -106,6 +106,8 @@ def run(config: flags.Config, experiment: Experiment, directory: pathlib.Path) -
     results = train_loop([member], programs, inputs, start, directory, update)
   for summary in results:
     assert not isinstance(summary, DivergedError)  # of a run alone, it is raised
+    if "stopped_because" in summary:
+      print(f"ended early: {summary['stopped_because']}")
     closing_table(summary | {"algorithm": method_of(config).name}, chance_note(config, summary))
     return summary
   return {}

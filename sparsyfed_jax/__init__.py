@@ -21,6 +21,7 @@ from sparsyfed_jax.algorithms import METHODS, find
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.method import Choice, Configured, Knob, Method, Pattern, factory
+from sparsyfed_jax.loaded import Loaded, load_model
 from sparsyfed_jax.ops import (
   activation_threshold,
   powerprop,
@@ -50,6 +51,7 @@ __all__ = [
   "Configured",
   "Hyper",
   "Knob",
+  "Loaded",
   "Method",
   "Pattern",
   "Run",
@@ -61,6 +63,7 @@ __all__ = [
   "decode",
   "encode",
   "find",
+  "load_model",
   "metrics",
   "models",
   "ops",

@@ -45,6 +45,7 @@ EVAL_BATCH_SIZE = 500
 class Experiment(NamedTuple):
   """All that a run needs."""
 
+  model: nn.Module  # the plain one, which predicts
   algorithm: Algorithm
   simulation: Simulation
   federation: Federation  # on the devices, or where it is streamed, on the host
@@ -197,6 +198,7 @@ def build(config: Config) -> Experiment:
   layers = tuple(trees.layer_names(jax.eval_shape(setup.task.init, keys.init)["params"]))
   phases = prepared.parts, prepared.parts_after
   return Experiment(
+    model=prepared.model,
     algorithm=algorithm,
     simulation=simulation,
     federation=federation,
@@ -261,6 +263,7 @@ def _facts(
     mean=dataset.mean,
     std=dataset.std,
     input_range=scaling.as_range(dataset.mean, dataset.std),
+    seen_range=(float(dataset.x_train.min()), float(dataset.x_train.max())),
     classes=dataset.classes,
     examples_sha256=examples_digest(dataset),
     split_sha256=digest([*parts, len(parts), *parts_after, scales]),

@@ -9,6 +9,7 @@ from experiments.run.defaults import (
   default_shift_alpha,
   default_shift_seed,
 )
+from experiments.run.ending import FREE, VALUE, EarlyStopPatience, KeepBest, StopAtTarget
 from sparsyfed_jax.algorithms import METHODS, OURS
 from sparsyfed_jax.data.shift import SHIFTS
 from sparsyfed_jax.fed.devices import PLACEMENTS
@@ -29,9 +30,6 @@ CLIENT_OPTIMIZERS = ("sgd", "nesterov", "adamw")
 COMPUTE_DTYPES = ("float32", "tf32", "bfloat16")
 WIRE_DTYPES = ("float32", "bfloat16", "float16")
 AUTO: Literal["auto"] = "auto"
-# Marks of settings that are values of the state or of the data, and leave the compiled programs
-# alone; and of those that change no result, so that a resumed run may change them.
-VALUE, FREE = "value", "free"
 
 
 class ConfigError(ValueError):
@@ -282,6 +280,9 @@ class Config(NamedTuple):
     VALUE,
     FREE,
   ] = 0.9
+  stop_at_target: StopAtTarget = False
+  early_stop_patience: EarlyStopPatience = 0
+  keep_best: KeepBest = "none"
   metrics: Annotated[
     bool, Knob("whether bytes, sparsity, regrowth and FLOPs are measured each round")
   ] = True

@@ -23,7 +23,7 @@ except ImportError:  # not a POSIX system
 CONFIG_NAME = "config.json"
 LOCK_NAME = ".lock"
 # What `_replace_text` of the writers and `save_mask` leave when they are killed.
-_TEMPORARY = re.compile(r"\.(?:\.?[\w-]+\.(?:json|jsonl|csv|crc32)\.)?(\d+)\.tmp", re.ASCII)
+_TEMPORARY = re.compile(r"\.(?:\.?[\w-]+\.(?:json|jsonl|csv|crc32|sfed)\.)?(\d+)\.tmp", re.ASCII)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -173,7 +173,7 @@ def _holder(place: pathlib.Path) -> str:
 
 
 def _remove_temporaries(path: pathlib.Path) -> None:
-  for place in (*path.glob(".*.tmp"), *path.glob("masks/.*.tmp")):
+  for place in (*path.glob(".*.tmp"), *path.glob("masks/.*.tmp"), *path.glob("best/.*.tmp")):
     found = _TEMPORARY.fullmatch(place.name)
     if found and place.is_file() and not _is_running(int(found[1])):
       place.unlink(missing_ok=True)

@@ -4,7 +4,7 @@ import contextlib
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,9 +12,10 @@ import numpy as np
 
 from experiments.pictures.plots import plot_curves
 from experiments.pictures.split import plot_split
-from experiments.run import processes
+from experiments.run import keeping, processes
 from experiments.run.clients import client_accuracies, client_spread, owners_at
 from experiments.run.config import Config
+from experiments.run.ending import NOTHING
 from experiments.run.environment import describe_environment
 from experiments.run.failures import DivergedError, count_lost, failure, never_updated
 from experiments.run.files import SUMMARY_NAME
@@ -108,55 +109,53 @@ def train_loop(
     StoppedError: after a signal.
   """
   config = members[0].config
-  is_alone = len(members) == 1
   state, done = start.state, start.done
   writers = members if processes.is_first() else []
   intact: Sequence[int] = (done,) if done else ()  # checkpoints
   run_seconds = 0.0
   hits = None  # of the last evaluation
   books = _open_books(members, done)
-  rows, failures = books.rows, books.failures
+  stop = _stop_reason(members, books)
 
   def of_run(number: int, values: Any) -> Any:
-    return values if is_alone else jax.tree.map(lambda leaf: leaf[number], values)
+    return values if len(members) == 1 else jax.tree.map(lambda leaf: leaf[number], values)
 
   with contextlib.ExitStack() as stack:
     files = [stack.enter_context(_open_files(member, done)) for member in writers]
     caught = stack.enter_context(catch_signals())
-    while done < config.rounds:
+    while done < config.rounds and not stop:
       state, results = _advance(config, programs, inputs, state, done)
       done += results.rounds
       run_seconds += results.seconds
       hits = hits if results.hits is None else results.hits
-      for number, member in enumerate(members):
-        if number not in failures:
-          own = _Results(results.rounds, results.seconds, *of_run(number, results[2:]))
-          new = _record(member, number, own, done, books, files)
-          if number == 0:
-            update(done, new[-1])
-      if len(failures) == len(members):
-        raise failures[0]
+      _record_all(members, results, of_run, done, books, files, update)
+      if results.scores:
+        _keep_best(members, programs, state, of_run, books, intact)
+        stop = _stop_reason(members, books)
       signal = processes.largest(caught.signal)
-      is_last = done == config.rounds
+      is_last = done == config.rounds or bool(stop)
       is_due = _is_due(done, config.checkpoint_every) or is_last or signal
       if writers and config.checkpoint_every and is_due:
         for file in files:
           file.sync()  # or a power cut could leave a checkpoint without its rows
         intact = checkpoint.save(checkpoints, done, programs.collect(state), intact)
+      if is_due:
+        _save_models(writers, programs.model(state), of_run, books)
       if signal and not is_last:
         raise StoppedError(signal, done, members[0].directory if config.checkpoint_every else None)
   if config.client_eval and hits is None:  # a run that had ended before
     hits = programs.classify(state, inputs)
   # Of this process; a run that went on may have none left.
-  rounds_here = (config.rounds - start.done) * len(members)
-  cost = {
-    "seconds_per_round": run_seconds / rounds_here if rounds_here else None,
-    "compile_seconds": programs.seconds,
-  }
+  rounds_here = (done - start.done) * len(members)
+  seconds = run_seconds / rounds_here if rounds_here else None
+  cost: dict[str, Any] = {"seconds_per_round": seconds, "compile_seconds": programs.seconds}
+  cost |= {"stopped_because": stop} if stop else {}
   _note_never_updated(writers, books)
+  if done == start.done:  # or they have just been saved
+    _save_models(writers, programs.model(state), of_run, books)
   return [
-    failures.get(number)
-    or _finish(member, rows[number], of_run(number, state), of_run(number, hits), cost)
+    books.failures.get(number)
+    or _finish(member, books.rows[number], of_run(number, state), of_run(number, hits), cost)
     for number, member in enumerate(writers)
   ]
 
@@ -186,6 +185,45 @@ def _note_never_updated(members: Sequence[Member], books: _Books) -> None:
       books.failures.update({number: found} if found else {})
   if members and len(books.failures) == len(members):
     raise books.failures[0]
+
+
+def _stop_reason(members: Sequence[Member], books: _Books) -> str:
+  """Says why a run that is alone ends now, as the first process knows; all of them ask."""
+  config = members[0].config
+  if len(members) > 1 or not keeping.may_stop(config):
+    return ""
+  reason = keeping.reason_to_stop(config, books.rows[0]) if books.rows else ""
+  is_over = processes.largest(bool(reason))
+  return reason or ("the first process says so" if is_over else "")
+
+
+def _keep_best(
+  members: Sequence[Member],
+  programs: Programs,
+  state: Any,
+  of_run: Callable[[int, Any], Any],
+  books: _Books,
+  intact: Sequence[int],
+) -> None:
+  """Keeps the models of runs that have just been evaluated, and were never better."""
+  if all(member.config.keep_best == NOTHING for member in members):
+    return
+  known = list(enumerate(books.rows))
+  best = [n for n, rows in known if keeping.is_best(members[n].config, rows)]
+  variables = programs.model(state) if processes.largest(len(best)) else None
+  for number, rows in known:
+    if number in best and number not in books.failures:
+      keeping.save_best(members[number], of_run(number, variables), rows[-1], intact)
+    elif rows:
+      keeping.drop_stale(members[number], rows[-1]["round"])
+
+
+def _save_models(
+  members: Sequence[Member], variables: Any, of_run: Callable[[int, Any], Any], books: _Books
+) -> None:
+  for number, member in enumerate(members):
+    if number not in books.failures:
+      keeping.save_model(member, of_run(number, variables), books.rows[number][-1])
 
 
 class _Files(NamedTuple):
@@ -266,6 +304,26 @@ def _rows_of(member: Member, results: _Results, done: int) -> list[dict[str, Any
   if results.agreement is not None:
     rows[0]["client_mask_iou"] = results.agreement.item()
   return rows
+
+
+def _record_all(
+  members: Sequence[Member],
+  results: _Results,
+  of_run: Callable[[int, Any], Any],
+  done: int,
+  books: _Books,
+  files: Sequence[_Files],
+  update: Update,
+) -> None:
+  """Writes the latest rows of all runs; raises DivergedError where all have failed."""
+  for number, member in enumerate(members):
+    if number not in books.failures:
+      own = _Results(results.rounds, results.seconds, *of_run(number, results[2:]))
+      new = _record(member, number, own, done, books, files)
+      if number == 0:
+        update(done, new[-1])
+  if len(books.failures) == len(members):
+    raise books.failures[0]
 
 
 def _record(

@@ -46,6 +46,7 @@ class Programs(NamedTuple):
   classify: Callable[[Any, Inputs], np.ndarray]  # which test examples are right, as `Simulation`
   agree: Callable[[Any, Inputs], np.ndarray]  # agreement of the coming round's masks
   pack: Callable[[Any], np.ndarray]  # the global mask
+  model: Callable[[Any], Any]  # the variables with which the plain model predicts
   place: Callable[[State], State]  # of what `init` makes or a checkpoint has
   collect: Callable[[State], State]  # the other way round; the same on any number of devices
   shapes: State  # of a collected state
@@ -121,6 +122,7 @@ def compile_programs(experiment: Experiment) -> Programs:
   rounds = (_streamed if layout.placement == "streamed" else _resident)(
     experiment, layout, inputs, shapes
   )
+  read = jax.jit(experiment.algorithm.model)
   init, evaluate, *compiled = compile_in_turn(
     lambda: simulation.init.lower(inputs.hyper, inputs.init_key),
     lambda: simulation.evaluate.lower(server, inputs.x_test, inputs.y_test),
@@ -139,6 +141,7 @@ def compile_programs(experiment: Experiment) -> Programs:
       simulation.agree(state, inputs.federation, inputs.rounds_key)
     ),
     pack=lambda state: jax.device_get(simulation.pack(without_memories(state))),
+    model=lambda state: jax.device_get(read(state.server)),
     place=layout.place,
     collect=layout.collect,
     shapes=layout.saved(shapes),
@@ -179,6 +182,7 @@ def compile_side_by_side(experiment: Experiment, inputs: Inputs, axes: Inputs) -
     return mapped(state, inputs.federation, inputs.rounds_key)
 
   pack = jax.jit(_for_each_run(simulation.pack, 0))
+  read = jax.jit(_for_each_run(experiment.algorithm.model, 0))
 
   shapes = jax.eval_shape(init, inputs)
   layout = layout_of(experiment, axis=1)
@@ -202,6 +206,7 @@ def compile_side_by_side(experiment: Experiment, inputs: Inputs, axes: Inputs) -
     classify=lambda state, inputs: jax.device_get(classify(without_memories(state), inputs)),
     agree=lambda state, inputs: jax.device_get(agree(state, inputs)),
     pack=lambda state: jax.device_get(pack(without_memories(state))),
+    model=lambda state: jax.device_get(read(state.server)),
     place=layout.place,
     collect=layout.collect,
     shapes=layout.saved(shapes),

@@ -37,7 +37,7 @@ def summarise(
   if kept := memory_bytes(state):
     summary["client_memory_bytes"] = kept
   if hits is not None:
-    owners = owners_at(experiment.test_owners, config.shift_round, config.rounds)
+    owners = owners_at(experiment.test_owners, config.shift_round, last["round"])
     num_clients = experiment.facts["num_clients"]
     summary["client_accuracies"] = client_accuracies(hits, owners, num_clients)
   if config.shift_round is not None:

@@ -73,7 +73,7 @@ def write_json(path: PathLike, obj: Any) -> None:
     obj: nested mappings and sequences of scalars. NumPy and JAX arrays become numbers or lists,
       paths become strings, NaN and infinities become null.
   """
-  _replace_text(path, json.dumps(_plain(obj), indent=2, allow_nan=False) + "\n")
+  _replace_text(path, json.dumps(json_value(obj), indent=2, allow_nan=False) + "\n")
 
 
 def read_metrics(path: PathLike) -> list[dict[str, Any]]:
@@ -207,7 +207,7 @@ class MetricsWriter:
     Args:
       row: a value for each column. Columns may be missing, and new ones may appear.
     """
-    plain = _plain(row)
+    plain = json_value(row)
     if self._ahead:
       if json.loads(_jsonl_line(plain)) == self._ahead[0]:
         del self._ahead[0]
@@ -266,6 +266,27 @@ class MetricsWriter:
     _replace_text(self._csv_path, _csv_text(self.columns, [*header, *rows]))
 
 
+def replace_file(path: PathLike, content: bytes) -> None:
+  """Writes a file in one step that survives a crash: a reader sees the old one or the new one.
+
+  Args:
+    path: the file, replaced if it exists.
+    content: of the file.
+  """
+  target = pathlib.Path(path)
+  # Not `tempfile`, whose files only their owner may read.
+  temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+  try:
+    with open(temporary, "wb") as file:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, target)
+    sync_directory(target.parent)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
 def sync_directory(path: PathLike) -> None:
   """Returns when the names of the files in a directory are on the disk, where the system can."""
   try:
@@ -286,7 +307,7 @@ def _short(value: Any) -> str:
 
 
 def _jsonl_line(row: Row) -> str:
-  return json.dumps(_plain(row), allow_nan=False) + "\n"
+  return json.dumps(json_value(row), allow_nan=False) + "\n"
 
 
 def _sum_of(row: Row) -> bytes:
@@ -299,7 +320,7 @@ def _csv_text(columns: Sequence[str], rows: Sequence[Row]) -> str:
   return text.getvalue()
 
 
-def _plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
   """Makes `value` of what strict JSON knows; other types are left for `json` to refuse."""
   if hasattr(value, "tolist"):  # NumPy's and JAX's arrays and scalars
     value = value.tolist()
@@ -308,23 +329,11 @@ def _plain(value: Any) -> Any:
   if hasattr(value, "_asdict"):
     value = value._asdict()
   if isinstance(value, Mapping):
-    return {str(key): _plain(item) for key, item in value.items()}
+    return {str(key): json_value(item) for key, item in value.items()}
   if isinstance(value, list | tuple):
-    return [_plain(item) for item in value]
+    return [json_value(item) for item in value]
   return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _replace_text(path: PathLike, text: str) -> None:
-  """Replaces the file in one step that survives a crash."""
-  target = pathlib.Path(path)
-  # Not `tempfile`, whose files only their owner may read.
-  temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-  try:
-    with open(temporary, "w", encoding="utf-8", newline="") as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, target)
-    sync_directory(target.parent)
-  finally:
-    temporary.unlink(missing_ok=True)
+  replace_file(path, text.encode("utf-8"))

@@ -1,0 +1,75 @@
+"""ONNX by jax2onnx: any network, from `x`, whose scaling is inside, to `logits`."""
+
+import json
+import logging
+import pathlib
+from collections import Counter
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.exports import weights
+from experiments.exports.network import ExportError
+from experiments.exports.packages import need
+from sparsyfed_jax.io.writers import json_value
+from sparsyfed_jax.loaded import Loaded
+from sparsyfed_jax.ops.layers import NATIVE
+
+
+def write(loaded: Loaded, path: pathlib.Path, dtype: str, compression: str | None) -> None:
+  jax2onnx = need("jax2onnx", "onnx")
+  network = loaded.model.clone(ops=NATIVE) if hasattr(loaded.model, "ops") else loaded.model
+
+  def logits(x: jax.Array) -> Any:
+    return network.apply(loaded.variables, (x - loaded.mean) / loaded.std, train=False)
+
+  for name in ("jax2onnx", "onnx_ir"):  # of shapes that only the run time knows
+    logging.getLogger(name).setLevel(logging.ERROR)
+  try:
+    # It traces with operations of its own, which promote.
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+      proto = jax2onnx.to_onnx(
+        logits,
+        [("batch", *loaded.input_shape)],
+        model_name=str(loaded.description.get("algorithm", "model")),
+        input_names=["x"],
+        output_names=["logits"],
+      )
+  except Exception as error:  # what it does not know
+    line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    raise ExportError(
+      f"--format=onnx: jax2onnx cannot convert {type(network).__name__}: {line}"
+    ) from error
+  entry = proto.metadata_props.add()
+  entry.key, entry.value = "sparsyfed_jax", json.dumps(json_value(loaded.description))
+  path.write_bytes(proto.SerializeToString())
+
+
+def session(path: pathlib.Path) -> Any:
+  """Opens a file in ONNX Runtime, on the CPU."""
+  runtime = need("onnxruntime", "onnx")
+  return runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def run(loaded: Loaded, path: pathlib.Path, x: np.ndarray) -> np.ndarray:
+  return np.asarray(session(path).run(["logits"], {"x": np.asarray(x, np.float32)})[0])
+
+
+def masks(loaded: Loaded, path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Finds each layer's weights by their values among the constants, which may be transposed."""
+  onnx = need("onnx", "onnx")
+  constants: Counter[bytes] = Counter()
+  for entry in onnx.load(path).graph.initializer:
+    values = onnx.numpy_helper.to_array(entry)
+    if values.dtype == np.float32:
+      constants[_sorted(values)] += 1
+  found = {}
+  for name, kernel in weights.prunable(loaded.variables).items():
+    is_there = constants[_sorted(kernel)] > 0
+    found[name] = kernel != 0 if is_there else np.zeros_like(kernel, bool)
+  return found
+
+
+def _sorted(values: np.ndarray) -> bytes:
+  return np.sort(values, axis=None).tobytes()

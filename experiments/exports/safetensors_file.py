@@ -1,0 +1,49 @@
+"""safetensors: arrays by their paths, such as `params/Conv_0/kernel`, in flax's layouts."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.exports import weights
+from experiments.exports.packages import need
+from sparsyfed_jax.io.writers import json_value
+from sparsyfed_jax.loaded import Loaded
+
+_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+def write(loaded: Loaded, path: pathlib.Path, dtype: str, compression: str | None) -> None:
+  save = need("safetensors.numpy", "safetensors").save
+  # `flat` makes contiguous copies, for `save` takes transposed arrays for what they are not.
+  table = {
+    name: leaf.astype(jnp.dtype(dtype)) if leaf.dtype == np.float32 else leaf
+    for name, leaf in weights.flat(loaded.variables).items()
+  }
+  told = {"sparsyfed_jax": json.dumps(json_value(loaded.description))}
+  path.write_bytes(save(table, metadata=told))
+
+
+def run(loaded: Loaded, path: pathlib.Path, x: np.ndarray) -> np.ndarray:
+  return weights.predict(loaded, weights.nested(read(path)), x)
+
+
+def masks(loaded: Loaded, path: pathlib.Path) -> dict[str, np.ndarray]:
+  kernels = weights.prunable(weights.nested(read(path)))
+  return {name: kernel != 0 for name, kernel in kernels.items()}
+
+
+def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Reads arrays by their paths, as float32; `safetensors.numpy` knows no bfloat16."""
+  safetensors = need("safetensors", "safetensors")
+  kinds = {short: jnp.dtype(name) for name, short in _NAMES.items()}
+  table: dict[str, Any] = {}
+  for name, entry in safetensors.deserialize(path.read_bytes()):
+    kind = kinds.get(entry["dtype"])
+    if kind is None:
+      raise ValueError(f"{path}: {name} is of {entry['dtype']}, must be of {', '.join(kinds)}")
+    values = np.frombuffer(bytes(entry["data"]), kind).reshape(entry["shape"])
+    table[name] = values.astype(np.float32)
+  return table

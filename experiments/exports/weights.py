@@ -1,0 +1,56 @@
+"""The weights of a loaded model as flat tables, rounded where they are asked for in fewer bits."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparsyfed_jax import trees
+from sparsyfed_jax.loaded import Loaded
+from sparsyfed_jax.wire.rounding import round_to_wire
+
+Table = Mapping[str, np.ndarray]
+
+
+def flat(variables: Any) -> dict[str, np.ndarray]:
+  """Lists arrays by their paths, such as `params/Conv_0/kernel`, each contiguous in memory."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
+  return {trees.path_name(path): np.ascontiguousarray(leaf) for path, leaf in leaves}
+
+
+def nested(table: Mapping[str, Any]) -> dict[str, Any]:
+  """Puts a table as `flat` makes it into nested dicts."""
+  tree: dict[str, Any] = {}
+  for path, leaf in table.items():
+    *folders, name = path.split("/")
+    place = tree
+    for folder in folders:
+      place = place.setdefault(folder, {})
+    place[name] = leaf
+  return tree
+
+
+def prunable(variables: Any) -> dict[str, np.ndarray]:
+  """Lists the prunable parameters by their layers' names."""
+  leaves, _ = trees.split_prunable(variables["params"])
+  names = trees.layer_names(variables["params"])
+  return {name: np.asarray(leaf) for name, leaf in zip(names, leaves, strict=True)}
+
+
+def rounded(loaded: Loaded, dtype: str) -> Loaded:
+  """Rounds the weights to what a dtype holds, so that no weight becomes 0; they stay float32."""
+  return loaded._replace(variables=round_to_wire(loaded.variables, jnp.dtype(dtype)))
+
+
+def predict(loaded: Loaded, variables: Any, x: np.ndarray) -> np.ndarray:
+  """Computes logits with other weights than those of the model."""
+  scaled = (jnp.asarray(x, jnp.float32) - loaded.mean) / loaded.std
+  held = jax.tree.map(jnp.asarray, dict(variables))
+  return np.asarray(jax.jit(lambda v, x: loaded.model.apply(v, x, train=False))(held, scaled))
+
+
+def scaled(loaded: Loaded, x: np.ndarray) -> np.ndarray:
+  """Scales examples as the network sees them."""
+  return (np.asarray(x, np.float32) - np.float32(loaded.mean)) / np.float32(loaded.std)

@@ -1,0 +1,38 @@
+"""The flags that say which model of a run is kept, and when a run may end before its last round."""
+
+from typing import Annotated, TypeAlias
+
+from sparsyfed_jax.fed.method import Choice, Knob
+
+# Marks of settings that are values of the state or of the data, and leave the compiled programs
+# alone; and of those that change no result, so that a resumed run may change them.
+VALUE, FREE = "value", "free"
+NOTHING = "none"
+# What --keep_best may name, and whether less of it is better.
+IS_LOSS = {"test_accuracy": False, "test_loss": True}
+
+KeepBest: TypeAlias = Annotated[
+  str,
+  Choice(
+    "whose model is kept in best/: that of the evaluation of the highest test_accuracy, of the"
+    " lowest test_loss, or none",
+    (NOTHING, *IS_LOSS),
+  ),
+  VALUE,
+]
+StopAtTarget: TypeAlias = Annotated[
+  bool,
+  Knob("whether the run ends with the evaluation that reaches --target_accuracy"),
+  VALUE,
+  FREE,
+]
+EarlyStopPatience: TypeAlias = Annotated[
+  int,
+  Knob(
+    "evaluations without a better value of what --keep_best names, or else of test_accuracy, after"
+    " which the run ends; 0 for never",
+    low=0,
+  ),
+  VALUE,
+  FREE,
+]

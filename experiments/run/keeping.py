@@ -1,0 +1,109 @@
+"""What a run keeps of its models, which evaluation is the best, and when it may stop early."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.run.config import Config
+from experiments.run.ending import IS_LOSS, NOTHING
+from experiments.run.measures import rounds_to_accuracy
+from experiments.run.member import Member
+from sparsyfed_jax import loaded
+from sparsyfed_jax.io import model_file
+from sparsyfed_jax.io.writers import sync_directory
+from sparsyfed_jax.types import Variables
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def save_model(member: Member, variables: Variables, row: Mapping[str, Any]) -> None:
+  """Writes the model file of a run, in place of the one before."""
+  model_file.write(member.directory / loaded.LAST_NAME, _describe(member, row), variables)
+
+
+def save_best(
+  member: Member, variables: Variables, row: Mapping[str, Any], checkpoints: Sequence[int]
+) -> None:
+  """Keeps the model of the best evaluation so far.
+
+  Args:
+    member: the run.
+    variables: with which it predicts.
+    row: of the evaluation.
+    checkpoints: rounds at which the run may go on. The best ones before these are kept too: gone on
+      with by another version, say, what was better since may not come again.
+  """
+  done = int(row["round"])
+  place = loaded.best_path(member.directory, done)
+  place.parent.mkdir(exist_ok=True)
+  model_file.write(place, _describe(member, row), variables)
+  known = [number for number in loaded.best_rounds(member.directory) if number <= done]
+  needed = {max((n for n in known if n <= one), default=done) for one in (*checkpoints, done)}
+  for number in set(known) - needed:
+    loaded.best_path(member.directory, number).unlink(missing_ok=True)
+
+
+def drop_stale(member: Member, done: int) -> None:
+  """Removes the model of a round that is not the best now, and was before the run was stopped."""
+  place = loaded.best_path(member.directory, done)
+  if place.exists():
+    place.unlink()
+    sync_directory(place.parent)
+
+
+def is_best(config: Config, rows: Rows) -> bool:
+  """Tells whether the last row is the best evaluation so far; of equal ones the first is."""
+  best = best_row(rows, config.keep_best) if config.keep_best != NOTHING else None
+  return best is not None and best is rows[-1]
+
+
+def best_row(rows: Rows, measure: str) -> Mapping[str, Any] | None:
+  """Finds the best evaluation, the first of equal ones; None where there is none."""
+  evaluated = [row for row in rows if _is_finite(row.get(measure))]
+  sign = 1 if IS_LOSS[measure] else -1
+  return min(evaluated, key=lambda row: sign * row[measure], default=None)
+
+
+def reason_to_stop(config: Config, rows: Rows) -> str:
+  """Says why a run need not go on; "" where it has to."""
+  if config.stop_at_target:
+    reached = rounds_to_accuracy(rows, config.target_accuracy)
+    if reached is not None:
+      return f"test_accuracy reached --target_accuracy={config.target_accuracy}"
+  patience = config.early_stop_patience
+  if patience:
+    measure = "test_accuracy" if config.keep_best == NOTHING else config.keep_best
+    best = best_row(rows, measure)
+    since = 0 if best is None else int(best["round"])
+    # An evaluation that is not finite counts as one without gain.
+    count = sum(row["round"] > since and row.get("test_accuracy") is not None for row in rows)
+    if count >= patience:
+      return f"{measure} was best after round {since}, {count} evaluations before"
+  return ""
+
+
+def may_stop(config: Config) -> bool:
+  """Tells whether flags let a run end before its last round."""
+  return config.stop_at_target or config.early_stop_patience > 0
+
+
+def _describe(member: Member, row: Mapping[str, Any]) -> dict[str, Any]:
+  config, facts = member.config, member.experiment.facts
+  scores = {name: row.get(name) for name in ("test_accuracy", "test_loss", "prunable_sparsity")}
+  return loaded.describe(
+    member.experiment.model,
+    facts["input_shape"],
+    facts["mean"],
+    facts["std"],
+    input_range=facts["input_range"],
+    seen_range=facts["seen_range"],
+    classes=facts["classes"],
+    dataset=config.dataset,
+    algorithm=config.algorithm,
+    round=int(row["round"]),
+    **scores,
+  )
+
+
+def _is_finite(value: Any) -> bool:
+  return isinstance(value, int | float) and math.isfinite(value)
