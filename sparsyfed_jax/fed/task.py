@@ -1,6 +1,6 @@
 """Learning problems as pure functions: initialisation, loss and evaluation of a model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import chex
@@ -44,6 +44,13 @@ class Task(NamedTuple):
   problems: tuple[str, ...] = ()  # why layers that a method would prune cannot be followed
   products: tuple[Product, ...] = ()  # with parameters, in a training step, where they were found
   remarks: tuple[str, ...] = ()  # what a run should say of its model
+  # The paths of variables in the trees of the model's own library, by their places among the
+  # variables that methods train, where those differ: {("params", "w", "kernel"): "w"}.
+  own_paths: Mapping[tuple[str, ...], str] | None = None
+  is_given: bool = False  # whether it starts from weights that were given, not drawn
+  # Adds to the variables that methods train what is frozen, which they do not see.
+  complete: Callable[[Variables], Variables] = lambda variables: variables
+  frozen: tuple[str, ...] = ()  # places of frozen parameters, such as Dense_0/kernel
 
 
 def classification(
@@ -167,6 +174,7 @@ def supervised(
     to_model=network.to_model,
     problems=network.problems,
     products=network.products,
+    own_paths=network.own_paths,
     remarks=() if network.takes_valid else (_remark(network),),
   )
 

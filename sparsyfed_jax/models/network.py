@@ -1,6 +1,6 @@
 """A model as methods train it: its layers known by name, and computing with given operations."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -39,6 +39,8 @@ class Network(NamedTuple):
   problems: tuple[str, ...]  # why layers that a method would prune cannot be followed
   products: tuple[Product, ...]  # in a training step; () of a model with an attribute `ops`
   takes_valid: bool
+  # The paths of variables in the trees of the model's own library, by their places in `Variables`.
+  own_paths: Mapping[tuple[str, ...], str]
 
 
 def network_of(model: Any, input_shape: tuple[int, ...], prunable: str = "") -> Network:
@@ -150,6 +152,11 @@ def _rewritten(
       for product in products
     ),
     takes_valid=functions.takes_valid,
+    own_paths={
+      place: path
+      for name, one in {"params": form, **forms}.items()
+      for place, path in one.paths(name).items()
+    },
   )
 
 
@@ -267,6 +274,7 @@ def _injected(
     problems=(),
     products=(),
     takes_valid=True,
+    own_paths=form.paths("params"),
   )
 
 
