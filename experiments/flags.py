@@ -12,6 +12,7 @@ from absl import flags
 from experiments import flag_files
 from experiments.run.checks import check
 from experiments.run.config import AUTO, FREE, Config, ConfigError
+from experiments.run.learning import without_effect
 from experiments.run.settings import (
   DEFAULTS,
   all_flags,
@@ -155,7 +156,7 @@ def collect(flag_values: flags.FlagValues) -> Config:
   values: dict[str, Any] = {name: flag_values[name].value for name in defaults._fields}
   for name in ("client_sparsities", "client_sparsity_shares"):
     values[name] = _numbers(name, values[name])
-  for name in ("trackers", "input_range"):
+  for name in ("trackers", "input_range", "text_columns"):
     values[name] = tuple(values[name])
   return defaults._replace(**values)
 
@@ -179,11 +180,12 @@ def _numbers(name: str, listed: Sequence[str | float]) -> tuple[float, ...]:
 
 
 def ignored(config: Config) -> list[str]:
-  """Names the flags that neither the method nor the server's optimizer reads."""
+  """Names the flags that neither the method, the server's optimizer nor the data's reader reads."""
   method = method_of(config)
   numbers = [flag for flag, name in _HYPER_OF_FLAG.items() if name not in method.reads]
   own = [name for name, flag in all_flags(config).items() if flag.owner not in (None, method)]
-  return numbers + own + ([] if config.server_optimizer in FEDOPT else ["server_tau"])
+  server = [] if config.server_optimizer in FEDOPT else ["server_tau"]
+  return numbers + own + server + without_effect(config)
 
 
 def notes(config: Config, flag_values: flags.FlagValues = _FLAGS) -> list[str]:
@@ -196,9 +198,12 @@ def notes(config: Config, flag_values: flags.FlagValues = _FLAGS) -> list[str]:
     if flag_values[name].present and not name.startswith(prefixes)
   ]
   said = []
-  if "--server_tau" in vain:
-    vain.remove("--server_tau")
-    said.append(f"note: no effect with --server_optimizer={config.server_optimizer}: --server_tau")
+  others = {"server_optimizer": ["server_tau"], "dataset": without_effect(config)}
+  for flag, names in others.items():
+    own = [f"--{name}" for name in names if f"--{name}" in vain]
+    vain = [name for name in vain if name not in own]
+    if own:
+      said.append(f"note: no effect with --{flag}={getattr(config, flag)}: {', '.join(own)}")
   if vain:
     said.append(f"note: no effect with --algorithm={config.algorithm}: {', '.join(vain)}")
   return said

@@ -12,16 +12,28 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from sparsyfed_jax.fed.metric import Metric
+from sparsyfed_jax.fed.tasks import TASKS
+
 BYTE_UNITS = ("B", "kB", "MB", "GB", "TB")
 LINE_INTERVAL = 2.0  # least seconds between two lines where stdout is not a terminal
+
+
+def _style(metric: Metric, digits: int) -> str:
+  return f"{{:.{digits}f}}" if metric.is_share else f"{{:.{digits}g}}"
+
 
 Row: TypeAlias = Mapping[str, Any]
 Update: TypeAlias = Callable[[int, Row], None]
 
+_SHORT = {"accuracy": "acc"}
+_METRICS = tuple({metric.name: metric for one in TASKS.values() for metric in one.metrics}.values())
 # Column of a row, its name in a line, its name beside the bar, its format.
 _COLUMNS = (
   ("train_loss", "train_loss", "loss", "{:.3g}"),
-  ("test_accuracy", "test_accuracy", "acc", "{:.3f}"),
+  *(
+    (f"test_{m.name}", f"test_{m.name}", _SHORT.get(m.name, m.name), _style(m, 3)) for m in _METRICS
+  ),
   ("prunable_sparsity", "sparsity", "sparsity", "{:.3f}"),
 )
 
@@ -81,7 +93,7 @@ def closing_table(summary: Row, note: str = "") -> None:
   table.add_column(justify="right")
   table.add_column(style="dim")
   for key, name, style in (
-    ("test_accuracy", "test accuracy", "{:.4f}"),
+    *((f"test_{m.name}", f"test {m.title}", _style(m, 4)) for m in _metrics_of(summary)),
     ("test_loss", "test loss", "{:.4g}"),
     ("global_sparsity", "sparsity, all parameters", "{:.4f}"),
     ("prunable_sparsity", "sparsity, prunable", "{:.4f}"),
@@ -98,7 +110,7 @@ def closing_table(summary: Row, note: str = "") -> None:
     table.add_row("traffic of all clients", format_bytes(summary["total_bytes"]), "")
   reached = summary.get("bytes_to_target")
   if reached is not None:
-    name = f"until {summary['target_accuracy']:.0%} test accuracy"
+    name = _until(summary)
     table.add_row(name, format_bytes(reached), f"round {summary['rounds_to_target']}")
   flops = summary.get("client_flops_per_round")
   if flops is not None:
@@ -115,6 +127,16 @@ def closing_table(summary: Row, note: str = "") -> None:
     console.print(Text(f"files in {summary['output_dir']}"), soft_wrap=True)
   if note:
     console.print(Text(note), soft_wrap=True)
+
+
+def _metrics_of(summary: Row) -> tuple[Metric, ...]:
+  return TASKS.get(summary.get("task") or "", TASKS["classification"]).metrics
+
+
+def _until(summary: Row) -> str:
+  if "target" in summary:
+    return f"until test {_metrics_of(summary)[0].title} {summary['target']:g}"
+  return f"until {summary['target_accuracy']:.0%} test accuracy"
 
 
 def _make_pace(total_rounds: int, first_round: int) -> Callable[[int], str]:

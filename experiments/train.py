@@ -29,6 +29,7 @@ from experiments.run.programs import compile_programs, inputs_of
 from experiments.run.resuming import restore, rounds_of
 from experiments.run.settings import method_of
 from experiments.run.signals import leave_on_signal, leave_unread
+from experiments.run.tasks import describe_data
 from experiments.terminal import Update, closing_table, progress
 from sparsyfed_jax.data.sources import DataError
 from sparsyfed_jax.io.writers import write_json
@@ -184,8 +185,8 @@ def _print_setup(config: flags.Config, experiment: Experiment) -> None:
   facts = experiment.facts
   empty = f" ({facts['empty_clients']} of them empty)" if facts["empty_clients"] else ""
   print(
-    f"{method_of(config).name} on {config.dataset}: {config.model}, {facts['train_examples']}"
-    f" examples of {facts['num_classes']} classes, {_describe_range(facts['input_range'])},"
+    f"{method_of(config).name} on {config.dataset}: {config.model},"
+    f" {describe_data(config, facts)},"
     f" {facts['num_clients']} clients{empty}, {config.clients_per_round} a round,"
     f" {config.rounds} rounds on {describe_environment()['device']}; compiling",
     flush=True,
@@ -195,10 +196,6 @@ def _print_setup(config: flags.Config, experiment: Experiment) -> None:
     print(f"note: the data has {natural} clients of its own; --partition=natural uses them")
   for remark in experiment.remarks:
     print(f"note: {remark}")
-
-
-def _describe_range(limits: Sequence[float] | None) -> str:
-  return f"inputs {limits[0]:g} to {limits[1]:g} as [-1, 1]" if limits else "inputs as they are"
 
 
 def _parse(argv: list[str]) -> list[str]:

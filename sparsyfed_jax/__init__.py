@@ -23,6 +23,7 @@ from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.method import Choice, Configured, Knob, Method, Pattern, factory
 from sparsyfed_jax.fed.weights import with_weights
 from sparsyfed_jax.loaded import Loaded, load_model
+from sparsyfed_jax.fed.tasks import multi_label, next_token, regression
 from sparsyfed_jax.ops import (
   activation_threshold,
   powerprop,
@@ -67,10 +68,13 @@ __all__ = [
   "load_model",
   "metrics",
   "models",
+  "multi_label",
+  "next_token",
   "ops",
   "powerprop",
   "powerprop_inverse",
   "pruned_layers",
+  "regression",
   "simulate",
   "topk_mask",
   "with_weights",

@@ -115,7 +115,7 @@ class Run(NamedTuple):
     return State(now.server, now.memories, state.key), columns
 
   def evaluate(self, state: State) -> dict[str, float]:
-    """Computes `test_loss` and `test_accuracy` of the server's model on all test examples."""
+    """Computes `test_loss` and the task's metrics, such as `test_accuracy` on the test set."""
     server = engine.State(state.server, ())
     scores = self.simulation.evaluate(server, self.x_test, self.y_test)
     return {name: float(score) for name, score in scores.items()}
@@ -364,8 +364,10 @@ def _chunk(setup: Setup, federation: Federation, clients_per_device: int) -> int
   kernels, _ = trees.split_prunable(shapes["params"])
   if jax.default_backend() == "cpu" and any(kernel.ndim > 2 for kernel in kernels):
     return 1
-  example = jax.ShapeDtypeStruct(federation.x.shape[1:], federation.x.dtype)
-  return choose_chunk(setup, example, clients_per_device)
+  example, target = (
+    jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in (federation.x, federation.y)
+  )
+  return choose_chunk(setup, example, clients_per_device, target)
 
 
 def _whole(column: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ class Batch(NamedTuple):
   """Examples of one step; a partial batch is filled up with rows that count for nothing."""
 
   x: jax.Array  # (batch, *shape), as stored
-  y: jax.Array  # (batch,) int32 classes
+  y: jax.Array  # (batch,) int32 classes, or what else the task predicts: (batch, ...)
   valid: jax.Array  # (batch,) bool, False where a row is padding
 
 
@@ -43,7 +43,7 @@ class ClientData(NamedTuple):
   """What one client trains on: rows of arrays that the clients of a process share."""
 
   x: jax.Array  # (num_examples, *shape), of all clients
-  y: jax.Array  # (num_examples,) int32
+  y: jax.Array  # (num_examples,) int32, or what else is predicted
   indices: jax.Array  # (max_size,) int32 rows of x and y; those from `size` on are padding
   size: jax.Array  # () int32, the client's number of examples
   density_scale: jax.Array  # () float32, what the client can hold, relative to the run's density

@@ -45,6 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
   """Tells `tests.cases` of --method, which may promote as it does in a session of its author."""
+  config.addinivalue_line("markers", "pictures: runs draw theirs")
   if config.getoption("--method"):
     os.environ["SPARSYFED_JAX_METHOD"] = config.getoption("--method")
     jax.config.update("jax_numpy_rank_promotion", "allow")

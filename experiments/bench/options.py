@@ -8,7 +8,7 @@ from absl import flags as absl_flags
 
 from experiments import flags
 from experiments.bench.workloads import SELECTION, WORKLOADS, choose
-from experiments.run.config import COMPUTE_DTYPES
+from experiments.run.choices import COMPUTE_DTYPES
 from sparsyfed_jax.algorithms import DENSE, METHODS, OURS
 
 BASELINE = DENSE

@@ -9,7 +9,9 @@ import numpy as np
 
 from experiments.pictures import panels
 from experiments.pictures.panels import BLUE, GREY, INK, VERMILLION, Line, Panel, Rows, styled
+from experiments.run.learning import recorded_judgement
 from experiments.terminal import BYTE_UNITS, format_bytes
+from sparsyfed_jax.fed.metric import ACCURACY, Metric
 
 
 class Curve(NamedTuple):
@@ -31,7 +33,8 @@ def plot_curves(rows: Rows, summary: Mapping[str, Any], path: str | os.PathLike[
       against.
     path: the PNG to write.
   """
-  parts = (_accuracy(rows), _loss(rows), _sparsity(rows), _communication(rows, summary))
+  metric = recorded_judgement(summary).main
+  parts = (_score(rows, metric), _loss(rows), _sparsity(rows), _communication(rows, summary))
   last = max((line.x[-1] for panel in parts for line in panel.lines), default=1.0)
   figure = panels.make_figure([panel._replace(last=last) for panel in parts], 2, height=3.9)
   title, facts = _heading(rows, summary)
@@ -46,8 +49,10 @@ def _heading(rows: Rows, summary: Mapping[str, Any]) -> tuple[str, str]:
   names = [method, summary.get("dataset"), summary.get("model")]
   title = "  ·  ".join(str(name) for name in names if name)
   facts = []
+  metric = recorded_judgement(summary).main
+  score = "{:.1%}" if metric.is_share else "{:.4g}"
   for key, text in (
-    ("test_accuracy", "{:.1%} test accuracy"),
+    (f"test_{metric.name}", f"{score} test {metric.title}"),
     ("global_sparsity", "{:.1%} of the global model is zero"),
   ):
     value = summary.get(key)
@@ -63,12 +68,20 @@ def _heading(rows: Rows, summary: Mapping[str, Any]) -> tuple[str, str]:
   return title, "   ·   ".join(facts)
 
 
-def _accuracy(rows: Rows) -> Panel:
+def _score(rows: Rows, metric: Metric) -> Panel:
+  value, scale = ("{:.1f}%" if metric.is_share else "{:.3g}"), metric.factor
   lines = [
-    *_line(rows, "train_accuracy", "train {:.1f}%", VERMILLION, width=1.2, scale=100),
-    *_line(rows, "test_accuracy", "test {:.1f}%", BLUE, scale=100),
+    *_line(rows, f"train_{metric.name}", f"train {value}", VERMILLION, width=1.2, scale=scale),
+    *_line(rows, f"test_{metric.name}", f"test {value}", BLUE, scale=scale),
   ]
-  return Panel("Accuracy", "%", lines)
+  return panel_of(metric, metric.title[0].upper() + metric.title[1:], lines)
+
+
+def panel_of(metric: Metric, title: str, lines: Sequence[Line]) -> Panel:
+  """Makes the panel of a metric, in percent or between its own bounds."""
+  if metric.is_share:
+    return Panel(title, metric.unit, lines)
+  return Panel(title, metric.unit, lines, (metric.low, metric.high), 30)
 
 
 def _loss(rows: Rows) -> Panel:
@@ -125,26 +138,34 @@ def _line(
   return [Line(x, y * scale, label.format(y[-1] * scale), color, style, width)] if x.size else []
 
 
-def plot_sweep(curves: Sequence[Curve], path: str | os.PathLike[str]) -> None:
-  """Draws `sweep.png`: test accuracy and sparsity over the rounds, mean and range of the seeds.
+def plot_sweep(
+  curves: Sequence[Curve], path: str | os.PathLike[str], metric: Metric = ACCURACY
+) -> None:
+  """Draws `sweep.png`: the metric and sparsity over the rounds, mean and range of the seeds.
 
   Args:
     curves: the settings to compare.
     path: the PNG to write.
+    metric: what is drawn of the test set.
   """
   looks = panels.looks_of([curve.method or curve.label for curve in curves])
-  parts = []
-  for key, title in (
-    ("test_accuracy", "Test accuracy"),
-    ("prunable_sparsity", "Zeros among prunable weights"),
-  ):
+
+  def lines_of(key: str, scale: int, value: str) -> list[Line]:
     lines = []
     for curve, look in zip(curves, looks, strict=True):
       points = panels.mean_curve(curve.runs, key)
       if points.x.size:
-        label = f"{panels.method_title(curve.label)} {100 * points.y[-1]:.1f}%"
-        lines.append(panels.make_line(points, label, look, 100))
-    parts.append(Panel(title, "%", lines))
+        label = f"{panels.method_title(curve.label)} {value.format(scale * points.y[-1])}"
+        lines.append(panels.make_line(points, label, look, scale))
+    return lines
+
+  value = "{:.1f}%" if metric.is_share else "{:.3g}"
+  scores = lines_of(f"test_{metric.name}", metric.factor, value)
+  zeros = lines_of("prunable_sparsity", 100, "{:.1f}%")
+  parts = [
+    panel_of(metric, f"Test {metric.title}", scores),
+    Panel("Zeros among prunable weights", "%", zeros),
+  ]
   panels.save(parts, path)
 
 

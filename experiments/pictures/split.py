@@ -66,8 +66,9 @@ def _draw_phase(figure: SubFigure, split: Split, labels: Sequence[str]) -> None:
     interpolation="nearest",
     extent=(0, num_clients, num_classes, 0),
   )
-  middle.set_xlabel("clients, in the order of their most frequent class")
-  middle.set_ylabel("class")
+  by_class = ", in the order of their most frequent class" if num_classes > 1 else ""
+  middle.set_xlabel(f"clients{by_class}")
+  middle.set_ylabel("class" if num_classes > 1 else "")
   middle.yaxis.set_label_coords(-0.1, 0.5)
   shown = range(0, num_classes, -(-num_classes // _MOST_LABELS))
   middle.yaxis.set_major_locator(FixedLocator([i + 0.5 for i in shown]))
@@ -136,7 +137,7 @@ def _facts(split: Split, sizes: np.ndarray) -> str:
   ]
   if len(filled) < clients:
     facts.append(f"{clients - len(filled):,} empty")
-  if len(filled):
+  if len(filled) and classes > 1:
     facts.append(f"{np.mean((filled > 0).sum(1)):.3g} of {classes:,} classes a client on average")
   return "   ·   ".join(facts)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.pictures import panels
 from experiments.pictures.panels import PALETTE, STYLES, Panel, Points, to_uri
-from experiments.report.runs import ENDED, Run, Setting
+from experiments.report.runs import ENDED, OTHER_METRICS, Run, Setting
 from experiments.run.mask_files import iou_by_distance
 from experiments.terminal import format_bytes
 
@@ -155,6 +155,16 @@ _IOU = Panel("", "IoU", [], (0, 1)), "{:.3f}"
 _APART = _IOU[0]._replace(x_title="rounds apart"), "{:.3f}"
 _QUANTITIES = (
   _Quantity("Test accuracy", _over_rounds("test_accuracy"), "After each evaluated round."),
+  *(
+    _Quantity(
+      f"Test {m.title}",
+      _over_rounds(f"test_{m.name}"),
+      "After each evaluated round.",
+      Panel("", m.unit, [], (0, 100) if m.is_share else (m.low, m.high)),
+      "{:.1f} %" if m.is_share else "{:.3g}",
+    )
+    for m in OTHER_METRICS
+  ),
   _Quantity(
     "Accuracy for its traffic",
     _by_bytes,

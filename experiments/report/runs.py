@@ -16,6 +16,7 @@ from experiments.run.mask_files import SIMILARITY_NAME
 from experiments.run.measures import mean_from
 from experiments.sweeps.members import GRID_NAME
 from sparsyfed_jax.algorithms import METHODS
+from sparsyfed_jax.fed.tasks import TASKS
 from sparsyfed_jax.io.writers import JSONL_NAME, SUMS_NAME
 
 ENDED, DIVERGED, UNFINISHED, DAMAGED = STATES = ("ended", "diverged", "unfinished", "damaged")
@@ -31,6 +32,8 @@ _NO_SETTING = (
   *("seed", "eval_every", "client_eval", "metrics", "mask_metrics_every", "mask_metrics_clients"),
   *flags.WITHOUT_EFFECT,
 )
+# Flags that decide which others are read.
+_CHOOSING = ("algorithm", "dataset", "text_clients")
 _DEFAULTS: Mapping[str, Any] = json.loads(json.dumps(flags.DEFAULTS._asdict()))
 
 
@@ -226,7 +229,8 @@ def given_flags(run: Run) -> dict[str, Any]:
   values = {**_DEFAULTS, **run.flags}
   is_known = values["algorithm"] in METHODS
   if is_known:
-    ignored = set(flags.ignored(flags.DEFAULTS._replace(algorithm=values["algorithm"])))
+    chosen = {name: values[name] for name in _CHOOSING if values[name] is not None}
+    ignored = set(flags.ignored(flags.DEFAULTS._replace(**chosen)))
   else:  # of another version, or somebody's own, whose code is not to run
     ignored = {name for name, value in run.flags.items() if value is None}
   read_by_method = {name: value for name, value in values.items() if name not in ignored}
@@ -321,15 +325,35 @@ def _relative_flops(run: Run) -> float | None:
   return own / dense if own is not None and dense else None
 
 
-_TARGET, _SHIFT = "target_accuracy", "shift_round"
+def _to(what: str, target: str) -> Callable[[Run], Any]:
+  """Reads what it took to reach a target, of runs that had one of this kind."""
+  return lambda run: run.summary.get(f"{what}_to_target") if run.summary.get(target) else None
+
+
+_TARGET, _OTHER_TARGET, _SHIFT = "target_accuracy", "target", "shift_round"
+# Metrics of tasks besides accuracy.
+OTHER_METRICS = tuple(
+  {
+    metric.name: metric
+    for judgement in TASKS.values()
+    for metric in judgement.metrics
+    if metric.name != "accuracy"
+  }.values()
+)
 _UP, _DOWN = "uplink_bytes_per_client_round", "downlink_bytes_per_client_round"
 MEASURES = (
   Measure("Test accuracy", "%", _end("test_accuracy"), 100, 2),
+  *(
+    Measure(f"Test {m.title}", m.unit, _end(f"test_{m.name}"), m.factor, m.decimals)
+    for m in OTHER_METRICS
+  ),
   Measure("Zeros among prunable weights", "%", _end("prunable_sparsity"), 100, 2),
   Measure("Uplink a client and round", "kB", _end(_UP), 1e-3, 1),
   Measure("Downlink a client and round", "kB", _end(_DOWN), 1e-3, 1),
-  Measure("Traffic to the target accuracy", "MB", _end("bytes_to_target"), 1e-6, 1, _TARGET),
-  Measure("Rounds to the target accuracy", "", _end("rounds_to_target"), 1, 1, _TARGET),
+  Measure("Traffic to the target accuracy", "MB", _to("bytes", _TARGET), 1e-6, 1, _TARGET),
+  Measure("Rounds to the target accuracy", "", _to("rounds", _TARGET), 1, 1, _TARGET),
+  Measure("Traffic to the target", "MB", _to("bytes", _OTHER_TARGET), 1e-6, 1, _OTHER_TARGET),
+  Measure("Rounds to the target", "", _to("rounds", _OTHER_TARGET), 1, 1, _OTHER_TARGET),
   Measure("Client regrowth", "%", _mean("client_regrowth", 2), 100, 3),
   Measure("Server regrowth", "%", _mean("server_regrowth", 2), 100, 3),
   Measure("IoU of clients’ masks", "", _mean("client_mask_iou"), 1, 3),

@@ -1,6 +1,5 @@
 """From flags to a simulation: data, partition, model, method."""
 
-import functools
 from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,10 +14,11 @@ from experiments.run.config import VALUE, Config, ConfigError
 from experiments.run.data import TestOwners, deal_phases, deal_tests, density_scales, load
 from experiments.run.identity import digest, examples_digest
 from experiments.run.models import choose_chunk, make_model
-from experiments.run.settings import DEFAULTS, all_flags, method_of, own_hyper, own_options
+from experiments.run.settings import all_flags, method_of, own_hyper, own_options
 from experiments.run.split import Split, count_phases
+from experiments.run.tasks import classes_of, costs_of, make_task, scale_facts
 from sparsyfed_jax import trees
-from sparsyfed_jax.data import partition, scaling, sources
+from sparsyfed_jax.data import partition, sources
 from sparsyfed_jax.data.batches import batch_rows
 from sparsyfed_jax.data.remarks import remarks
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
@@ -35,8 +35,7 @@ from sparsyfed_jax.fed.sampling import AVAILABILITIES
 from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES
 from sparsyfed_jax.fed.server import CLIENT_WEIGHTS
 from sparsyfed_jax.fed.simulation import Simulation, simulate
-from sparsyfed_jax.fed.task import Task, classification
-from sparsyfed_jax.metrics.flops import LayerCost, layer_costs, product_costs
+from sparsyfed_jax.metrics.flops import LayerCost
 from sparsyfed_jax.types import Keys, make_keys
 
 EVAL_BATCH_SIZE = 500
@@ -88,31 +87,10 @@ def check(config: Config, dataset: sources.Dataset) -> None:
   """
   prepared = _prepare(config, dataset, make_keys(jax.random.key(config.seed)))
   if any(getattr(config, flag) for flag in _patterns(config)):
-    _check_patterns(config, _make_task(config, dataset).layer_names)
+    _check_patterns(config, make_task(config, dataset).layer_names)
   if prepared.parts_after:
     setup = _make_setup(config, prepared, dataset)
     _check_shift(config, _make_algorithm(config, setup), setup, prepared)
-
-
-def _make_task(config: Config, dataset: sources.Dataset) -> Task:
-  """Makes the task; the layers of a model are looked for once, whatever the other flags say."""
-  names = ("model", "norm", "prunable", "dataset", "compute_dtype")
-  of_model = DEFAULTS._replace(**{name: getattr(config, name) for name in names})
-  shape = dataset.x_train.shape[1:]
-  return _task(of_model, shape, dataset.num_classes, dataset.mean, dataset.std)
-
-
-@functools.lru_cache(maxsize=8)
-def _task(
-  config: Config, input_shape: tuple[int, ...], num_classes: int, mean: float, std: float
-) -> Task:
-  model = make_model(config, input_shape, num_classes)
-  dtype = jnp.bfloat16 if config.compute_dtype == "bfloat16" else jnp.float32
-  try:
-    return classification(model, input_shape, mean, std, dtype, num_classes, config.prunable)
-  except ValueError as error:
-    flag = "prunable" if str(error).startswith("prunable=") else "model"
-    raise ConfigError(f"--{flag}={getattr(config, flag)}: {error}") from error
 
 
 def _prepare(config: Config, dataset: sources.Dataset, keys: Keys) -> _OnHost:
@@ -175,7 +153,8 @@ def build(config: Config) -> Experiment:
   federation, after = _place_phases(federation, after, mesh, placement)
   example = jax.ShapeDtypeStruct(input_shape, dataset.x_train.dtype)
   most = -(-config.clients_per_round // mesh.size)
-  own_chunk = choose_chunk(config.clients_per_chunk, prepared.model, setup, example, most)
+  target = jax.ShapeDtypeStruct(dataset.y_train.shape[1:], dataset.y_train.dtype)
+  own_chunk = choose_chunk(config.clients_per_chunk, prepared.model, setup, example, most, target)
   chunk = processes.smallest(own_chunk)  # all have to run the same program
   simulation = simulate(
     algorithm,
@@ -205,7 +184,7 @@ def build(config: Config) -> Experiment:
     shifted=after,
     test_owners=prepared.test_owners,
     layers=layers,
-    costs=_costs(prepared.model, input_shape, setup.task) if config.metrics else (),
+    costs=costs_of(prepared.model, dataset, setup.task) if config.metrics else (),
     x_test=x_test,
     y_test=y_test,
     hyper=hyper,
@@ -214,13 +193,13 @@ def build(config: Config) -> Experiment:
     placement=placement,
     facts=facts,
     remarks=(*remarks(dataset), *setup.task.remarks),
-    split=count_phases(config, phases, dataset.y_train, dataset.num_classes),
+    split=count_phases(config, phases, *classes_of(dataset)),
   )
 
 
 def _make_setup(config: Config, prepared: _OnHost, dataset: sources.Dataset) -> Setup:
   return Setup(
-    task=_make_task(config, dataset),
+    task=make_task(config, dataset),
     local=LocalTraining(
       batch_rows(config.batch_size, prepared.sizes),
       config.local_epochs,
@@ -236,10 +215,6 @@ def _make_setup(config: Config, prepared: _OnHost, dataset: sources.Dataset) -> 
     measures=make_measures(jnp.dtype(config.wire_dtype)) if config.metrics else NO_MEASURES,
     wire_dtype=jnp.dtype(config.wire_dtype),
   )
-
-
-def _costs(model: Any, input_shape: tuple[int, ...], task: Task) -> tuple[LayerCost, ...]:
-  return product_costs(task.products) if task.products else layer_costs(model, input_shape)
 
 
 def _facts(
@@ -262,16 +237,16 @@ def _facts(
     processes=jax.process_count(),
     mean=dataset.mean,
     std=dataset.std,
-    input_range=scaling.as_range(dataset.mean, dataset.std),
     seen_range=(float(dataset.x_train.min()), float(dataset.x_train.max())),
     classes=dataset.classes,
     examples_sha256=examples_digest(dataset),
     split_sha256=digest([*parts, len(parts), *parts_after, scales]),
+    **scale_facts(dataset),
   )
 
 
 # What the data makes of the programs, besides its shapes.
-_FACTS = ("num_classes", "clients_per_chunk", "uneven_clients", "mean", "std")
+_FACTS = ("num_classes", "clients_per_chunk", "uneven_clients", "mean", "std", "target_scale")
 
 
 def everywhere(mesh: Mesh) -> NamedSharding:
@@ -299,7 +274,7 @@ def program_key(config: Config, experiment: Experiment) -> Hashable:
   return (
     fixed_flags(config),
     tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(arrays)),
-    tuple(experiment.facts[name] for name in _FACTS),
+    tuple(experiment.facts.get(name) for name in _FACTS),
     experiment.mesh,
   )
 

@@ -1,6 +1,5 @@
 """Whether a result is better than guessing, and what to try where it is not."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,40 +9,31 @@ from numpy.typing import ArrayLike
 from experiments.flags import ignored
 from experiments.run.config import Config
 from experiments.run.defaults import default_client_lr, default_server_lr
+from experiments.run.learning import judgement_of
+from sparsyfed_jax.fed.metric import ACCURACY, Metric
 
-STANDARD_ERRORS = 2.0
 _FAR = 3.0  # times the default: a rate to suspect first
 
 
-def guessing_level(labels: ArrayLike) -> float:
-  """Computes the accuracy of always naming the most frequent class.
+def describe_chance(
+  value: float | None, targets: ArrayLike, metric: Metric = ACCURACY
+) -> dict[str, Any]:
+  """Makes the entries of summary.json: `chance_accuracy`, or of another metric, and `is_chance`.
 
   Args:
-    labels: (num_examples,) int classes of the test set, at least one.
-  """
-  _, counts = np.unique(np.asarray(labels), return_counts=True)
-  return float(counts.max() / counts.sum())
-
-
-def is_chance(accuracy: float, labels: ArrayLike) -> bool:
-  """Tells whether an accuracy is no better than guessing, within two standard errors.
-
-  Args:
-    accuracy: on the test set, in [0, 1].
-    labels: (num_examples,) int classes of the test set.
+    value: of the metric on the test set; None where it is not finite.
+    targets: of the test set, such as its classes.
+    metric: which knows what guessing gives; {} is made of one that does not.
 
   Returns:
-    Whether it is at most the `guessing_level` and two standard errors of it; never for a test set
-    of one class, where nothing is better than guessing.
+    What guessing gives, and whether the value is no better within two standard errors: never where
+    nothing is better than guessing, as for a test set of one class.
   """
-  level, num_examples = guessing_level(labels), np.size(labels)
-  margin = STANDARD_ERRORS * math.sqrt(level * (1 - level) / num_examples)
-  return level < 1 and accuracy <= level + margin
-
-
-def describe_chance(accuracy: float, labels: ArrayLike) -> dict[str, Any]:
-  """Makes the entries of summary.json: `chance_accuracy` and `is_chance`."""
-  return {"chance_accuracy": guessing_level(labels), "is_chance": is_chance(accuracy, labels)}
+  if metric.chance is None:
+    return {}
+  level, limit = metric.chance(np.asarray(targets))
+  is_chance = limit is not None and not (value is not None and metric.is_better(value, limit))
+  return {f"chance_{metric.name}": level, "is_chance": is_chance}
 
 
 def chance_note(config: Config, summary: Mapping[str, Any]) -> str:
@@ -55,9 +45,11 @@ def chance_note(config: Config, summary: Mapping[str, Any]) -> str:
   """
   if not summary.get("is_chance"):
     return ""
+  metric = judgement_of(config).main
+  value, level = summary[f"test_{metric.name}"], summary[f"chance_{metric.name}"]
   return (
-    f"note: a test accuracy of {summary['test_accuracy']:.4f} is not better than guessing, which"
-    f" gives {summary['chance_accuracy']:.4f}; try {' or '.join(_to_try(config))}"
+    f"note: a test {metric.title} of {value:.4f} is not better than guessing, which gives"
+    f" {level:.4f}; try {' or '.join(_to_try(config))}"
   )
 
 

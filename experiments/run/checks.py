@@ -3,11 +3,14 @@
 import math
 from collections.abc import Callable
 
-from experiments.run.config import AUTO, MODELS, Config, ConfigError
+from experiments.run.choices import MODELS
+from experiments.run.config import AUTO, Config, ConfigError
+from experiments.run.learning import is_text, judgement_of, learning_of, task_of
 from experiments.run.models import check_model, is_strange
 from experiments.run.settings import all_flags, completed, method_of, own_hyper
 from sparsyfed_jax.algorithms import METHODS
 from sparsyfed_jax.fed.method import refusal
+from sparsyfed_jax.fed.tasks import TASKS
 from sparsyfed_jax.io.trackers import TrackerError, check_installed
 
 
@@ -38,6 +41,7 @@ def check(config: Config) -> None:
     right = refusal(flag.rule, getattr(config, name))
     require(not right, name, right)
   _check_method(completed(config))
+  _check_task(config, require)
   require(
     not config.resume or bool(config.output_dir),
     "resume",
@@ -98,6 +102,30 @@ def _check_method(config: Config) -> None:
     if right:
       name = settings[field].name
       raise ConfigError(f"--{name}={getattr(config, name)}: must be {right}")
+
+
+def _check_task(config: Config, require: Callable[[bool, str, str], None]) -> None:
+  own, task = learning_of(config), task_of(config)
+  require(task in TASKS, "task", f"one of {', '.join(TASKS)}")
+  data = f"with --dataset={config.dataset}"
+  if is_text(config):
+    require(task == "next_token", "task", f"next_token {data}")
+    require(config.input_range == (AUTO,), "input_range", f"left out {data}: tokens have no scale")
+  elif config.dataset.startswith("npz:"):
+    require(task != "next_token", "task", f"another {data}; next_token needs --dataset=text:PATH")
+  else:
+    require(task == "classification", "task", f"classification {data}")
+  require(len(own.text_columns) == 2, "text_columns", "two names, TEXT,CLIENT")
+  if task == "classification":
+    require(own.target is None, "target", "left out with classification: --target_accuracy is its")
+    return
+  classes = f"without --task={task}, which has no classes"
+  right = f"natural, iid or power_law with --task={task}, which has no classes to deal by"
+  require(config.partition in ("natural", "iid", "power_law"), "partition", right)
+  require(config.shift_round is None, "shift_round", f"given {classes}")
+  metric = judgement_of(config).main
+  if own.target is not None:
+    require(metric.low <= own.target <= metric.high, "target", f"a value of {metric.title}")
 
 
 def _check_input_range(config: Config) -> None:

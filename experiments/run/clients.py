@@ -1,10 +1,12 @@
-"""Federated evaluation: how accurate the model is for each client."""
+"""Federated evaluation: how good the model is for each client."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from experiments.run.data import TestOwners
+from sparsyfed_jax.fed.metric import ACCURACY, Metric
+from sparsyfed_jax.types import Mean
 
 
 def owners_at(owners: TestOwners, shift_round: int | None, done: int) -> np.ndarray:
@@ -12,34 +14,38 @@ def owners_at(owners: TestOwners, shift_round: int | None, done: int) -> np.ndar
   return owners.before if shift_round is None or done <= shift_round else owners.after
 
 
-def client_accuracies(hits: np.ndarray, owners: np.ndarray, num_clients: int) -> list[float | None]:
-  """Computes the accuracy of each client on its own test examples.
+def client_scores(scores: Mean, owners: np.ndarray, num_clients: int) -> list[float | None]:
+  """Computes how good a model is for each client on its own test examples.
 
   Args:
-    hits: (num_test,) bool, which examples the model gets right.
+    scores: of each test example, (num_test,) arrays, such as hits and ones.
     owners: (num_test,) int32, whose they are.
     num_clients: of the run.
 
   Returns:
     An entry for each client, by its number; None for one without test examples.
   """
-  counts = np.bincount(owners, minlength=num_clients)
-  right = np.bincount(owners, weights=hits, minlength=num_clients)
+  totals, weights = (
+    np.bincount(owners, weights=np.asarray(leaf, np.float64), minlength=num_clients)
+    for leaf in scores
+  )
   return [
-    float(of_client) if count else None
-    for of_client, count in zip(right / np.maximum(counts, 1), counts, strict=True)
+    float(total / weight) if weight else None for total, weight in zip(totals, weights, strict=True)
   ]
 
 
-def client_spread(accuracies: Sequence[float | None]) -> dict[str, float]:
-  """Describes accuracies of clients: columns of a row of metrics.
+def spread_columns(metric: Metric) -> tuple[str, ...]:
+  """Names the columns that describe a metric over the clients: the worst client, and a tenth."""
+  ends = ("min", "p10") if metric.is_higher_better else ("max", "p90")
+  return tuple(f"client_{metric.name}_{end}" for end in ("mean", "std", *ends))
 
-  Each client that has an accuracy counts alike; at least one has to.
+
+def client_spread(scores: Sequence[float | None], metric: Metric = ACCURACY) -> dict[str, float]:
+  """Describes the scores of clients: columns of a row of metrics.
+
+  Each client that has one counts alike; at least one has to.
   """
-  values = np.array([value for value in accuracies if value is not None])
-  return {
-    "client_accuracy_mean": float(values.mean()),
-    "client_accuracy_std": float(values.std()),
-    "client_accuracy_min": float(values.min()),
-    "client_accuracy_p10": float(np.quantile(values, 0.1)),
-  }
+  values = np.array([value for value in scores if value is not None])
+  tenth = np.quantile(values, 0.1 if metric.is_higher_better else 0.9)
+  described = values.mean(), values.std(), metric.worst(values), tenth
+  return dict(zip(spread_columns(metric), map(float, described), strict=True))

@@ -1,7 +1,9 @@
 """The settings of a run: each flag is one field, with its type, default, help and range."""
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
+from experiments.run import choices
+from experiments.run.choices import AUTO, FREE, VALUE, ConfigError
 from experiments.run.defaults import (
   default_client_lr,
   default_ramp,
@@ -9,10 +11,8 @@ from experiments.run.defaults import (
   default_shift_alpha,
   default_shift_seed,
 )
-from experiments.run.ending import FREE, VALUE, EarlyStopPatience, KeepBest, StopAtTarget
+from experiments.run.ending import EarlyStopPatience, KeepBest, StopAtTarget
 from sparsyfed_jax.algorithms import METHODS, OURS
-from sparsyfed_jax.data.shift import SHIFTS
-from sparsyfed_jax.fed.devices import PLACEMENTS
 from sparsyfed_jax.fed.method import Choice, Knob, Pattern
 from sparsyfed_jax.fed.optimizers import SERVER_OPTIMIZERS
 from sparsyfed_jax.fed.sampling import AVAILABILITIES
@@ -20,20 +20,7 @@ from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES
 from sparsyfed_jax.fed.server import CLIENT_WEIGHTS
 from sparsyfed_jax.models.norm import Norm
 
-MODELS = ("mlp", "cnn", "resnet18", "speech_resnet18", "vit")
-NORMS = ("batch", "group")
-PARTITIONS = (
-  *("dirichlet", "dirichlet_symmetric", "dirichlet_per_class"),
-  *("iid", "shards", "power_law", "natural"),
-)
-CLIENT_OPTIMIZERS = ("sgd", "nesterov", "adamw")
-COMPUTE_DTYPES = ("float32", "tf32", "bfloat16")
-WIRE_DTYPES = ("float32", "bfloat16", "float16")
-AUTO: Literal["auto"] = "auto"
-
-
-class ConfigError(ValueError):
-  """A flag that cannot be obeyed; the one-line message names it, its value and what is right."""
+__all__ = ["AUTO", "FREE", "VALUE", "Config", "ConfigError"]
 
 
 class Config(NamedTuple):
@@ -42,8 +29,8 @@ class Config(NamedTuple):
   dataset: Annotated[
     str,
     Knob(
-      "digits (scikit-learn's, embedded), npz:PATH (docs/own_data.md lists its arrays), or"
-      " tfds:NAME (prepared by tensorflow-datasets)"
+      "digits (scikit-learn's, embedded), npz:PATH (docs/own_data.md lists its arrays), text:PATH"
+      " (of characters), or tfds:NAME (prepared by tensorflow-datasets)"
     ),
     VALUE,
   ] = "digits"
@@ -58,8 +45,8 @@ class Config(NamedTuple):
   model: Annotated[
     str,
     Knob(
-      f"one of {', '.join(MODELS)}, or package.module:factory or ./file.py:factory of your own, a"
-      " function of the number of outputs"
+      f"one of {', '.join(choices.MODELS)}, or package.module:factory or ./file.py:factory of"
+      " your own, a function of the number of outputs"
     ),
   ] = "cnn"
   prunable: Annotated[
@@ -69,7 +56,7 @@ class Config(NamedTuple):
       " of at least two axes that layers multiply with their input"
     ),
   ] = ""
-  norm: Annotated[Norm, Choice("of the ResNets: batch or group", NORMS)] = "batch"
+  norm: Annotated[Norm, Choice("of the ResNets: batch or group", choices.NORMS)] = "batch"
   algorithm: Annotated[
     str,
     Knob(f"one of {', '.join(METHODS)}, or package.module:METHOD or ./file.py:METHOD of your own"),
@@ -162,7 +149,10 @@ class Config(NamedTuple):
   ] = "exponential"
   client_optimizer: Annotated[
     str,
-    Choice(f"one of {', '.join(CLIENT_OPTIMIZERS)}; its state lasts one round", CLIENT_OPTIMIZERS),
+    Choice(
+      f"one of {', '.join(choices.CLIENT_OPTIMIZERS)}; its state lasts one round",
+      choices.CLIENT_OPTIMIZERS,
+    ),
   ] = "sgd"
   client_momentum: Annotated[float, Knob("of sgd and nesterov, in [0, 1)", low=0, below=1)] = 0.0
   client_clip_norm: Annotated[
@@ -203,19 +193,7 @@ class Config(NamedTuple):
     ),
     VALUE,
   ] = 1e-3
-  partition: Annotated[
-    str,
-    Choice(
-      "how the training data is dealt to the clients: dirichlet (equal sizes, class frequencies"
-      " of each client ~ Dirichlet(--dirichlet_alpha * classes * frequency of the class)),"
-      " dirichlet_symmetric (~ Dirichlet(--dirichlet_alpha), as in the paper: the same where"
-      " classes are equally frequent; where not, some clients get nothing but the frequent ones),"
-      " dirichlet_per_class (sizes vary too), iid, shards (--shards_per_client of the sorted"
-      " data), power_law (sizes ~ rank^-exponent), natural (the file's own clients)",
-      PARTITIONS,
-    ),
-    VALUE,
-  ] = "dirichlet"
+  partition: Annotated[str, choices.PARTITION, VALUE] = "dirichlet"
   dirichlet_alpha: Annotated[
     float,
     Knob("concentration of the Dirichlet splits: 1000 is uniform, 0.1 very skewed", above=0),
@@ -228,16 +206,7 @@ class Config(NamedTuple):
     Knob("round after which the clients' data changes, to see how a method adapts; default: never"),
     VALUE,
   ] = None
-  shift_kind: Annotated[
-    str,
-    Choice(
-      "what changes then: resplit (all examples are dealt anew), clients (other clients with the"
-      " other half of the examples come in the place of those before), or labels (classes that"
-      " were frequent become rare, and rare ones frequent)",
-      tuple(SHIFTS),
-    ),
-    VALUE,
-  ] = "resplit"
+  shift_kind: Annotated[str, choices.SHIFT, VALUE] = "resplit"
   shift_dirichlet_alpha: Annotated[
     float | None,
     Knob(
@@ -318,22 +287,13 @@ class Config(NamedTuple):
     Knob("devices that share the clients of a round; default: all there are", low=1),
     FREE,
   ] = None
-  data_placement: Annotated[
-    str,
-    Choice(
-      "where training examples are: replicated (on every device), sharded (each device has some"
-      " clients, and trains them), or streamed (on the host, which sends those of each round"
-      " ahead)",
-      PLACEMENTS,
-    ),
-    FREE,
-  ] = "replicated"
+  data_placement: Annotated[str, choices.PLACEMENT, FREE] = "replicated"
   compute_dtype: Annotated[
     str,
     Choice(
       "of layers: float32, tf32 (float32 with shorter products, on GPUs), or bfloat16;"
       " parameters, norms and updates are float32 always",
-      COMPUTE_DTYPES,
+      choices.COMPUTE_DTYPES,
     ),
   ] = "float32"
   wire_dtype: Annotated[
@@ -341,7 +301,7 @@ class Config(NamedTuple):
     Choice(
       "of values on the wire, to which models are rounded in both directions: float32, bfloat16"
       " or float16",
-      WIRE_DTYPES,
+      choices.WIRE_DTYPES,
     ),
   ] = "float32"
   coordinator: Annotated[

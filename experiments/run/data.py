@@ -1,5 +1,6 @@
 """The data of a run: loaded, and dealt to the clients."""
 
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 
 from experiments.flags import input_range
 from experiments.run.config import Config, ConfigError
+from experiments.run.learning import is_text, reading_of, task_of
 from sparsyfed_jax.data import partition, sources
 from sparsyfed_jax.data.shift import SHIFTS
 from sparsyfed_jax.types import make_keys
@@ -24,8 +26,18 @@ class TestOwners(NamedTuple):
 def load(config: Config) -> sources.Dataset:
   """Loads the data set of a run; raises DataError."""
   return sources.load(
-    config.dataset, make_keys(jax.random.key(config.seed)).split, input_range(config)
+    config.dataset,
+    make_keys(jax.random.key(config.seed)).split,
+    input_range(config),
+    task_of(config),
+    reading_of(config),
   )
+
+
+def source_of(config: Config) -> Hashable:
+  """Makes what two runs share if their data sets are the same but for --input_range."""
+  reading = reading_of(config) if is_text(config) else None
+  return config.dataset, config.seed, task_of(config), reading
 
 
 def density_scales(config: Config, num_clients: int, key: jax.Array) -> np.ndarray:
@@ -72,6 +84,11 @@ def deal_tests(
     return TestOwners(nobody, nobody)
   if config.partition == "natural" and len(dataset.client_test):
     return TestOwners(dataset.client_test, dataset.client_test)
+  if dataset.kind != "classification":
+    raise ConfigError(
+      f"--client_eval: needs --partition=natural and whose each test example is with --task="
+      f"{dataset.kind}, which has no classes to deal the test set by"
+    )
   if len(dataset.y_test) < len(parts):
     raise ConfigError(
       f"--client_eval: needs a test example for each of the {len(parts)} clients, but"

@@ -2,11 +2,9 @@
 
 from typing import Annotated, TypeAlias
 
+from experiments.run.choices import FREE, VALUE
 from sparsyfed_jax.fed.method import Choice, Knob
 
-# Marks of settings that are values of the state or of the data, and leave the compiled programs
-# alone; and of those that change no result, so that a resumed run may change them.
-VALUE, FREE = "value", "free"
 NOTHING = "none"
 # What --keep_best may name, and whether less of it is better.
 IS_LOSS = {"test_accuracy": False, "test_loss": True}

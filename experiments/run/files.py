@@ -7,17 +7,19 @@ from collections.abc import Mapping, Sequence
 from types import UnionType
 from typing import Any
 
+from experiments.run.clients import spread_columns
 from experiments.run.directory import CONFIG_NAME
+from experiments.run.learning import recorded_judgement
 from experiments.run.mask_files import SIMILARITY_NAME
 from experiments.run.settings import flags_of
+from sparsyfed_jax.fed.tasks import TASKS
 from sparsyfed_jax.io.writers import JSONL_NAME, SUMS_NAME, find_changed, read_metrics
 
 SUMMARY_NAME = "summary.json"
 # Columns of metrics.jsonl and entries of summary.json that are numbers, null where not measured.
 _SHARES = (
-  *("train_accuracy", "test_accuracy", "global_sparsity", "prunable_sparsity", "target_sparsity"),
+  *("global_sparsity", "prunable_sparsity", "target_sparsity"),
   *("client_regrowth", "server_regrowth", "mask_iou", "client_mask_iou"),
-  *("client_accuracy_mean", "client_accuracy_std", "client_accuracy_min", "client_accuracy_p10"),
   *("accuracy_before_shift", "lowest_accuracy_after_shift", "target_accuracy"),
 )
 _AMOUNTS = (
@@ -27,9 +29,22 @@ _AMOUNTS = (
   *("client_flops_per_round", "dense_client_flops_per_round"),
   *("seconds_per_round", "compile_seconds"),
 )
-_NUMBERS = ("train_loss", "test_loss")
+_NUMBERS = ("train_loss", "test_loss", "target")
 _HUGE = 1e100  # beyond what is measured, and far enough from what no float holds
-_LIMITS = ((_SHARES, 0, 1), (_AMOUNTS, 0, _HUGE), (_NUMBERS, -_HUGE, _HUGE))
+_METRICS = tuple(
+  ((f"train_{m.name}", f"test_{m.name}"), max(m.low, -_HUGE), min(m.high, _HUGE))
+  for judgement in TASKS.values()
+  for m in judgement.metrics
+)
+# Those of clients; a deviation from the mean may be 0 where the metric may not.
+_OF_CLIENTS = tuple(
+  (spread_columns(metric), min(metric.low, 0), min(metric.high, _HUGE))
+  for metric in dict.fromkeys(judgement.compared for judgement in TASKS.values())
+)
+_LIMITS = (
+  *((_SHARES, 0, 1), (_AMOUNTS, 0, _HUGE), (_NUMBERS, -_HUGE, _HUGE)),
+  *(*_METRICS, *_OF_CLIENTS),
+)
 _FLOPS = ("forward", "input_gradient", "weight_gradient", "dense_total")
 # What config.json holds of a flag of a type; null where the method does not read it.
 _KINDS: Mapping[Any, type | UnionType] = {
@@ -138,6 +153,7 @@ def read_summary(directory: pathlib.Path) -> dict[str, Any]:
     return summary
   _check_numbers(summary, path, "")
   _check_list(summary.get("client_accuracies"), path, "client_accuracies")
+  _check_list(summary.get("client_scores"), path, "client_scores", _HUGE)
   layers = summary.get("layers")
   is_correct = layers is None or _is_list_of(layers, str)
   _require(is_correct, path, "layers", f"must be a list of names, is {_short(layers)}")
@@ -156,7 +172,8 @@ def check_agreement(
 ) -> None:
   """Raises DamagedError where a summary is not that of the rows."""
   last = rows[-1] if rows else {}
-  for name in ("test_accuracy", "test_loss", "global_sparsity", "prunable_sparsity"):
+  tests = [f"test_{metric.name}" for metric in recorded_judgement(summary).metrics]
+  for name in (*tests, "test_loss", "global_sparsity", "prunable_sparsity"):
     if name in summary and name in last:
       _require(
         summary[name] == last[name],
@@ -198,11 +215,11 @@ def _check_number(value: Any, path: pathlib.Path, place: str, low: float, high: 
   _require(is_correct, path, place, f"must be a number{limits} or null, is {_short(value)}")
 
 
-def _check_list(values: Any, path: pathlib.Path, place: str) -> None:
+def _check_list(values: Any, path: pathlib.Path, place: str, high: float = 1) -> None:
   is_list = values is None or isinstance(values, list)
   _require(is_list, path, place, f"must be a list of numbers, is {_short(values)}")
   for value in values or []:
-    _check_number(value, path, place, 0, 1)
+    _check_number(value, path, place, 0, high)
 
 
 def _is_list_of(values: Any, kind: type) -> bool:

@@ -13,12 +13,13 @@ import numpy as np
 from experiments.pictures.plots import plot_curves
 from experiments.pictures.split import plot_split
 from experiments.run import keeping, processes
-from experiments.run.clients import client_accuracies, client_spread, owners_at
+from experiments.run.clients import client_scores, client_spread, owners_at
 from experiments.run.config import Config
 from experiments.run.ending import NOTHING
 from experiments.run.environment import describe_environment
 from experiments.run.failures import DivergedError, count_lost, failure, never_updated
 from experiments.run.files import SUMMARY_NAME
+from experiments.run.learning import judgement_of
 from experiments.run.mask_files import save_mask, write_similarity
 from experiments.run.member import Member
 from experiments.run.programs import Inputs, Programs
@@ -30,6 +31,7 @@ from experiments.terminal import Update
 from sparsyfed_jax.io import checkpoint
 from sparsyfed_jax.io.trackers import Write, open_trackers
 from sparsyfed_jax.io.writers import JSONL_NAME, MetricsWriter, read_metrics, write_json
+from sparsyfed_jax.types import Mean
 
 
 class Start(NamedTuple):
@@ -75,7 +77,7 @@ class _Results(NamedTuple):
   seconds: float
   columns: Any
   scores: Any  # of the evaluation after the last of them
-  hits: Any  # which test examples are right
+  hits: Any  # how good the model is on each test example
   agreement: Any  # of the masks of the first of them
   mask: Any  # the global one after the last
 
@@ -113,7 +115,7 @@ def train_loop(
   writers = members if processes.is_first() else []
   intact: Sequence[int] = (done,) if done else ()  # checkpoints
   run_seconds = 0.0
-  hits = None  # of the last evaluation
+  hits = None  # how good the model is on each test example, of the last evaluation
   books = _open_books(members, done)
   stop = _stop_reason(members, books)
 
@@ -144,7 +146,7 @@ def train_loop(
       if signal and not is_last:
         raise StoppedError(signal, done, members[0].directory if config.checkpoint_every else None)
   if config.client_eval and hits is None:  # a run that had ended before
-    hits = programs.classify(state, inputs)
+    hits = programs.score_each(state, inputs)
   # Of this process; a run that went on may have none left.
   rounds_here = (done - start.done) * len(members)
   seconds = run_seconds / rounds_here if rounds_here else None
@@ -290,17 +292,19 @@ def _advance(
   done += count
   is_evaluated = _is_due(done, config.eval_every) or done == config.rounds
   scores = programs.evaluate(state, inputs) if is_evaluated else {}
-  hits = programs.classify(state, inputs) if is_evaluated and config.client_eval else None
+  hits = programs.score_each(state, inputs) if is_evaluated and config.client_eval else None
   mask = programs.pack(state) if _is_due(done, config.mask_metrics_every) else None
   return state, _Results(count, seconds, columns, scores, hits, agreement, mask)
 
 
 def _rows_of(member: Member, results: _Results, done: int) -> list[dict[str, Any]]:
-  rows = new_rows(results.columns, results.scores, results.rounds)
+  judgement = judgement_of(member.config)
+  rows = new_rows(results.columns, results.scores, results.rounds, judgement)
   if results.hits is not None:
     owners = owners_at(member.experiment.test_owners, member.config.shift_round, done)
     num_clients = member.experiment.facts["num_clients"]
-    rows[-1] |= client_spread(client_accuracies(results.hits, owners, num_clients))
+    own = client_scores(results.hits, owners, num_clients)
+    rows[-1] |= client_spread(own, judgement.compared)
   if results.agreement is not None:
     rows[0]["client_mask_iou"] = results.agreement.item()
   return rows
@@ -352,15 +356,15 @@ def _finish(
   member: Member,
   rows: Sequence[dict[str, Any]],
   state: Any,
-  hits: np.ndarray | None,
+  hits: Mean | None,
   cost: dict[str, Any],
 ) -> dict[str, Any]:
   """Writes what is made of a whole run; returns the contents of summary.json."""
   summary = summarise(member, rows, state, hits) | cost | describe_environment()
   titled = summary | {"algorithm": method_of(member.config).title}
   plot_curves(rows, titled, member.directory / "curves.png")
-  split, classes = member.experiment.split, member.experiment.facts["classes"]
-  plot_split(split, classes, member.directory / "partition.png")
+  split = member.experiment.split
+  plot_split(split, split[0].classes, member.directory / "partition.png")
   write_similarity(member.directory)
   write_json(member.directory / SUMMARY_NAME, summary)  # last: it says that all is there
   return summary

@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from sparsyfed_jax.fed.metric import ACCURACY, Metric
+
 ROWS_BEFORE_SHIFT = 3  # evaluated rows whose mean is the accuracy before a shift
 LAST_SHARE = 1 / 14  # of the rounds, whose mean accuracy is final: 50 of the paper's 700
 
@@ -34,15 +36,15 @@ def mean_from(rows: Rows, key: str, first_round: int) -> float | None:
   return statistics.fmean(values) if values else None
 
 
-def bytes_to_accuracy(rows: Rows, accuracy: float) -> float | None:
-  """Reads the bytes sent until the test accuracy first was at least `accuracy`; None if never."""
-  row = _first_reaching(rows, accuracy)
+def bytes_to_accuracy(rows: Rows, target: float, metric: Metric = ACCURACY) -> float | None:
+  """Reads the bytes sent until the metric on the test set reached a target; None if never."""
+  row = _first_reaching(rows, target, metric)
   return None if row is None else row.get("cumulative_bytes")
 
 
-def rounds_to_accuracy(rows: Rows, accuracy: float) -> int | None:
-  """Reads the round in which the test accuracy first was at least `accuracy`; None if never."""
-  row = _first_reaching(rows, accuracy)
+def rounds_to_accuracy(rows: Rows, target: float, metric: Metric = ACCURACY) -> int | None:
+  """Reads the round in which the metric on the test set reached a target; None if never."""
+  row = _first_reaching(rows, target, metric)
   return None if row is None else int(row["round"])
 
 
@@ -72,8 +74,9 @@ def recovery(rows: Rows, shift_round: int) -> Recovery:
   return Recovery(before, lowest, rounds)
 
 
-def _first_reaching(rows: Rows, accuracy: float) -> Mapping[str, Any] | None:
-  reaching = (
-    row for row in rows if row.get("test_accuracy") is not None and row["test_accuracy"] >= accuracy
-  )
-  return next(reaching, None)
+def _first_reaching(
+  rows: Rows, target: float, metric: Metric = ACCURACY
+) -> Mapping[str, Any] | None:
+  key = f"test_{metric.name}"
+  evaluated = (row for row in rows if row.get(key) is not None)
+  return next((row for row in evaluated if metric.reaches(row[key], target)), None)

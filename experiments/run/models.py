@@ -8,10 +8,13 @@ from typing import Any, NoReturn
 import jax
 
 from experiments.run.config import AUTO, Config, ConfigError
+from experiments.run.learning import task_of
 from sparsyfed_jax import strangers
 from sparsyfed_jax.fed import memory
 from sparsyfed_jax.fed.algorithm import Setup
-from sparsyfed_jax.models import CNN, MLP, ResNet18, SpeechResNet18, ViT
+from sparsyfed_jax.models import CNN, LSTM, MLP, ResNet18, SpeechResNet18, Transformer, ViT
+
+_TEXT_MODELS = {"transformer": Transformer, "lstm": LSTM}
 
 
 def is_strange(config: Config) -> bool:
@@ -75,6 +78,12 @@ def make_model(config: Config, input_shape: tuple[int, ...], num_classes: int) -
       f" shape {input_shape}; --model=mlp takes any"
     )
 
+  is_of_tokens = task_of(config) == "next_token"
+  if is_of_tokens != (config.model in _TEXT_MODELS):
+    right = "transformer or lstm" if is_of_tokens else "a model of numbers, as mlp and cnn are,"
+    raise ConfigError(f"--model={config.model}: must be {right} with --task={task_of(config)}")
+  if is_of_tokens:
+    return _TEXT_MODELS[config.model](num_classes)
   is_image = len(input_shape) == 3
   if config.model == "mlp":
     return MLP(num_classes)
@@ -102,6 +111,7 @@ def choose_chunk(
   setup: Setup,
   example: jax.ShapeDtypeStruct,
   clients_per_device: int,
+  target: jax.ShapeDtypeStruct = memory.CLASS,
 ) -> int:
   """Reads the flag --clients_per_chunk, and decides where it says auto.
 
@@ -111,6 +121,7 @@ def choose_chunk(
     setup: of the method.
     example: shape and dtype of one example, as stored.
     clients_per_device: of a round.
+    target: shape and dtype of what is predicted of an example.
   """
   if clients_per_chunk != AUTO:
     return min(int(clients_per_chunk), clients_per_device)
@@ -122,4 +133,4 @@ def choose_chunk(
   )
   if jax.default_backend() == "cpu" and not is_small:
     return 1
-  return memory.choose_chunk(setup, example, clients_per_device)
+  return memory.choose_chunk(setup, example, clients_per_device, target)

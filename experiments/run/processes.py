@@ -29,7 +29,7 @@ _ANNOUNCED = 512  # bytes
 # Flags that may differ: who a process is, and what only the first one reads. Files of data may lie
 # in different places; their content is compared.
 FREE = (
-  *("process_id", "coordinator", "dataset", "output_dir", "trackers", "target_accuracy"),
+  *("process_id", "coordinator", "dataset", "output_dir", "trackers", "target_accuracy", "target"),
   *("clients_per_chunk", "compilation_cache_dir", "discard_rounds"),
 )
 

@@ -43,7 +43,7 @@ class Programs(NamedTuple):
   run: Callable[[Any, Inputs, int], tuple[Any, dict[str, np.ndarray]]]
   evaluate: Callable[[Any, Inputs], dict[str, np.ndarray]]
   # The others are compiled when first called.
-  classify: Callable[[Any, Inputs], np.ndarray]  # which test examples are right, as `Simulation`
+  score_each: Callable[[Any, Inputs], Any]  # how good it is on each test example, as `Simulation`
   agree: Callable[[Any, Inputs], np.ndarray]  # agreement of the coming round's masks
   pack: Callable[[Any], np.ndarray]  # the global mask
   model: Callable[[Any], Any]  # the variables with which the plain model predicts
@@ -134,8 +134,8 @@ def compile_programs(experiment: Experiment) -> Programs:
     evaluate=lambda state, inputs: jax.device_get(
       evaluate(without_memories(state), inputs.x_test, inputs.y_test)
     ),
-    classify=lambda state, inputs: jax.device_get(
-      simulation.classify(without_memories(state), inputs.x_test, inputs.y_test)
+    score_each=lambda state, inputs: jax.device_get(
+      simulation.score_each(without_memories(state), inputs.x_test, inputs.y_test)
     ),
     agree=lambda state, inputs: jax.device_get(
       simulation.agree(state, inputs.federation, inputs.rounds_key)
@@ -172,8 +172,8 @@ def compile_side_by_side(experiment: Experiment, inputs: Inputs, axes: Inputs) -
     return mapped(state, inputs.x_test, inputs.y_test)
 
   @jax.jit
-  def classify(state: Any, inputs: Inputs) -> Any:
-    mapped = _for_each_run(simulation.classify, 0, axes.x_test, axes.y_test)
+  def score_each(state: Any, inputs: Inputs) -> Any:
+    mapped = _for_each_run(simulation.score_each, 0, axes.x_test, axes.y_test)
     return mapped(state, inputs.x_test, inputs.y_test)
 
   @jax.jit
@@ -203,7 +203,7 @@ def compile_side_by_side(experiment: Experiment, inputs: Inputs, axes: Inputs) -
     evaluate=lambda state, inputs: jax.device_get(
       compiled_evaluate(without_memories(state), inputs)
     ),
-    classify=lambda state, inputs: jax.device_get(classify(without_memories(state), inputs)),
+    score_each=lambda state, inputs: jax.device_get(score_each(without_memories(state), inputs)),
     agree=lambda state, inputs: jax.device_get(agree(state, inputs)),
     pack=lambda state: jax.device_get(pack(without_memories(state))),
     model=lambda state: jax.device_get(read(state.server)),

@@ -18,8 +18,10 @@ import numpy as np
 from experiments import flags
 from experiments.run import processes
 from experiments.run.failures import has_failed
+from experiments.run.learning import judgement_of
 from experiments.run.member import Member
 from experiments.run.rows import columns_of
+from sparsyfed_jax.fed.tasks import TASKS, Judgement
 from sparsyfed_jax.io import checkpoint
 from sparsyfed_jax.io.writers import (
   JSONL_NAME,
@@ -39,12 +41,15 @@ class Recorded(NamedTuple):
   fault: str  # a line on why there are no more; "" where all of the file is so
 
 
-def read_recorded(directory: pathlib.Path, has_metrics: bool) -> Recorded:
+def read_recorded(
+  directory: pathlib.Path, has_metrics: bool, judgement: Judgement = TASKS["classification"]
+) -> Recorded:
   """Reads the rows of a run up to the first that is damaged or missing.
 
   Args:
     directory: of the run.
     has_metrics: the flag --metrics.
+    judgement: of the task.
 
   Raises:
     ConfigError: the file cannot be read.
@@ -57,7 +62,7 @@ def read_recorded(directory: pathlib.Path, has_metrics: bool) -> Recorded:
   except OSError as error:
     raise flags.ConfigError(f"--resume: {path}: cannot be read: {error.strerror}") from error
   for i, row in enumerate(rows):
-    reason = _fault_of(row, i + 1, columns_of(has_metrics))
+    reason = _fault_of(row, i + 1, columns_of(has_metrics, judgement))
     if reason:
       return Recorded(rows[:i], f"{path}, line {i + 1}: {reason}")
   changed = find_changed(directory, rows)
@@ -104,7 +109,10 @@ def rounds_of(state: Any) -> int:
 
 
 def _find(members: Sequence[Member], shapes: Any, checkpoints: pathlib.Path) -> Any:
-  recorded = [read_recorded(member.directory, member.config.metrics) for member in members]
+  recorded = [
+    read_recorded(member.directory, member.config.metrics, judgement_of(member.config))
+    for member in members
+  ]
   state = _newest(checkpoints, shapes)
   problem, num_intact = "", math.inf
   for member, own in zip(members, recorded, strict=True):

@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from experiments.run.clients import spread_columns
 from experiments.run.layer_shares import shares_of
 from experiments.run.member import Member
+from sparsyfed_jax.fed.tasks import TASKS, Judgement
 from sparsyfed_jax.metrics.flops import client_flops
 from sparsyfed_jax.types import total
 
@@ -19,16 +21,6 @@ _MEASURED = (
   "uplink_bytes",
   "downlink_bytes",
 )
-# Columns that are null in rounds in which they are not measured.
-_NOW_AND_THEN = (
-  "test_accuracy",
-  "test_loss",
-  "client_mask_iou",
-  "client_accuracy_mean",
-  "client_accuracy_std",
-  "client_accuracy_min",
-  "client_accuracy_p10",
-)
 # Columns that --metrics adds.
 _ADDED = (
   "layer_density",
@@ -40,19 +32,34 @@ _ADDED = (
 _COUNTS = ("clients", "dropped_clients", "examples", "excluded_clients", "target_sparsity")
 
 
-def columns_of(has_metrics: bool) -> tuple[str, ...]:
+def columns_of(
+  has_metrics: bool, judgement: Judgement = TASKS["classification"]
+) -> tuple[str, ...]:
   """Lists columns that all rows of a run have, with --metrics or without."""
-  always = ("round", "train_loss", "train_accuracy", *_COUNTS, *_MEASURED, *_NOW_AND_THEN)
+  always = (*_first(judgement), *_COUNTS, *_MEASURED, *_now_and_then(judgement))
   return always + (_ADDED if has_metrics else ())
 
 
+def _first(judgement: Judgement) -> tuple[str, ...]:
+  return ("round", "train_loss", *(f"train_{metric.name}" for metric in judgement.metrics))
+
+
+def _now_and_then(judgement: Judgement) -> tuple[str, ...]:
+  """Lists columns that are null in rounds in which they are not measured."""
+  tests = (f"test_{metric.name}" for metric in judgement.metrics)
+  return *tests, "test_loss", "client_mask_iou", *spread_columns(judgement.compared)
+
+
 def new_rows(
-  columns: Mapping[str, np.ndarray], scores: Mapping[str, np.ndarray], count: int
+  columns: Mapping[str, np.ndarray],
+  scores: Mapping[str, np.ndarray],
+  count: int,
+  judgement: Judgement,
 ) -> list[dict[str, Any]]:
   columns = _on_host(columns)
-  first = ("round", "train_loss", "train_accuracy")
+  first = _first(judgement)
   names = [*first, *(name for name in columns if name not in first)]
-  empty = [*(name for name in _MEASURED if name not in columns), *_NOW_AND_THEN]
+  empty = [*(name for name in _MEASURED if name not in columns), *_now_and_then(judgement)]
   rows: list[dict[str, Any]] = [
     {name: columns[name][i].tolist() for name in names} | dict.fromkeys(empty) for i in range(count)
   ]

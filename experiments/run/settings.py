@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
 
 from experiments.run.config import VALUE, Config, ConfigError
+from experiments.run.learning import Learning
 from sparsyfed_jax import algorithms
 from sparsyfed_jax.algorithms import METHODS
 from sparsyfed_jax.fed.method import Knob, Method, Rule, Setting
@@ -32,11 +33,11 @@ class Flag(NamedTuple):
 @functools.cache
 def flags_of(*strangers: Method) -> dict[str, Flag]:
   """Lists all flags: those that every run has, those of `METHODS`, and those of other methods."""
-  hints = typing.get_type_hints(Config, include_extras=True)
   found = {}
-  for name, hint in hints.items():
-    kind, rule, *marks = typing.get_args(hint)
-    found[name] = Flag(kind, Config._field_defaults[name], rule, tuple(marks))
+  for holder in (Config, Learning):
+    for name, hint in typing.get_type_hints(holder, include_extras=True).items():
+      kind, rule, *marks = typing.get_args(hint)
+      found[name] = Flag(kind, holder._field_defaults[name], rule, tuple(marks))
   for method in (*METHODS.values(), *strangers):
     for setting in method.settings():
       if setting.name in found or setting.name in _TAKEN:

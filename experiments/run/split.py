@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ class Split(NamedTuple):
   title: str
   counts: np.ndarray  # (counted clients, classes) int64, examples
   every: int  # one client in so many is counted
+  classes: tuple[Any, ...] = ()  # names
 
 
 def count_split(
@@ -40,7 +41,7 @@ def count_split(
 
 
 def count_phases(
-  config: Config, parts: Sequence[Sequence[np.ndarray]], labels: np.ndarray, num_classes: int
+  config: Config, parts: Sequence[Sequence[np.ndarray]], labels: np.ndarray, classes: Sequence[Any]
 ) -> tuple[Split, ...]:
   """Counts the split of a run, or those before and after --shift_round.
 
@@ -48,10 +49,10 @@ def count_phases(
     config: resolved flags.
     parts: indices of the examples of each client in each phase, of which the second may be empty.
     labels: (n,) integer classes, from 0.
-    num_classes: their number.
+    classes: their names.
   """
   kind, _, path = config.dataset.partition(":")
-  name = os.path.basename(path) if kind == "npz" else config.dataset
+  name = os.path.basename(path) if kind in ("npz", "text") else config.dataset
   titles = [f"{name[:_LONGEST_NAME]}  ·  {_rule(config, config.dirichlet_alpha)}"]
   if config.shift_round is not None:
     alpha = config.shift_dirichlet_alpha or config.dirichlet_alpha
@@ -59,7 +60,8 @@ def count_phases(
       f"After round {config.shift_round}  ·  {config.shift_kind}  ·  {_rule(config, alpha)}"
     )
   return tuple(
-    count_split(title, own, labels, num_classes) for title, own in zip(titles, parts, strict=False)
+    count_split(title, own, labels, len(classes))._replace(classes=tuple(classes))
+    for title, own in zip(titles, parts, strict=False)
   )
 
 

@@ -6,27 +6,34 @@ from typing import Any
 import numpy as np
 
 from experiments.run.chance import describe_chance
-from experiments.run.clients import client_accuracies, owners_at
+from experiments.run.clients import client_scores, owners_at
+from experiments.run.config import Config
 from experiments.run.layer_shares import dense_flops, shares_of
 from experiments.run.layout import memory_bytes
+from experiments.run.learning import judgement_of, target_of, task_of
 from experiments.run.measures import bytes_to_accuracy, recovery, rounds_to_accuracy
 from experiments.run.member import Member
 from sparsyfed_jax.metrics.cost import dense_bytes
 from sparsyfed_jax.metrics.flops import flops_table
+from sparsyfed_jax.types import Mean
 
 
 def summarise(
-  member: Member, rows: Sequence[Mapping[str, Any]], state: Any, hits: np.ndarray | None
+  member: Member, rows: Sequence[Mapping[str, Any]], state: Any, hits: Mean | None
 ) -> dict[str, Any]:
   config, experiment, last = member.config, member.experiment, rows[-1]
+  judgement = judgement_of(config)
+  main = f"test_{judgement.main.name}"
   summary = {
     "algorithm": config.algorithm,
     "dataset": config.dataset,
     "model": config.model,
     "rounds": config.rounds,
     "seed": config.seed,
-    **{name: last[name] for name in ("test_accuracy", "test_loss")},
-    **describe_chance(last["test_accuracy"], experiment.y_test),
+    **({} if task_of(config) == "classification" else {"task": task_of(config)}),
+    **{name: last[name] for name in (f"test_{metric.name}" for metric in judgement.metrics)},
+    "test_loss": last["test_loss"],
+    **describe_chance(last[main], experiment.y_test, judgement.main),
     "output_dir": str(member.directory),
     "empty_clients": experiment.facts["empty_clients"],
     **dict.fromkeys(("global_sparsity", "prunable_sparsity")),
@@ -39,7 +46,9 @@ def summarise(
   if hits is not None:
     owners = owners_at(experiment.test_owners, config.shift_round, last["round"])
     num_clients = experiment.facts["num_clients"]
-    summary["client_accuracies"] = client_accuracies(hits, owners, num_clients)
+    is_accuracy = judgement.compared.name == "accuracy"
+    scores = client_scores(hits, owners, num_clients)
+    summary["client_accuracies" if is_accuracy else "client_scores"] = scores
   if config.shift_round is not None:
     found = recovery(rows, config.shift_round)
     summary |= {
@@ -73,13 +82,24 @@ def _summarise_measures(
     "downlink_bytes_per_client_round": mean_over_clients("downlink_bytes"),
     "total_bytes": last["cumulative_bytes"],
     "dense_bytes": dense_bytes(model),
-    "target_accuracy": config.target_accuracy,
-    "bytes_to_target": bytes_to_accuracy(rows, config.target_accuracy),
-    "rounds_to_target": rounds_to_accuracy(rows, config.target_accuracy),
+    **_to_target(config, rows),
     "client_flops_per_round": mean_over_clients("client_flops"),
     "dense_client_flops_per_round": dense_flops(experiment.costs, examples),
     # Of a client that receives the final model.
     "flops_by_layer": flops_table(experiment.costs, shares, examples),
     "layers": experiment.layers,
     "layer_densities": dict(zip(experiment.layers, densities, strict=True)),
+  }
+
+
+def _to_target(config: Config, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """Finds what it took to reach the target, which of some tasks is only there if asked for."""
+  target, metric = target_of(config), judgement_of(config).main
+  if target is None:
+    return {}
+  name = "target_accuracy" if metric.name == "accuracy" else "target"
+  return {
+    name: target,
+    "bytes_to_target": bytes_to_accuracy(rows, target, metric),
+    "rounds_to_target": rounds_to_accuracy(rows, target, metric),
   }

@@ -5,14 +5,14 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 from experiments import flags
 from experiments.run import begun
 from experiments.run import files as run_files
 from experiments.run.build import build, check
-from experiments.run.data import load
+from experiments.run.data import load, source_of
 from experiments.run.directory import CONFIG_NAME, LOCK_NAME, locked
 from experiments.run.files import SUMMARY_NAME
 from experiments.run.identity import examples_digest
@@ -137,10 +137,10 @@ def check_members(runs: Sequence[Run], directory: pathlib.Path) -> list[Run]:
     ConfigError: a directory holds another configuration, or was begun with other data; or no run
       can start, because of what is wrong with the first.
   """
-  groups: dict[tuple[str, int], list[int]] = {}
+  groups: dict[Hashable, list[int]] = {}
   for i, run in enumerate(runs):
     if not run.refusal:
-      groups.setdefault((run.config.dataset, run.config.seed), []).append(i)
+      groups.setdefault(source_of(run.config), []).append(i)
   checked = list(runs)
   for members in groups.values():
     befores = {i: _begun(runs[i], place_of(runs[i], directory)) for i in members}

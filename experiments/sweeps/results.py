@@ -5,13 +5,15 @@ import math
 import pathlib
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from experiments.pictures.panels import label_of
 from experiments.pictures.plots import Curve, plot_sweep
 from experiments.run import files as run_files
+from experiments.run.learning import judgement_of
 from experiments.sweeps.grid import Run, place_of
 from sparsyfed_jax.algorithms import find
+from sparsyfed_jax.fed.metric import Metric
 
 # Entries of an outcome without numbers, which say why, and what is said of such runs in a table.
 LACKING = ("refused", "damaged", "diverged")
@@ -24,11 +26,24 @@ def decimals(factor: float, digits: int) -> Callable[[float], str]:
 
 # Columns of the table: of summary.json, heading, how a value is written.
 _MEASURES = (
-  ("test_accuracy", "test accuracy, %", decimals(100, 2)),
   ("prunable_sparsity", "sparsity of the model, %", decimals(100, 2)),
   ("uplink_bytes_per_client_round", "uplink, kB a client and round", decimals(1e-3, 1)),
   ("downlink_bytes_per_client_round", "downlink, kB", decimals(1e-3, 1)),
 )
+
+
+Measure: TypeAlias = tuple[str, str, Callable[[float], str]]
+
+
+def _measures_of(runs: Sequence[Run]) -> tuple[Measure, ...]:
+  """Lists the columns of runs, whose tasks may differ: the main metric of each comes first."""
+  mains = dict.fromkeys(judgement_of(run.config).main for run in runs)
+  scores = ((f"test_{m.name}", _heading(m), decimals(m.factor, m.decimals)) for m in mains)
+  return *scores, *_MEASURES
+
+
+def _heading(metric: Metric) -> str:
+  return ", ".join(filter(None, (f"test {metric.title}", metric.unit)))
 
 
 class Outcome(NamedTuple):
@@ -55,15 +70,16 @@ def read_outcome(run: Run, directory: pathlib.Path) -> Outcome:
 def write_results(runs: Sequence[Run], directory: pathlib.Path) -> str:
   """Writes sweep.csv, table.md and sweep.png of runs that have ended; returns the table."""
   outcomes = [read_outcome(run, directory) for run in runs]
-  _write_csv(runs, outcomes, directory / "sweep.csv")
+  measures = _measures_of(runs)
+  _write_csv(runs, outcomes, measures, directory / "sweep.csv")
   groups: dict[tuple[str, ...], list[int]] = {}
   for i, run in enumerate(runs):
     label = tuple(value for flag, value in run.point.items() if flag != "seed")
     groups.setdefault(label, []).append(i)
   heads = [flag for flag in runs[0].point if flag != "seed"]
   lines = [
-    "| " + " | ".join([*heads, *(title for _, title, _ in _MEASURES), "seeds"]) + " |",
-    "|" + "---|" * len(heads) + "---:|" * (len(_MEASURES) + 1),
+    "| " + " | ".join([*heads, *(title for _, title, _ in measures), "seeds"]) + " |",
+    "|" + "---|" * len(heads) + "---:|" * (len(measures) + 1),
   ]
   for label, members in groups.items():
     named = [
@@ -73,7 +89,7 @@ def write_results(runs: Sequence[Run], directory: pathlib.Path) -> str:
     lacking = lack_of(found) or "not measured"
     cells = [
       mean_and_deviation([summary.get(name) for summary in found], text, lacking)
-      for name, _, text in _MEASURES
+      for name, _, text in measures
     ]
     lines.append("| " + " | ".join([*map(_cell, named), *cells, str(len(members))]) + " |")
   reasons = [
@@ -91,12 +107,17 @@ def write_results(runs: Sequence[Run], directory: pathlib.Path) -> str:
     if rows:
       point = dict(zip(heads, label, strict=True))
       curves.append(Curve(label_of(point) or "run", rows, point.get("algorithm", "")))
-  plot_sweep(curves, directory / "sweep.png")
+  plot_sweep(curves, directory / "sweep.png", judgement_of(runs[0].config).main)
   return table
 
 
-def _write_csv(runs: Sequence[Run], outcomes: Sequence[Outcome], path: pathlib.Path) -> None:
-  columns = [*(name for name, *_ in _MEASURES), "seconds_per_round"]
+def _write_csv(
+  runs: Sequence[Run],
+  outcomes: Sequence[Outcome],
+  measures: Sequence[Measure],
+  path: pathlib.Path,
+) -> None:
+  columns = [*(name for name, *_ in measures), "seconds_per_round"]
   with open(path, "w", newline="", encoding="utf-8") as file:
     writer = csv.writer(file)
     writer.writerow([*runs[0].point, *columns, "note"])

@@ -13,6 +13,7 @@ from sparsyfed_jax.data.clients import (
   natural,
   power_law,
   shards,
+  text,
 )
 from sparsyfed_jax.data.dataset import DataError, Dataset
 
@@ -32,4 +33,5 @@ __all__ = [
   "power_law",
   "shards",
   "sources",
+  "text",
 ]

@@ -29,16 +29,16 @@ def take_batch(data: ClientData, step: jax.Array, batch_size: int) -> Batch:
   Returns:
     The batch; rows past the client's last example are zeros and not valid.
   """
-  chex.assert_rank([data.y, data.indices, data.size, step], [1, 1, 0, 0])
+  chex.assert_rank([data.indices, data.size, step], [1, 0, 0])
   positions = step * batch_size + jnp.arange(batch_size)
   valid = positions < data.size
   rows = data.indices[jnp.where(valid, positions, 0)]
-  x, y = data.x[rows], data.y[rows]
-  return Batch(
-    x=jnp.where(valid.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros((), x.dtype)),
-    y=jnp.where(valid, y, 0),
-    valid=valid,
-  )
+
+  def of_valid(leaf: jax.Array) -> jax.Array:
+    is_valid = valid.reshape(-1, *[1] * (leaf.ndim - 1))
+    return jnp.where(is_valid, leaf, jnp.zeros((), leaf.dtype))
+
+  return Batch(of_valid(data.x[rows]), of_valid(data.y[rows]), valid)
 
 
 def batch_rows(batch_size: int, sizes: np.ndarray) -> int:

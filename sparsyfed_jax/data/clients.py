@@ -4,12 +4,13 @@ The splits are those of `partition`, with the key that a run with the same seed 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from sparsyfed_jax.data import partition, sources
+from sparsyfed_jax.data.characters import READING, cut, from_pieces
 from sparsyfed_jax.data.dataset import Dataset
 from sparsyfed_jax.data.sources import InputRange
 from sparsyfed_jax.types import make_keys
@@ -38,14 +39,20 @@ class Clients(NamedTuple):
     return np.array([len(part) for part in self.parts])
 
 
-def load(name: str, seed: int = 0, input_range: InputRange = "auto") -> Dataset:
+def load(
+  name: str, seed: int = 0, input_range: InputRange = "auto", task: str = "", **reading: Any
+) -> Dataset:
   """Loads a data set by its name.
 
   Args:
-    name: 'digits', 'npz:PATH' or 'tfds:NAME', a set that tensorflow_datasets has prepared.
+    name: 'digits', 'npz:PATH', 'text:PATH' or 'tfds:NAME', a set that tensorflow_datasets has
+      prepared.
     seed: decides the train/test split where the source has none.
     input_range: the stored values that a model sees as -1 and 1; None for the values as they are,
       'auto' for what the training set suggests.
+    task: what is learned; by default of a text the next token, and of others classification.
+    **reading: of a text: `clients` ("blocks", "chapters" or "column"), `num_clients`, `pattern`,
+      `columns` and `sequence_length`.
 
   Raises:
     DataError: the name is unknown or the data cannot be used.
@@ -54,7 +61,8 @@ def load(name: str, seed: int = 0, input_range: InputRange = "auto") -> Dataset:
     >>> load("digits", seed=1).x_test.shape
     (359, 8, 8, 1)
   """
-  return sources.load(name, make_keys(jax.random.key(seed)).split, input_range)
+  key = make_keys(jax.random.key(seed)).split
+  return sources.load(name, key, input_range, task, READING._replace(**reading))
 
 
 def digits(seed: int = 0) -> Dataset:
@@ -206,6 +214,7 @@ def from_arrays(
   client_train: np.ndarray | None = None,
   client_test: np.ndarray | None = None,
   name: str = "data",
+  task: str = "classification",
 ) -> Dataset:
   """Makes a data set of arrays, checked as those of an .npz file are.
 
@@ -213,12 +222,14 @@ def from_arrays(
 
   Args:
     x_train: `(n, *shape)` booleans, integers or floats; images (n, h, w, channels) or (n, h, w).
-    y_train: (n,) labels, integers or strings.
+    y_train: (n,) labels, integers or strings; (n, labels) of 0 and 1 for multi_label; (n,) or
+      (n, numbers) for regression.
     x_test: `(m, *shape)`.
     y_test: (m,).
     client_train: (n,) client of each training example, integers or strings; None if unknown.
     client_test: (m,) as `client_train`.
     name: of the data set.
+    task: what is learned: classification, multi_label or regression.
 
   Raises:
     DataError: an array cannot be used; the message names it and what would be right.
@@ -239,4 +250,39 @@ def from_arrays(
     "client_test": client_test,
   }
   given = {key: np.asarray(array) for key, array in arrays.items() if array is not None}
-  return sources.from_arrays(given, None, name, name)
+  return sources.from_arrays(given, None, name, name, task)
+
+
+def text(
+  content: str,
+  num_clients: int = 100,
+  pattern: str | None = None,
+  sequence_length: int = 64,
+  name: str = "text",
+) -> Dataset:
+  r"""Makes sequences of the characters of a text, of which the next one is to be predicted.
+
+  The last fifth of each client's part is its test set, and the characters of the other four fifths
+  are the vocabulary. `natural` splits the data set by the clients.
+
+  Args:
+    content: the text.
+    num_clients: as many blocks of lines, of nearly equal numbers, are the clients.
+    pattern: a regular expression that finds the headings of chapters, which are then the clients.
+    sequence_length: characters of an example.
+    name: of the data set.
+
+  Raises:
+    DataError: an argument cannot be obeyed; the message names it and what would be right.
+
+  Example:
+    >>> lines = "one\ntwo\nthree\nfour and five\n"
+    >>> data = text(lines, num_clients=2, sequence_length=4)
+    >>> data.kind, natural(data).sizes, "".join(data.classes[2:])
+    ('next_token', array([2, 4]), ' adefhnortuw')
+  """
+  clients = "blocks" if pattern is None else "chapters"
+  reading = READING._replace(
+    clients=clients, num_clients=num_clients, pattern=pattern or "", sequence_length=sequence_length
+  )
+  return from_pieces(cut(content, reading, name), sequence_length, name)

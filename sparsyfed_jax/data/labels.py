@@ -46,7 +46,7 @@ def problem(y: np.ndarray, name: str, noun: str) -> str:
     broken = np.flatnonzero(~(y == np.rint(y)))  # NaN too
     if not len(broken):
       return f"is {y.dtype}, {right}; cast whole numbers with {name}.astype(int)"
-    only = "; only classification is learned, no regression" if noun == "labels" else ""
+    only = "; a regression of numbers needs --task=regression" if noun == "labels" else ""
     return f"is {y.dtype} and holds {y[broken[0]]:g} at index {broken[0]}, {right}{only}"
   shape = f"has shape {y.shape}, must be a vector of {noun}"
   if y.ndim != 2 or not y.size:
@@ -56,14 +56,17 @@ def problem(y: np.ndarray, name: str, noun: str) -> str:
   if noun != "labels":
     return shape
   if y.dtype.kind not in "biuf" or not np.isin(y, (0, 1)).all():
-    return f"{shape}: each example needs one class, only classification is learned"
+    return (
+      f"{shape}: each example needs one class; a regression of several numbers needs"
+      " --task=regression"
+    )
   totals = y.sum(1, dtype=np.int64)
   others = np.flatnonzero(totals != 1)
   if not len(others):
     return f"{shape}; for one-hot rows save {name}.argmax(1)"
   return (
     f"{shape}; each example needs one class, but {len(others)} of {len(y)} have none or several,"
-    f" the first at index {others[0]}: multi-label classification is not learned here"
+    f" the first at index {others[0]}: multi-label examples need --task=multi_label"
   )
 
 

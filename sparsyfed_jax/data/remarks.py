@@ -18,6 +18,10 @@ def remarks(dataset: Dataset) -> list[str]:
 
 
 def _of_labels(dataset: Dataset) -> list[str]:
+  if dataset.kind == "next_token":
+    return _of_tokens(dataset)
+  if dataset.kind != "classification":
+    return []
   lines = []
   counts = np.bincount(dataset.y_train, minlength=dataset.num_classes)
   in_test = np.bincount(dataset.y_test, minlength=dataset.num_classes)
@@ -38,9 +42,20 @@ def _of_labels(dataset: Dataset) -> list[str]:
   if dataset.num_classes > max(2, len(dataset.y_train) / 2):
     lines.append(
       f"there are {dataset.num_classes} classes for {len(dataset.y_train)} training examples; are"
-      " the labels numbers to be predicted, or ids? Only classification is learned"
+      " the labels numbers to be predicted (--task=regression), or ids?"
     )
   return lines
+
+
+def _of_tokens(dataset: Dataset) -> list[str]:
+  known = dataset.y_test[dataset.y_test >= 0]
+  unknown = int(np.sum(known == 0))
+  if not unknown:
+    return []
+  return [
+    f"{unknown} of the {known.size} characters of the test part are of kinds that the training part"
+    " does not have, and count as mistakes"
+  ]
 
 
 def _of_clients(dataset: Dataset) -> list[str]:
@@ -56,6 +71,8 @@ def _of_clients(dataset: Dataset) -> list[str]:
 
 
 def _of_values(dataset: Dataset) -> list[str]:
+  if dataset.kind == "next_token":
+    return []
   train, test = dataset.x_train, dataset.x_test
   lines = []
   shape = train.shape[1:]

@@ -14,9 +14,10 @@ from typing import Literal, TypeAlias
 import jax
 import numpy as np
 
-from sparsyfed_jax.data import prepared, scaling
+from sparsyfed_jax.data import characters, prepared, scaling
 from sparsyfed_jax.data.dataset import DataError, Dataset, split_80_20
-from sparsyfed_jax.data.labels import Label, number, problem
+from sparsyfed_jax.data.labels import Label
+from sparsyfed_jax.data.targets import numbered, targets
 
 _KINDS = {
   stat.S_IFDIR: "a directory",
@@ -31,35 +32,49 @@ InputRange: TypeAlias = Literal["auto"] | scaling.Range | None
 _LAYOUTS = "x_train, y_train, x_test, y_test[, client_train[, client_test]] or x, y[, client]"
 
 
-def load(name: str, key: jax.Array, input_range: InputRange = "auto") -> Dataset:
+def load(
+  name: str,
+  key: jax.Array,
+  input_range: InputRange = "auto",
+  task: str = "",
+  reading: characters.Reading = characters.READING,
+) -> Dataset:
   """Loads the data set that the flag --dataset names.
 
   Args:
-    name: 'digits', 'npz:PATH' or 'tfds:NAME', a set that tensorflow_datasets has prepared.
+    name: 'digits', 'npz:PATH', 'text:PATH' or 'tfds:NAME', a set that tensorflow_datasets has
+      prepared.
     key: a JAX PRNG key; decides the train/test split where the source has none.
     input_range: the stored values that a model sees as -1 and 1; None for the values as they are,
       'auto' for what `scaling.find_range` finds in the training set.
+    task: what is learned, one of `dataset.TASKS`; by default of a text the next token, and of
+      others classification.
+    reading: how a text is read.
 
   Raises:
     DataError: the name is unknown or the data cannot be used.
   """
-  dataset = _load(name, key)
-  if input_range == "auto":
+  dataset = _load(name, key, task, reading)
+  if task not in ("", dataset.kind):
+    raise DataError(f"--task={task}: must be {dataset.kind}, which --dataset={name} is for")
+  if input_range == "auto" or dataset.kind == "next_token":
     return dataset
   mean, std = scaling.mean_and_std(input_range)
   return dataset._replace(mean=mean, std=std)
 
 
-def _load(name: str, key: jax.Array) -> Dataset:
+def _load(name: str, key: jax.Array, task: str, reading: characters.Reading) -> Dataset:
   kind, _, path = name.partition(":")
   if name == "digits":
     return digits(key)
   if kind == "npz" and path:
-    return npz(path, key)
+    return npz(path, key, task)
+  if kind == "text" and path:
+    return characters.load(path, reading)
   if kind == "tfds" and path:
     return prepared.load(path, key)
   raise DataError(
-    f"--dataset={name}: unknown data set, must be 'tfds:NAME', 'digits' or 'npz:PATH'"
+    f"--dataset={name}: unknown data set, must be 'tfds:NAME', 'text:PATH', 'digits' or 'npz:PATH'"
   )
 
 
@@ -100,7 +115,7 @@ def digits(key: jax.Array) -> Dataset:
   )
 
 
-def npz(path: str, key: jax.Array) -> Dataset:
+def npz(path: str, key: jax.Array, task: str = "") -> Dataset:
   """Loads an .npz file, as `numpy.savez` writes it, and checks it.
 
   The file holds x_train, y_train, x_test, y_test and optionally client_train, the natural client
@@ -111,11 +126,12 @@ def npz(path: str, key: jax.Array) -> Dataset:
   training examples and stored as `scaling.narrow` says.
 
   Labels and clients are any integers, booleans or strings. Those that occur, in training or test
-  examples, are numbered in sorted order.
+  examples, are numbered in sorted order. `targets` says what other tasks take for y.
 
   Args:
     path: the file; `~` stands for the home directory.
     key: a JAX PRNG key; not used where the file has a test set.
+    task: what is learned; classification by default.
 
   Returns:
     The data set, named like the file without its ending.
@@ -124,11 +140,11 @@ def npz(path: str, key: jax.Array) -> Dataset:
     DataError: the file cannot be read or an array in it cannot be used.
   """
   name = os.path.splitext(os.path.basename(path))[0]
-  return from_arrays(_read(path), key, path, name)
+  return from_arrays(_read(path), key, path, name, task)
 
 
 def from_arrays(
-  arrays: dict[str, np.ndarray], key: jax.Array | None, path: str, name: str
+  arrays: dict[str, np.ndarray], key: jax.Array | None, path: str, name: str, task: str = ""
 ) -> Dataset:
   """Checks arrays of one of the two layouts of an .npz file, and makes a data set of them.
 
@@ -137,6 +153,7 @@ def from_arrays(
     key: a JAX PRNG key; not used where there is a test set.
     path: where they come from, for messages.
     name: of the data set.
+    task: what is learned; classification by default.
 
   Raises:
     DataError: an array cannot be used.
@@ -145,7 +162,7 @@ def from_arrays(
     x = _examples(path, "x", arrays)
     if len(x) < 2:
       raise DataError(f"{path}: x: holds {len(x)} example, must be 2 or more to be split 80/20")
-    (y,), classes = _numbered(path, ("y",), arrays, "labels", (len(x),))
+    (y,), classes, num_outputs = targets(path, ("y",), arrays, (len(x),), task)
     assert key is not None
     train, test = split_80_20(len(x), key)
     x_train, y_train, x_test, y_test = x[train], y[train], x[test], y[test]
@@ -154,7 +171,8 @@ def from_arrays(
   else:
     x_train, x_test = _examples(path, "x_train", arrays), _examples(path, "x_test", arrays)
     sizes = len(x_train), len(x_test)
-    (y_train, y_test), classes = _numbered(path, ("y_train", "y_test"), arrays, "labels", sizes)
+    names = ("y_train", "y_test")
+    (y_train, y_test), classes, num_outputs = targets(path, names, arrays, sizes, task)
     if (x_train.shape[1:], x_train.dtype) != (x_test.shape[1:], x_test.dtype):
       raise DataError(
         f"{path}: x_test: examples are {x_test.dtype} of shape {x_test.shape[1:]}, must be like"
@@ -162,8 +180,6 @@ def from_arrays(
       )
     both = ("client_train", "client_test")
     (client_train, client_test), owners = _clients(path, both, arrays, sizes)
-  if len(classes) < 2:
-    raise DataError(f"{path}: labels: are all {classes[0]}, must be of 2 or more classes")
   mean, std = scaling.mean_and_std(scaling.find_range(x_train))
   x_train, x_test = scaling.narrow(x_train, x_test)
   return Dataset(
@@ -174,7 +190,7 @@ def from_arrays(
     y_test=y_test,
     client_train=client_train,
     num_clients=len(owners),
-    num_classes=len(classes),
+    num_classes=num_outputs,
     mean=mean,
     std=std,
     client_test=client_test,
@@ -281,29 +297,5 @@ def _clients(
       raise DataError(f"{path}: {names[1]}: must come with {names[0]}")
     return [nobody] * len(names), ()
   known = tuple(name for name in names if name in arrays)
-  numbers, ids = _numbered(path, known, arrays, "client ids", sizes)
+  numbers, ids = numbered(path, known, arrays, "client ids", sizes)
   return [*numbers, *[nobody] * (len(names) - len(known))], ids
-
-
-def _numbered(
-  path: str,
-  names: tuple[str, ...],
-  arrays: dict[str, np.ndarray],
-  noun: str,
-  sizes: tuple[int, ...],
-) -> tuple[list[np.ndarray], tuple[Label, ...]]:
-  """Checks vectors of labels or client ids and numbers their values; see `number`."""
-  found = [arrays[name] for name in names]
-  for name, ids, size in zip(names, found, sizes, strict=False):
-    reason = problem(ids, name, noun)
-    if reason:
-      raise DataError(f"{path}: {name}: {reason}")
-    if len(ids) != size:
-      like = name.replace("y", "x", 1).replace("client", "x", 1)
-      raise DataError(f"{path}: {name}: holds {len(ids)} {noun}, must be {size} like {like}")
-    kinds = [{"u": "i", "S": "U"}.get(part.dtype.kind, part.dtype.kind) for part in (ids, found[0])]
-    if kinds[0] != kinds[1]:
-      raise DataError(
-        f"{path}: {name}: is {ids.dtype}, must be like {names[0]}, which is {found[0].dtype}"
-      )
-  return number(*found)

@@ -22,6 +22,7 @@ from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.cohort import Federation
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.method import Configured, Method, factory
+from sparsyfed_jax.fed.metric import Metric
 from sparsyfed_jax.fed.optimizers import SERVER_OPTIMIZERS, adamw, clipped, fedopt, sgd
 from sparsyfed_jax.fed.pruning import (
   apply_masks,
@@ -35,7 +36,7 @@ from sparsyfed_jax.fed.rules import Choice, Knob, Pattern
 from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES
 from sparsyfed_jax.fed.server import Upload, weigh
 from sparsyfed_jax.fed.simulation import Simulation, simulate
-from sparsyfed_jax.fed.task import Task, classification
+from sparsyfed_jax.fed.task import Task, classification, supervised
 
 __all__ = [
   "RATE_SCHEDULES",
@@ -54,6 +55,7 @@ __all__ = [
   "LocalTraining",
   "MakeMemory",
   "Method",
+  "Metric",
   "Model",
   "Pattern",
   "ReadMasks",
@@ -79,6 +81,7 @@ __all__ = [
   "require_rows",
   "sgd",
   "simulate",
+  "supervised",
   "train_client",
   "weigh",
 ]

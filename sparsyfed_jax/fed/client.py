@@ -52,6 +52,7 @@ def train(
   variables: Variables,
   data: ClientData,
   key: Key,
+  sums: tuple[str, ...] = ("loss", "accuracy"),
 ) -> tuple[Variables, Metrics]:
   """Runs a client's epochs over its own examples.
 
@@ -68,9 +69,11 @@ def train(
       makes of them.
     data: the client's examples.
     key: decides order and dropout.
+    sums: names of the metrics of `grad_fn`.
 
   Returns:
-    The trained variables, and the means `train_loss` and `train_accuracy` over the examples seen.
+    The trained variables, and the means `train_loss`, `train_accuracy` and so on over all that was
+    seen.
   """
 
   def run_epoch(epoch: jax.Array, carry: Any) -> Any:
@@ -100,7 +103,7 @@ def train(
   carry = (
     dict(variables),
     optimizer.init(variables["params"]),
-    train_metrics({"loss": zero, "accuracy": zero}),
+    train_metrics(dict.fromkeys(sums, zero)),
   )
   trained, _, metrics = lax.fori_loop(0, local.epochs, run_epoch, carry)
   return trained, metrics
@@ -114,8 +117,8 @@ def last_batch(local: LocalTraining, data: ClientData, key: Key) -> Batch:
 
 
 def train_metrics(scores: Metrics) -> Metrics:
-  """Renames the metrics of a task to `train_loss` and `train_accuracy`."""
-  return {"train_loss": scores["loss"], "train_accuracy": scores["accuracy"]}
+  """Renames the metrics of a task to `train_loss`, `train_accuracy` and so on."""
+  return {f"train_{name}": score for name, score in scores.items()}
 
 
 def num_steps(local: LocalTraining, data: ClientData) -> jax.Array:

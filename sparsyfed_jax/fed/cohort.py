@@ -32,7 +32,7 @@ class Federation(NamedTuple):
   """
 
   x: Any  # (num_examples, *shape), as stored
-  y: Any  # (num_examples,) int32
+  y: Any  # (num_examples,) int32, or what else is predicted
   indices: Any  # (num_clients, max_size) int32 rows of x and y, padded
   sizes: Any  # (num_clients,) int32
   density_scales: Any  # (num_clients,) float32, relative to the run's density
@@ -126,8 +126,8 @@ def sum_over_first(
   def first_of(members: Cohort) -> Cohort:
     return jax.tree.map(lambda leaf: leaf[0], members)
 
-  ranked = federation.y, federation.indices, federation.sizes, federation.density_scales
-  chex.assert_rank(ranked, [1, 2, 1, 1])
+  ranked = federation.indices, federation.sizes, federation.density_scales
+  chex.assert_rank(ranked, [2, 1, 1])
   common = download, federation, key
   chunks = _cut(cohort, clients_per_chunk)
   num_chunks = -(-num_clients // clients_per_chunk)

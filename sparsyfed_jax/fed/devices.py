@@ -229,7 +229,7 @@ def shard_examples(
 
   return placed._replace(
     x=fill(num_rows, host.x.shape[1:], host.x.dtype, lambda rank: host.x[rows_of(rank)]),
-    y=fill(num_rows, (), host.y.dtype, lambda rank: host.y[rows_of(rank)]),
+    y=fill(num_rows, host.y.shape[1:], host.y.dtype, lambda rank: host.y[rows_of(rank)]),
     indices=fill(num_lists, (max_size,), np.int32, indices_of),
   )
 

@@ -18,18 +18,27 @@ _SHARE = 0.5  # of what is free, for the clients of a chunk
 _MOST = 128  # clients side by side, where nothing better was measured
 
 
-def choose_chunk(setup: Setup, example: jax.ShapeDtypeStruct, clients_per_device: int) -> int:
+CLASS = jax.ShapeDtypeStruct((), jnp.int32)
+
+
+def choose_chunk(
+  setup: Setup,
+  example: jax.ShapeDtypeStruct,
+  clients_per_device: int,
+  target: jax.ShapeDtypeStruct = CLASS,
+) -> int:
   """Chooses how many clients to vmap, as far as memory allows.
 
   Args:
     setup: of the method.
     example: shape and dtype of one example, as stored.
     clients_per_device: of a round.
+    target: shape and dtype of what is predicted of an example.
 
   Returns:
     A size of which all chunks of a round are as full as they can be.
   """
-  fitting = _SHARE * free_bytes() // client_bytes(setup, example)
+  fitting = _SHARE * free_bytes() // client_bytes(setup, example, target)
   most = int(max(1, min(clients_per_device, _MOST, fitting)))
   return -(-clients_per_device // -(-clients_per_device // most))
 
@@ -47,7 +56,9 @@ def free_bytes() -> float:
   return int(kilobytes[0]) * 1024 if kilobytes else float("inf")
 
 
-def client_bytes(setup: Setup, example: jax.ShapeDtypeStruct) -> int:
+def client_bytes(
+  setup: Setup, example: jax.ShapeDtypeStruct, target: jax.ShapeDtypeStruct = CLASS
+) -> int:
   """Estimates the bytes that each client of a chunk takes besides what all clients share.
 
   Counts what a gradient step keeps for its backward pass, as it is traced, and copies of the
@@ -56,6 +67,7 @@ def client_bytes(setup: Setup, example: jax.ShapeDtypeStruct) -> int:
   Args:
     setup: of the method.
     example: shape and dtype of one example, as stored.
+    target: shape and dtype of what is predicted of it.
   """
   task, size = setup.task, setup.local.batch_size
   key = jax.eval_shape(lambda: jax.random.key(0))
@@ -63,7 +75,8 @@ def client_bytes(setup: Setup, example: jax.ShapeDtypeStruct) -> int:
 
   def zeros() -> Batch:
     x = jnp.zeros((size, *example.shape), example.dtype)
-    return Batch(x, jnp.zeros(size, jnp.int32), jnp.zeros(size, bool))
+    y = jnp.zeros((size, *target.shape), target.dtype)
+    return Batch(x, y, jnp.zeros(size, bool))
 
   batch = jax.eval_shape(zeros)
 

@@ -126,6 +126,7 @@ def train_client(
     {**variables, _CARRY: carry},
     data,
     key,
+    task.sums,
   )
   model = {name: leaf for name, leaf in trained.items() if name != _CARRY}
   return model, trained[_CARRY], metrics

@@ -18,8 +18,8 @@ from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.measures import MEASURES, Measures
 from sparsyfed_jax.fed.sampling import Availability, Cohort, sample, uniformly
 from sparsyfed_jax.fed.streaming import Staged
-from sparsyfed_jax.fed.task import Task
-from sparsyfed_jax.types import ClientData, Key, Memory, Metrics, tally
+from sparsyfed_jax.fed.task import EXAMPLES, Task
+from sparsyfed_jax.types import ClientData, Key, Mean, Memory, Metrics, tally
 
 # As `sum_over_clients`.
 SumCohort: TypeAlias = Callable[..., tuple[Any, Memory, Metrics]]
@@ -63,10 +63,10 @@ class Simulation(NamedTuple):
   run_staged: Wrapped
   # (state, sizes, key) -> the cohorts of the coming rounds_per_call rounds
   draw: Wrapped
-  # (state, x, y) -> test_loss and test_accuracy, () float32
+  # (state, x, y) -> test_loss and the task's metrics, such as test_accuracy, () float32
   evaluate: Wrapped
-  # (state, x, y) -> (num_examples,) bool, which examples the model gets right
-  classify: Wrapped
+  # (state, x, y) -> how good the model is on each example, a `Mean` of (num_examples,) arrays
+  score_each: Wrapped
   # (state, federation, key) -> mean pairwise IoU of the masks of the coming round's clients, or of
   # as many of them as are compared; () float32
   agree: Wrapped
@@ -119,7 +119,7 @@ def simulate(
     ['test_accuracy', 'test_loss']
   """
   sampled = partial(sample_cohort, clients_per_round, availability)
-  one_round = partial(run_round, algorithm, clients_per_chunk, sum_cohort, measures)
+  one_round = partial(run_round, algorithm, clients_per_chunk, sum_cohort, measures, task)
 
   def init(hyper: Hyper, key: Key) -> State:
     model_key, state_key = jax.random.split(key)
@@ -178,10 +178,11 @@ def simulate(
   def evaluate(state: State, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
     scores = over_batches(task.evaluate, state, x, y)
     sums = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), scores)
-    return {f"test_{name}": mean.value for name, mean in sums.items()}
+    return {f"test_{name}": value for name, value in _values(task, sums).items()}
 
-  def classify(state: State, x: jax.Array, y: jax.Array) -> jax.Array:
-    return over_batches(task.is_correct, state, x, y).reshape(-1)[: y.shape[0]]
+  def score_each(state: State, x: jax.Array, y: jax.Array) -> Mean:
+    scores = over_batches(task.score_each, state, x, y)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1)[: y.shape[0]], scores)
 
   def agree(state: State, federation: Federation, key: Key) -> jax.Array:
     keys = keys_of_round(key, state.server.round + 1)
@@ -198,7 +199,7 @@ def simulate(
     run_staged=jax.jit(precise(run_staged), donate_argnums=0),
     draw=jax.jit(draw),
     evaluate=jax.jit(precise(evaluate)),
-    classify=jax.jit(precise(classify)),
+    score_each=jax.jit(precise(score_each)),
     agree=jax.jit(precise(agree)),
     pack=jax.jit(pack),
   )
@@ -241,6 +242,7 @@ def run_round(
   clients_per_chunk: int,
   sum_cohort: SumCohort,
   measures: Measures,
+  task: Task,
   state: State,
   federation: Federation,
   cohort: Cohort,
@@ -253,6 +255,7 @@ def run_round(
     clients_per_chunk: as in `simulate`.
     sum_cohort: as in `simulate`.
     measures: as in `simulate`.
+    task: as in `simulate`.
     state: with the keys it decides everything that happens in the round.
     federation: all clients' data, or that of the cohort.
     cohort: who takes part.
@@ -267,7 +270,9 @@ def run_round(
     download: Any, memory: Memory, data: ClientData, key: Key
   ) -> tuple[Any, Memory, Metrics]:
     upload, memory, metrics = algorithm.client(download, memory, data, key)
-    return upload, memory, {**metrics, "examples": tally(metrics["train_loss"].weight)}
+    name = f"train_{EXAMPLES}"
+    seen = metrics[name if name in metrics else "train_loss"]
+    return upload, memory, {**metrics, "examples": tally(seen.weight)}
 
   number = state.server.round + 1
   download = algorithm.broadcast(state.server)
@@ -285,10 +290,27 @@ def run_round(
   before, after = download.variables, algorithm.broadcast(server).variables
   return State(server, memories), {
     "round": number,
-    **{name: mean.value for name, mean in sums.items()},
+    **_train_values(task, sums),
     **measures.model(after),
     **measures.step(before, after),
     "dropped_clients": jnp.sum(~cohort.is_present, dtype=jnp.float32),
     **counts,
     **server_metrics,  # a method may know better what it sends
   }
+
+
+def _values(task: Task, sums: Metrics) -> dict[str, jax.Array]:
+  """Makes numbers of a task's sums, and adds the metrics that are computed of those."""
+  values = {name: mean.value for name, mean in sums.items()}
+  if set(task.sums) <= set(sums):  # a method of one's own may report the loss alone
+    values |= {metric.name: metric.of(values) for metric in task.metrics if metric.of is not None}
+  shown = ("loss", *(metric.name for metric in task.metrics))
+  return {name: value for name, value in values.items() if name in shown}
+
+
+def _train_values(task: Task, sums: Metrics) -> dict[str, jax.Array]:
+  """Makes numbers of the sums of a round."""
+  names = {f"train_{name}": name for name in task.sums}
+  own = {names[name]: mean for name, mean in sums.items() if name in names}
+  others = {name: mean.value for name, mean in sums.items() if name not in names}
+  return others | {f"train_{name}": value for name, value in _values(task, own).items()}

@@ -8,12 +8,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sparsyfed_jax.fed.metric import ACCURACY, Metric
 from sparsyfed_jax.models.network import Network, network_of
 from sparsyfed_jax.ops import PLAIN, LayerOps, Layers, Product, cast_layers
 from sparsyfed_jax.types import Batch, Key, Mean, Metrics, Variables
 
 # Mean loss of a batch, the new state of the model ("batch_stats" and the like), and metrics.
 LossFn = Callable[[Variables, Batch, Layers, Key], tuple[jax.Array, tuple[Variables, Metrics]]]
+# The sum whose weight is the number of examples, where the loss is a mean over something else.
+EXAMPLES = "examples"
 
 
 def plain_layers(name: str) -> LayerOps:
@@ -34,7 +37,9 @@ class Task(NamedTuple):
   init: Callable[[Key], Variables]
   loss: LossFn
   evaluate: Callable[[Variables, Batch], Metrics]
-  is_correct: Callable[[Variables, Batch], jax.Array]  # of each row of a batch; (batch,) bool
+  # How good each row of a batch is, by the metric that clients are compared by; a `Mean` of
+  # (batch,) arrays.
+  score_each: Callable[[Variables, Batch], Mean]
   layer_names: tuple[str, ...]  # of the layers whose operations can be replaced, in their order
   kernels: tuple[str, ...] | None = None  # of the layers of the prunable parameters, where known
   # What the model computes of the inputs of a batch, such as logits.
@@ -51,6 +56,8 @@ class Task(NamedTuple):
   # Adds to the variables that methods train what is frozen, which they do not see.
   complete: Callable[[Variables], Variables] = lambda variables: variables
   frozen: tuple[str, ...] = ()  # places of frozen parameters, such as Dense_0/kernel
+  metrics: tuple[Metric, ...] = (ACCURACY,)  # the main one first
+  sums: tuple[str, ...] = ("loss", "accuracy")  # names of the `Metrics` of `loss` and `evaluate`
 
 
 def classification(
@@ -92,8 +99,8 @@ def classification(
     ('Dense_0', 'Dense_1', 'Dense_2')
   """
 
-  def prepare(x: jax.Array) -> jax.Array:
-    return (x.astype(jnp.float32) - mean) / std
+  def prepare(batch: Batch) -> jax.Array:
+    return (batch.x.astype(jnp.float32) - mean) / std
 
   network = network_of(model, input_shape, prunable)
   shape = network.output_shape
@@ -101,35 +108,44 @@ def classification(
     found = f"has {shape[-1]} logits" if len(shape) == 2 else f"gives an array of rank {len(shape)}"
     right = "logits (batch, classes)" if num_classes is None else f"{num_classes} logits"
     raise ValueError(f"{network.title}: {found}, must have {right} for the classes of the data")
-  return supervised(network, prepare, _score, _is_correct, dtype, bool(prunable))
+  return supervised(network, prepare, _score, _hits, dtype=dtype, is_chosen=bool(prunable))
 
 
 def supervised(
   network: Network,
-  prepare: Callable[[jax.Array], jax.Array],
+  prepare: Callable[[Batch], jax.Array],
   score: Callable[[Any, Batch], Metrics],
-  is_correct: Callable[[Any, Batch], jax.Array],
+  score_each: Callable[[Any, Batch], Mean],
+  *,
   dtype: Any = jnp.float32,
   is_chosen: bool = False,
+  metrics: tuple[Metric, ...] = (ACCURACY,),
+  sums: tuple[str, ...] = ("loss", "accuracy"),
 ) -> Task:
   """Makes the task of learning what a loss says of a model's outputs.
 
   Args:
     network: of the model.
-    prepare: makes the model's input of `batch.x`.
-    score: of (outputs, batch): means over what is valid; `loss` is minimised.
-    is_correct: of (outputs, batch): (batch,) bool.
+    prepare: makes the model's input of a batch.
+    score: of (outputs, batch): sums over what is valid; "loss", a `Mean`, is minimised.
+    score_each: of (outputs, batch): the metric that clients are compared by, of each row.
     dtype: in which layers compute.
     is_chosen: whether a user said which parameters are prunable, so that layers of others are left
       alone, even those of a model with an attribute `ops`.
+    metrics: what the task is judged by, the main one first.
+    sums: the names of what `score` makes.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> from sparsyfed_jax.models import MLP, network_of
-    >>> squares = lambda out, batch: jnp.where(batch.valid, jnp.square(out[:, 0] - batch.y), 0)
+    >>> from sparsyfed_jax.types import Mean
+    >>> errors = lambda out, batch: jnp.where(batch.valid, jnp.abs(out[:, 0] - batch.y), 0)
     >>> def score(out, batch):
-    ...   return {"loss": Mean(squares(out, batch).sum(), jnp.sum(batch.valid, dtype=float))}
-    >>> is_close = lambda out, batch: squares(out, batch) < 0.25
-    >>> supervised(network_of(MLP(1), (2,)), jnp.asarray, score, is_close).kernels
+    ...   return {"loss": Mean(errors(out, batch).sum(), jnp.sum(batch.valid, dtype=float))}
+    >>> each = lambda out, batch: Mean(errors(out, batch), jnp.ones(len(out)))
+    >>> network = network_of(MLP(1), (2,))
+    >>> task = supervised(network, lambda batch: batch.x, score, each, metrics=(), sums=("loss",))
+    >>> task.kernels
     ('Dense_0', 'Dense_1', 'Dense_2')
   """
   kernels = set(network.kernels)
@@ -145,29 +161,27 @@ def supervised(
   def loss(
     variables: Variables, batch: Batch, layers: Layers, key: Key
   ) -> tuple[jax.Array, tuple[Variables, Metrics]]:
-    x = batch.x if network.takes_valid else _filled(batch)
-    outputs, state = network.apply(
-      variables, prepare(x), batch.valid, key, in_dtype(layers), train=True
-    )
-    metrics = score(outputs, batch)
+    x = prepare(batch if network.takes_valid else _filled(batch))
+    outputs, state = network.apply(variables, x, batch.valid, key, in_dtype(layers), train=True)
+    found = score(outputs, batch)
     # A batch without a valid example has loss 0, not 0 / 0.
-    return metrics["loss"].total / jnp.maximum(metrics["loss"].weight, 1.0), (state, metrics)
+    return found["loss"].total / jnp.maximum(found["loss"].weight, 1.0), (state, found)
 
   def predict(variables: Variables, batch: Batch) -> Any:
     layers, key = in_dtype(plain_layers), jax.random.key(0)  # of which an evaluation takes nothing
-    return network.apply(variables, prepare(batch.x), batch.valid, key, layers, train=False)[0]
+    return network.apply(variables, prepare(batch), batch.valid, key, layers, train=False)[0]
 
   def evaluate(variables: Variables, batch: Batch) -> Metrics:
     return score(predict(variables, batch), batch)
 
-  def right(variables: Variables, batch: Batch) -> jax.Array:
-    return is_correct(predict(variables, batch), batch)
+  def score_rows(variables: Variables, batch: Batch) -> Mean:
+    return score_each(predict(variables, batch), batch)
 
   return Task(
     init=network.init,
     loss=loss,
     evaluate=evaluate,
-    is_correct=right,
+    score_each=score_rows,
     layer_names=network.layer_names,
     kernels=network.kernels,
     predict=predict,
@@ -176,6 +190,8 @@ def supervised(
     products=network.products,
     own_paths=network.own_paths,
     remarks=() if network.takes_valid else (_remark(network),),
+    metrics=metrics,
+    sums=sums,
   )
 
 
@@ -186,14 +202,15 @@ def _remark(network: Network) -> str:
   )
 
 
-def _filled(batch: Batch) -> jax.Array:
+def _filled(batch: Batch) -> Batch:
   """Puts copies of valid rows in the place of the others, of a batch that has any."""
   valid_first = jnp.argsort(~batch.valid, stable=True)
   positions = jnp.arange(batch.valid.shape[0])
   count = jnp.maximum(jnp.sum(batch.valid, dtype=jnp.int32), 1)
   # The n-th row that is not valid takes the n-th one that is, and so on in turns.
   turn = jnp.cumsum(~batch.valid) - 1
-  return batch.x[jnp.where(batch.valid, positions, valid_first[turn % count])]
+  rows = jnp.where(batch.valid, positions, valid_first[turn % count])
+  return batch._replace(x=batch.x[rows], y=batch.y[rows])
 
 
 def _score(logits: jax.Array, batch: Batch) -> Metrics:
@@ -209,3 +226,7 @@ def _score(logits: jax.Array, batch: Batch) -> Metrics:
 
 def _is_correct(logits: jax.Array, batch: Batch) -> jax.Array:
   return jnp.argmax(logits, -1) == batch.y
+
+
+def _hits(logits: jax.Array, batch: Batch) -> Mean:
+  return Mean(_is_correct(logits, batch).astype(jnp.float32), jnp.ones(batch.y.shape, jnp.float32))

@@ -244,7 +244,7 @@ def _frozen(
     init=init,
     loss=loss,
     evaluate=completed(task.evaluate),
-    is_correct=completed(task.is_correct),
+    score_each=completed(task.score_each),
     predict=completed(task.predict) if task.predict else None,
     to_model=completed(task.to_model),
     complete=complete,

@@ -6,6 +6,7 @@ mixtures of attention). These are what would be left to do for hardware that ski
 hardware does all of it. Numbers exceed int32, so all is Python's ints and floats, on the host.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import prod
@@ -51,6 +52,7 @@ class LayerShares(NamedTuple):
 
 
 DENSE = LayerShares(1.0, 1.0, 1.0)
+_CALL = "layer_call_"  # begins the names of the calls that are counted
 
 
 def dense_shares(
@@ -67,18 +69,21 @@ def shares_inside_masks(
   return LayerShares(density, density, density)
 
 
-def layer_costs(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[LayerCost, ...]:
+def layer_costs(
+  model: nn.Module, input_shape: tuple[int, ...], dtype: Any = jnp.float32
+) -> tuple[LayerCost, ...]:
   """Counts what each layer of a model takes; nothing is compiled or computed.
 
   Multiplications with padding do not count, as in XLA's analysis of native convolutions. The
   gradient with respect to a layer's input counts if that input depends on trained parameters, which
   differentiation tells: it is 0 for all layers that take the data itself, be there one or several.
-  A layer that `nn.scan` repeats counts once.
+  What a scan repeats counts as often as it does.
 
   Args:
     model: a flax module with an attribute `ops` (a `LayerOps`), called as
       `model(x, train=..., valid=...)`, as `fed.task.classification` takes it.
     input_shape: shape of one example.
+    dtype: of the model's input.
 
   Returns:
     The layers in the order of computing, which is not that of `trees.layer_names`.
@@ -104,7 +109,12 @@ def layer_costs(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[LayerCo
       def forward(x: Any, w: Any) -> tuple[jax.Array, None]:
         if x.perturbed:
           reached.add(number)
-        return op(x.value, w.value, *args, **kwargs), None
+
+        def call(x: jax.Array, w: jax.Array) -> jax.Array:
+          return op(x, w, *args, **kwargs)
+
+        call.__name__ = f"{_CALL}{number}"  # by which it is found in the program
+        return jax.jit(call)(x.value, w.value), None
 
       run.defvjp(forward, lambda residuals, cotangent: (None, None), symbolic_zeros=True)
       return run(lhs, rhs)
@@ -116,7 +126,7 @@ def layer_costs(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[LayerCo
   )
   noting: Any = model.clone(ops=ops)
   key = jax.random.key(0)
-  x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+  x = jax.ShapeDtypeStruct((1, *input_shape), dtype)
 
   def differentiate(variables: Mapping[str, Any], x: jax.Array) -> Any:
     state = {name: leaf for name, leaf in variables.items() if name != "params"}
@@ -135,9 +145,12 @@ def layer_costs(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[LayerCo
 
   variables = jax.eval_shape(partial(model.init, train=False), key, x)
   with nn.intercept_methods(interceptor):
-    jax.eval_shape(differentiate, variables, x)
+    program = jax.make_jaxpr(differentiate)(variables, x)
+  times = _count_calls(program.jaxpr)
 
-  return _summed((name, flops, number in reached) for number, (name, flops) in enumerate(calls))
+  return _summed(
+    (name, flops * times[number], number in reached) for number, (name, flops) in enumerate(calls)
+  )
 
 
 def product_costs(products: Sequence[Product]) -> tuple[LayerCost, ...]:
@@ -147,6 +160,7 @@ def product_costs(products: Sequence[Product]) -> tuple[LayerCost, ...]:
   is the same for all examples.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> from sparsyfed_jax import ops
     >>> params, x = {"w": jnp.ones((3, 2))}, jnp.ones((4, 3))
     >>> product_costs(ops.find_layers(lambda params, x: x @ params["w"], params, x))
@@ -187,6 +201,27 @@ def _summed(calls: Iterable[tuple[str, int, bool]]) -> tuple[LayerCost, ...]:
       old.weight_gradient + flops,
     )
   return tuple(costs.values())
+
+
+def _count_calls(program: Any) -> Counter[int]:
+  """Counts how often each of the calls named above is run; a loop of unknown length counts once."""
+  counts: Counter[int] = Counter()
+  for equation in program.eqns:
+    name = str(equation.params.get("name", ""))
+    if name.startswith(_CALL):
+      # Differentiating a loop leaves a call of which nothing comes.
+      counts[int(name.removeprefix(_CALL))] += bool(equation.outvars)
+      continue
+    repeats = equation.params["length"] if equation.primitive.name == "scan" else 1
+    for value in jax.tree.leaves(equation.params, is_leaf=_is_program):
+      if _is_program(value):
+        for number, count in _count_calls(getattr(value, "jaxpr", value)).items():
+          counts[number] += repeats * count
+  return counts
+
+
+def _is_program(value: Any) -> bool:
+  return hasattr(value, "eqns")
 
 
 def work_shares(

@@ -21,6 +21,7 @@ class Form(NamedTuple):
   """How the tree of a model and the nested dict belong together.
 
   Example:
+    >>> import jax
     >>> import jax.numpy as jnp
     >>> own = [{"w": jnp.ones((2, 3)), "b": jnp.ones(3)}]
     >>> form = form_of(own, prunable=["0/w"])

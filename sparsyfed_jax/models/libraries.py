@@ -1,7 +1,7 @@
 """Models of any library as two pure functions on their own trees of parameters.
 
 What a model's `__call__` or `apply` takes by name decides what it is given: `train`, `training` or
-`is_training`; `deterministic`; `valid`, which rows of the batch are examples; `key`.
+`is_training`; `deterministic` or `inference`; `valid`, which rows of the batch are examples; `key`.
 """
 
 import inspect
@@ -23,6 +23,9 @@ class Functions(NamedTuple):
   """A model as pure functions.
 
   Example:
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from flax import linen as nn
     >>> functions = functions_of(nn.Dense(3), input_shape=(2,))
     >>> params, state = functions.init(jax.random.key(0))
     >>> x, valid = jnp.ones((4, 2)), jnp.ones(4, bool)
@@ -38,7 +41,7 @@ class Functions(NamedTuple):
   takes_valid: bool  # whether rows that are padding can count for nothing inside the model
 
 
-def functions_of(model: Any, input_shape: tuple[int, ...]) -> Functions:
+def functions_of(model: Any, input_shape: tuple[int, ...], dtype: Any = jnp.float32) -> Functions:
   """Makes pure functions of a model.
 
   Args:
@@ -48,16 +51,19 @@ def functions_of(model: Any, input_shape: tuple[int, ...]) -> Functions:
       `apply(params, x)`. Equinox modules may be written for one example. A function of a key that
       makes an NNX or Equinox module starts from other weights with another key.
     input_shape: shape of one example.
+    dtype: of what the model takes.
 
   Raises:
     ValueError: the model is of another kind.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> functions_of((lambda key: jnp.ones((2, 3)), lambda w, x: x @ w), (2,)).takes_valid
     False
   """
+  example = jax.ShapeDtypeStruct(input_shape, dtype)
   if isinstance(model, nn.Module):
-    return _linen(model, input_shape)
+    return _linen(model, example)
   nnx, equinox = sys.modules.get("flax.nnx"), sys.modules.get("equinox")
   make = model if inspect.isfunction(model) and (nnx or equinox) else None
   if make:
@@ -65,11 +71,11 @@ def functions_of(model: Any, input_shape: tuple[int, ...]) -> Functions:
   if nnx and isinstance(model, nnx.Module):
     return _nnx(nnx, model, make)
   if equinox and isinstance(model[0] if _is_pair(model) else model, equinox.Module):
-    return _equinox(equinox, model, make, input_shape)
+    return _equinox(equinox, model, make, example)
   if _is_pair(model) and all(map(callable, model)):
     if type(model).__module__.startswith("haiku."):
-      return _haiku(model, input_shape)
-    return _plain(model, input_shape)
+      return _haiku(model, example)
+    return _plain(model, example)
   raise ValueError(
     f"{type(make or model).__name__}: must be a flax.linen, flax.nnx or Equinox module, what"
     " haiku.transform gives, or a pair of functions (init, apply)"
@@ -87,8 +93,8 @@ def _is_pair(model: Any) -> bool:
   return isinstance(model, tuple) and len(model) == 2
 
 
-def _one(input_shape: tuple[int, ...], size: int = 1) -> jax.Array:
-  return jnp.zeros((size, *input_shape), jnp.float32)
+def _one(example: jax.ShapeDtypeStruct, size: int = 1) -> jax.Array:
+  return jnp.zeros((size, *example.shape), example.dtype)
 
 
 def _arguments(call: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
@@ -97,7 +103,8 @@ def _arguments(call: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
 
   def pick(train: bool, valid: Any = None, key: Any = None) -> dict[str, Any]:
     known = dict.fromkeys(("train", "training", "is_training"), train)
-    known |= {"deterministic": not train, "valid": valid, "key": key}
+    known |= dict.fromkeys(("deterministic", "inference"), not train)
+    known |= {"valid": valid} | ({} if key is None else {"key": key})
     return {name: value for name, value in known.items() if name in names}
 
   return pick
@@ -107,11 +114,11 @@ def _takes_valid(pick: Callable[..., dict[str, Any]]) -> bool:
   return "valid" in pick(True)
 
 
-def _linen(model: nn.Module, input_shape: tuple[int, ...]) -> Functions:
+def _linen(model: nn.Module, example: jax.ShapeDtypeStruct) -> Functions:
   pick = _arguments(type(model).__call__)
 
   def init(key: Key) -> tuple[Params, State]:
-    variables = dict(model.init(key, _one(input_shape), **pick(False)))
+    variables = dict(model.init(key, _one(example), **pick(False)))
     return variables.pop("params", {}), variables
 
   def apply(
@@ -139,21 +146,18 @@ def _nnx(nnx: Any, model: Any, make: Callable[[Key], Any] | None) -> Functions:
   graphs = {}
   for train, module in ((False, evaluating), (True, training)):
     graphs[train], params, rngs, rest = nnx.split(module, nnx.Param, nnx.RngState, ...)
-  structures = [jax.tree.structure(part) for part in (params, rest)]
+  parts = params, rest
   start = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
 
   def merge(train: bool, params: Params, rest: Any, key: Key | None) -> Any:
-    states = [
-      jax.tree.unflatten(structure, jax.tree.leaves(part))
-      for structure, part in zip(structures, (params, rest), strict=True)
-    ]
+    states = _like(parts[0], params), _like(parts[1], rest)
     return nnx.merge(graphs[train], states[0], _seeded(rngs, key), states[1])
 
   def init(key: Key) -> tuple[Params, State]:
     params, rest = start
     if make:
-      _, *parts = nnx.split(make(key), nnx.Param, nnx.RngState, ...)
-      params, rest = nnx.to_pure_dict(parts[0]), nnx.to_pure_dict(parts[2])
+      _, params, _, rest = nnx.split(make(key), nnx.Param, nnx.RngState, ...)
+      params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
     return params, {"state": rest} if jax.tree.leaves(rest) else {}
 
   def apply(
@@ -186,36 +190,43 @@ def _seeded(rngs: Any, key: Key | None) -> Any:
   return jax.tree.unflatten(structure, leaves)
 
 
+def _like(tree: Any, other: Any) -> Any:
+  """Puts the leaves of another tree into a tree; classes made in a function are new every time."""
+  return jax.tree.unflatten(jax.tree.structure(tree), jax.tree.leaves(other))
+
+
 def _equinox(
-  equinox: Any, model: Any, make: Callable[[Key], Any] | None, input_shape: tuple[int, ...]
+  equinox: Any, model: Any, make: Callable[[Key], Any] | None, example: jax.ShapeDtypeStruct
 ) -> Functions:
   """Makes functions of an Equinox module, mapped over examples if it is written for one."""
   module, memory = model if _is_pair(model) else (model, None)
-  start, static = equinox.partition(module, equinox.is_inexact_array)
+  start, fixed = equinox.partition(module, equinox.is_inexact_array)
   quiet = equinox.partition(equinox.nn.inference_mode(module), equinox.is_inexact_array)[1]
   pick = _arguments(type(module).__call__)
-  has_key = "key" in pick(True)
+  takes_key = inspect.signature(type(module).__call__).parameters.get("key")
+  needs_key = takes_key is not None and takes_key.default is takes_key.empty
 
   def call(params: Params, memory: Any, x: Any, valid: Any, key: Any, train: bool) -> Any:
-    given = pick(train, valid, key if train else None)
-    whole = equinox.combine(params, static if train else quiet)
+    given = pick(train, valid, key if train or needs_key else None)
+    whole = equinox.combine(params, fixed if train else quiet)
     return whole(x, **given) if memory is None else whole(x, memory, **given)
 
   def mapped(params: Params, memory: Any, x: Any, valid: Any, key: Any, train: bool) -> Any:
-    keys = jax.random.split(key, x.shape[0]) if has_key and train else None
+    keys = jax.random.split(key, x.shape[0]) if takes_key and (train or needs_key) else None
     axes: Any = (0, None if keys is None else 0)
     run = lambda x, key: call(params, memory, x, None, key, train)  # noqa: E731
     out_axes = 0 if memory is None else (0, None)
     return jax.vmap(run, axes, out_axes, axis_name="batch")(x, keys)
 
   def is_for_one() -> bool:
-    one, key = jax.ShapeDtypeStruct(input_shape, jnp.float32), jax.random.key(0)
+    key = jax.random.key(0)
     alone = partial(call, valid=None, key=key, train=False)
     try:
-      out = jax.eval_shape(lambda x: alone(start, memory, x), one)
+      out = jax.eval_shape(lambda x: alone(start, memory, x), example)
     except Exception:  # of code that is written for batches
       return False
-    return (out if memory is None else out[0]).ndim == 1
+    is_of_tokens = jnp.issubdtype(example.dtype, jnp.integer)  # logits of each
+    return (out if memory is None else out[0]).ndim == 1 + is_of_tokens
 
   compute = mapped if memory is not None or is_for_one() else call
 
@@ -223,8 +234,8 @@ def _equinox(
     if make is None:
       return start, {} if memory is None else {"state": memory}
     module, now = made if _is_pair(made := make(key)) else (made, None)
-    params = equinox.filter(module, equinox.is_inexact_array)
-    return params, {} if memory is None else {"state": now}
+    params = _like(start, equinox.filter(module, equinox.is_inexact_array))
+    return params, {} if memory is None else {"state": _like(memory, now)}
 
   def apply(
     params: Params, state: State, x: jax.Array, valid: jax.Array, key: Key, train: bool
@@ -242,14 +253,14 @@ def _equinox(
   return Functions(type(module).__name__, init, apply, join, is_told)
 
 
-def _haiku(model: Any, input_shape: tuple[int, ...]) -> Functions:
+def _haiku(model: Any, example: jax.ShapeDtypeStruct) -> Functions:
   has_state = type(model).__name__ == "TransformedWithState"
   names = list(inspect.signature(model.apply).parameters)
   has_key = "rng" in names[1:3]
   pick = _arguments(model.apply)
 
   def init(key: Key) -> tuple[Params, State]:
-    made = model.init(key, _one(input_shape), **pick(True))  # batch norm starts in training alone
+    made = model.init(key, _one(example), **pick(True))  # batch norm starts in training alone
     return (made[0], {"state": made[1]} if made[1] else {}) if has_state else (made, {})
 
   def apply(
@@ -268,15 +279,15 @@ def _haiku(model: Any, input_shape: tuple[int, ...]) -> Functions:
   return Functions("haiku.Transformed", init, apply, join, _takes_valid(pick))
 
 
-def _plain(model: Any, input_shape: tuple[int, ...]) -> Functions:
+def _plain(model: Any, example: jax.ShapeDtypeStruct) -> Functions:
   start, call = model
   pick = _arguments(call)
   parameters = inspect.signature(start).parameters.values()
   needed = [one for one in parameters if one.default is one.empty and one.kind != one.VAR_KEYWORD]
-  example = (_one(input_shape),) if len(needed) > 1 else ()
+  first = (_one(example),) if len(needed) > 1 else ()
 
   def init(key: Key) -> tuple[Params, State]:
-    return start(key, *example), {}
+    return start(key, *first), {}
 
   def apply(
     params: Params, state: State, x: jax.Array, valid: jax.Array, key: Key, train: bool

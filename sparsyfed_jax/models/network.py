@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +13,18 @@ from sparsyfed_jax.models.form import form_of
 from sparsyfed_jax.models.libraries import Functions, functions_of
 from sparsyfed_jax.ops import PLAIN, LayerOps, Layers, Product, layer_rule, rewrite_layers
 from sparsyfed_jax.ops.naming import layer_tracker
-from sparsyfed_jax.ops.rewrite import survey
+from sparsyfed_jax.ops.rewrite import Survey, survey
 from sparsyfed_jax.types import Key, Variables
 
 _ROWS = 2  # of the batch that is traced to find layers
+_Example: TypeAlias = tuple[tuple[int, ...], Any]  # shape and dtype
 
 
 class Network(NamedTuple):
   """A model as pure functions on what methods train.
 
   Example:
+    >>> from flax import linen as nn
     >>> network = network_of(nn.Dense(3), input_shape=(2,))
     >>> network.layer_names
     ('',)
@@ -43,7 +45,9 @@ class Network(NamedTuple):
   own_paths: Mapping[tuple[str, ...], str]
 
 
-def network_of(model: Any, input_shape: tuple[int, ...], prunable: str = "") -> Network:
+def network_of(
+  model: Any, input_shape: tuple[int, ...], prunable: str = "", dtype: Any = jnp.float32
+) -> Network:
   """Finds the layers of a model, and makes functions of it that compute with given ones.
 
   A flax.linen module with an attribute `ops`, a `LayerOps`, computes with those. The layers of
@@ -54,29 +58,32 @@ def network_of(model: Any, input_shape: tuple[int, ...], prunable: str = "") -> 
     input_shape: shape of one example.
     prunable: a regular expression, found in the paths of the parameters that methods may prune;
       by default those of at least two axes that are multiplied with the layers' input.
+    dtype: of what the model takes: float32, or int32 of tokens.
 
   Raises:
     ValueError: the model is of another kind, or cannot be called on such an example, or nothing in
       it is called `prunable`.
 
   Example:
+    >>> from flax import linen as nn
     >>> two = nn.Sequential([nn.Dense(3), nn.relu, nn.Dense(2)])
     >>> network_of(two, input_shape=(4,), prunable="layers_2").kernels
     ('layers_2',)
   """
-  functions = functions_of(model, input_shape)
+  functions, example = functions_of(model, input_shape, dtype), (input_shape, dtype)
   key = jax.eval_shape(lambda: jax.random.key(0))
   try:
     params, state = jax.eval_shape(functions.init, key)
   except Exception as error:  # of code that is not ours
     raise ValueError(_told(functions, input_shape, error)) from error
   if isinstance(model, nn.Module) and hasattr(model, "ops"):
-    return _injected(model, functions, input_shape, params, prunable)
+    return _injected(model, functions, example, params, prunable)
   _check_parameters(functions.title, params)
   try:
-    return _rewritten(functions, input_shape, params, state, prunable)
-  except (TypeError, IndexError, KeyError, AttributeError) as error:
+    surveys = _surveys(functions, example, params, state)
+  except Exception as error:  # of code that is not ours
     raise ValueError(_told(functions, input_shape, error)) from error
+  return _rewritten(functions, surveys, params, state, prunable)
 
 
 def _told(functions: Functions, input_shape: tuple[int, ...], error: Exception) -> str:
@@ -95,18 +102,20 @@ def _check_parameters(title: str, params: Any) -> None:
       )
 
 
-def _rewritten(
-  functions: Functions, input_shape: tuple[int, ...], params: Any, state: Any, prunable: str
-) -> Network:
-  surveys = {
-    train: survey(
-      partial(functions.apply, train=train),
-      params,
-      *_example(input_shape, state),
-      batch_axes=_AXES,
-    )
+def _surveys(
+  functions: Functions, example: _Example, params: Any, state: Any
+) -> dict[bool, Survey]:
+  """Finds the layers in training (True), and in evaluation."""
+  arguments = _arguments(example, state)
+  return {
+    train: survey(partial(functions.apply, train=train), params, *arguments, batch_axes=_AXES)
     for train in (True, False)
   }
+
+
+def _rewritten(
+  functions: Functions, surveys: dict[bool, Survey], params: Any, state: Any, prunable: str
+) -> Network:
   products = surveys[True].products
   leaves = _prunable_leaves(functions.title, params, products, prunable)
   form = form_of(params, leaves)
@@ -160,13 +169,18 @@ def _rewritten(
   )
 
 
-_AXES = (None, 0, 0, None)  # of the batch in what `_example` makes
+_AXES = (None, 0, 0, None)  # of the batch in what `_arguments` makes
 
 
-def _example(input_shape: tuple[int, ...], state: Any) -> tuple[Any, ...]:
-  x = jax.ShapeDtypeStruct((_ROWS, *input_shape), jnp.float32)
+def _arguments(example: _Example, state: Any) -> tuple[Any, ...]:
+  x = _batch_of(example)
   valid = jax.ShapeDtypeStruct((_ROWS,), jnp.bool_)
   return state, x, valid, jax.eval_shape(lambda: jax.random.key(0))
+
+
+def _batch_of(example: _Example) -> jax.ShapeDtypeStruct:
+  shape, dtype = example
+  return jax.ShapeDtypeStruct((_ROWS, *shape), dtype)
 
 
 def _replaceable(products: Sequence[Product]) -> tuple[str, ...]:
@@ -192,7 +206,7 @@ def _prunable_leaves(
   return [path for path in large if path in used and is_chosen(path)]
 
 
-def _problems(params: Any, found: Any, prunable: str) -> tuple[str, ...]:
+def _problems(params: Any, found: Survey, prunable: str) -> tuple[str, ...]:
   """Says which leaves a method that prunes would have to leave out, and why."""
   is_chosen = trees.name_finder(prunable or "$")
   flat = jax.tree_util.tree_flatten_with_path(params)[0]
@@ -216,7 +230,7 @@ def _problems(params: Any, found: Any, prunable: str) -> tuple[str, ...]:
 def _injected(
   model: nn.Module,
   functions: Functions,
-  input_shape: tuple[int, ...],
+  example: _Example,
   params: Any,
   prunable: str,
 ) -> Network:
@@ -260,7 +274,7 @@ def _injected(
   ops, interceptor = named(note)
   layered: Any = model.clone(ops=ops)
   with nn.intercept_methods(interceptor):
-    x = jax.ShapeDtypeStruct((_ROWS, *input_shape), jnp.float32)
+    x = _batch_of(example)
     run = partial(layered.init_with_output, train=False)
     out, _ = jax.eval_shape(run, jax.random.key(0), x)
   return Network(

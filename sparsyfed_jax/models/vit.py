@@ -17,12 +17,14 @@ class EncoderBlock(nn.Module):
     mlp_ratio: width of the perceptron, in features.
     dropout: rate behind the attention and behind the perceptron.
     ops: what the layers compute with.
+    is_causal: whether tokens see none behind them.
   """
 
   heads: int
   mlp_ratio: int
   dropout: float = 0.0
   ops: LayerOps = PLAIN
+  is_causal: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -31,13 +33,13 @@ class EncoderBlock(nn.Module):
     dense = partial(nn.Dense, dot_general=self.ops.dot_general)
     drop = nn.Dropout(self.dropout, deterministic=not train)
 
-    y = _layer_norm()(x)
+    y = layer_norm()(x)
     qkv = dense(3 * features, name="qkv")(y)
     qkv = qkv.reshape(*qkv.shape[:-1], 3, self.heads, features // self.heads)
-    y = jax.nn.dot_product_attention(*jnp.moveaxis(qkv, -3, 0))
+    y = jax.nn.dot_product_attention(*jnp.moveaxis(qkv, -3, 0), is_causal=self.is_causal)
     x = x + drop(dense(features, name="out")(y.reshape(x.shape)))
 
-    y = _layer_norm()(x)
+    y = layer_norm()(x)
     y = nn.gelu(dense(self.mlp_ratio * features, name="mlp_in")(y))
     return x + drop(dense(features, name="mlp_out")(y))
 
@@ -98,11 +100,12 @@ class ViT(nn.Module):
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     for _ in range(self.depth):
       x = EncoderBlock(self.heads, self.mlp_ratio, self.dropout, self.ops)(x, train=train)
-    x = jnp.mean(_layer_norm()(x), axis=1)
+    x = jnp.mean(layer_norm()(x), axis=1)
     return dense(self.num_classes, name="head")(x)
 
 
-def _layer_norm() -> nn.LayerNorm:
+def layer_norm() -> nn.LayerNorm:
+  """Makes the layer norm of transformers, of the exact variance."""
   return nn.LayerNorm(use_fast_variance=False)
 
 

@@ -52,9 +52,10 @@ class RowsOp:
   do not pass it, and have the batch on the first axis. `rewrite_layers` passes it.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> from jax import lax
     >>> op = RowsOp(lambda rows, lhs, rhs, *args: (rows.axis, lax.dot_general(lhs, rhs, *args)))
-    >>> op(jax.numpy.ones((1, 2)), jax.numpy.ones((2, 1)), (((1,), (0,)), ((), ())))[0]
+    >>> op(jnp.ones((1, 2)), jnp.ones((2, 1)), (((1,), (0,)), ((), ())))[0]
     0
   """
 
@@ -162,6 +163,7 @@ class FirstFound:
   """A threshold that is found once, as `first_found` makes it.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> carry = {"Dense_0": jnp.float32(3)}
     >>> largest = FirstFound(lambda x, w, rows: jnp.max(jnp.abs(x)), carry, "Dense_0")
     >>> float(largest(jnp.array([-2.0]), jnp.array([1.0, 0.0])))

@@ -330,16 +330,16 @@ BAD_FILES = {
   ),
   "regression": (
     whole(y=Y + 0.25),
-    "y: is float64 and holds 0.25 at index 0, .*only classification is learned, no regression$",
+    "y: is float64 and holds 0.25 at index 0, .*a regression of numbers needs --task=regression$",
   ),
   "regression of several": (
     whole(y=np.ones((20, 3)) / 3),
-    r"y: has shape \(20, 3\), .* needs one class, only classification is learned$",
+    r"y: has shape \(20, 3\), .* needs one class; a regression .* needs --task=regression$",
   ),
   "multi-hot": (
     whole(y=np.arange(60).reshape(20, 3) % 2),
-    "y: .* one class, but 10 of 20 have none or several, the first at index 1: multi-label .* not"
-    " learned here$",
+    "y: .* one class, but 10 of 20 have none or several, the first at index 1: multi-label .* need"
+    " --task=multi_label$",
   ),
   "no class at all": (
     whole(y=np.zeros((20, 3), bool)),

@@ -1,4 +1,4 @@
-"""Kills runs at any moment and lets them go on: python tests/experiments/kill_runs.py --kills=100.
+"""Kills runs at any moment and lets them go on: python -m tests.experiments.kill_runs --kills=100.
 
 Between the kills comes what else may happen to a run: other data, a damaged checkpoint, a second
 process, a signal while it compiles, files of somebody else. Whatever happens, rows that were once
@@ -21,6 +21,8 @@ import time
 from typing import NamedTuple
 
 import numpy as np
+
+from tests.programs import Program
 
 TIMEOUT = 240  # seconds
 COMMON = (
@@ -47,16 +49,13 @@ class Case(NamedTuple):
   arguments: tuple[str, ...]
   directory: pathlib.Path
   data: pathlib.Path
-  environment: dict[str, str]
 
-  def start(self) -> subprocess.Popen:
-    command = [sys.executable, "-u", "-m", f"experiments.{self.program}", *self.arguments]
+  def start(self) -> Program:
+    arguments = list(self.arguments)
     if self.program == "train" and (self.directory / "config.json").exists():
-      command.append("--resume")
-    command += [f"--dataset=npz:{self.data}", f"--output_dir={self.directory}"]
-    return subprocess.Popen(
-      command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment
-    )
+      arguments.append("--resume")
+    arguments += [f"--dataset=npz:{self.data}", f"--output_dir={self.directory}"]
+    return Program(f"experiments.{self.program}", *arguments)
 
 
 def write_data(path: pathlib.Path, turn: int = 0) -> None:
@@ -169,7 +168,7 @@ def live(case: Case, rng: random.Random, seconds: float, trouble: str) -> tuple[
   part = "starting" if is_starting else "training"
   try:
     if is_starting:
-      process.wait(rng.uniform(0.0, 4.0))
+      process.wait(rng.uniform(0.0, 2.0))
     else:
       # Until a call of rounds is done, then up to the time that a third of the run takes.
       wait_for_rows(case, process, before)
@@ -191,7 +190,7 @@ def live(case: Case, rng: random.Random, seconds: float, trouble: str) -> tuple[
   return process.returncode != 0, part
 
 
-def wait_for_rows(case: Case, process: subprocess.Popen, before: dict[str, list[bytes]]) -> None:
+def wait_for_rows(case: Case, process: Program, before: dict[str, list[bytes]]) -> None:
   """Waits until a run trains: rows that are computed again do not show in the record."""
   deadline = time.monotonic() + TIMEOUT
   output, text = process.stdout.fileno(), b""
@@ -205,18 +204,10 @@ def wait_for_rows(case: Case, process: subprocess.Popen, before: dict[str, list[
   os.set_blocking(output, True)
 
 
-def run(
-  kinds: list[str], kills: int, seed: int, root: pathlib.Path, cache: str, log=print
-) -> collections.Counter:
+def run(kinds: list[str], kills: int, seed: int, log=print) -> collections.Counter:
   """Kills runs of some kinds, in turns until there were so many kills; returns what happened."""
   rng = random.Random(seed)
   counts: collections.Counter = collections.Counter()
-  environment = {
-    **{"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"},
-    "XLA_FLAGS": os.environ.get("XLA_FLAGS", "--xla_backend_optimization_level=0"),
-    "JAX_COMPILATION_CACHE_DIR": cache,
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-  }
   troubles = itertools.cycle(TROUBLES)
   with tempfile.TemporaryDirectory() as folder:
     for number, kind in enumerate(kinds):
@@ -225,7 +216,7 @@ def run(
       write_data(place / "data.npz")
       program = "sweep" if kind == "sweep" else "train"
       arguments = (*COMMON, *KINDS[kind])
-      case = Case(program, arguments, place / "whole", place / "data.npz", environment)
+      case = Case(program, arguments, place / "whole", place / "data.npz")
       started = time.monotonic()
       with case.start() as process:
         _, errors = process.communicate(timeout=TIMEOUT)
@@ -278,9 +269,11 @@ def main() -> None:
   parser.add_argument("--kinds", default=",".join(KINDS))
   arguments = parser.parse_args()
   started = time.monotonic()
-  root = pathlib.Path(__file__).parents[2]
   with tempfile.TemporaryDirectory() as cache, contextlib.suppress(KeyboardInterrupt):
-    counts = run(arguments.kinds.split(","), arguments.kills, arguments.seed, root, cache)
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    counts = run(arguments.kinds.split(","), arguments.kills, arguments.seed)
     print(
       f"{counts['killed starting'] + counts['killed training']} kills, nothing lost or changed:"
       f" {dict(counts)}, {time.monotonic() - started:.0f} s"

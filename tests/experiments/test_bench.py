@@ -17,7 +17,7 @@ from experiments.bench import measuring, options, workloads
 from experiments.bench.options import Settings
 from experiments.bench.rows import PeerTimes, compare, markdown, table_cells
 from experiments.bench.workloads import WORKLOADS, Workload
-from experiments.run.config import COMPUTE_DTYPES
+from experiments.run.choices import COMPUTE_DTYPES
 from sparsyfed_jax import trees
 from sparsyfed_jax.fed.task import classification
 from sparsyfed_jax.models import MLP

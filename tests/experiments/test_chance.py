@@ -6,6 +6,7 @@ import pytest
 from experiments import flags
 from experiments.run import chance
 from experiments.terminal import closing_table
+from sparsyfed_jax.fed.metric import of_most_frequent
 
 # 40 of 100 examples are of class 7.
 LABELS = np.repeat([7, 1, 2, 3], [40, 20, 20, 20])
@@ -18,7 +19,7 @@ def note(accuracy, **changes):
 
 
 def test_guessing_names_the_most_frequent_class():
-  assert chance.guessing_level(LABELS) == 0.4
+  assert of_most_frequent(LABELS).level == 0.4
 
 
 # Two standard errors of 0.4 in 100 examples are 2 * sqrt(0.24 / 100) = 0.098.
@@ -32,7 +33,7 @@ def test_chance_is_within_two_standard_errors_of_guessing(accuracy, expected):
 
 
 def test_a_test_set_of_one_class_is_nobodys_fault():
-  assert not chance.is_chance(1.0, np.zeros(5, int))
+  assert not chance.describe_chance(1.0, np.zeros(5, int))["is_chance"]
 
 
 @pytest.mark.parametrize(

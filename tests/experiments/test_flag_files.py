@@ -26,8 +26,13 @@ def read(*arguments):
 
 
 def test_each_preset_is_read_from_any_folder():
-  assert len(flag_files.presets()) == 11
-  known = {"cifar10": "tfds:cifar10", "cifar100": "tfds:cifar100", "speech": "tfds:speech_commands"}
+  assert len(flag_files.presets()) == 12
+  known = {
+    "cifar10": "tfds:cifar10",
+    "cifar100": "tfds:cifar100",
+    "genesis": "text:runs/genesis.txt",
+    "speech": "tfds:speech_commands",
+  }
   for name in flag_files.presets():
     config = read(f"--preset={name}")
     data, _, alpha = name.partition("-lda")

@@ -3,7 +3,7 @@ from absl import flags as absl_flags
 
 from experiments import flags
 from experiments.run.build import build
-from experiments.run.config import PARTITIONS
+from experiments.run.choices import PARTITIONS
 from experiments.run.settings import own_hyper, own_options
 from sparsyfed_jax.algorithms import METHODS
 
@@ -151,12 +151,14 @@ def test_defaults_follow_from_other_flags():
   assert resolved.client_lr_final == pytest.approx(0.02)
   assert flags.resolve(ACCEPTED._replace(sparsity_schedule="constant")).sparsity_ramp_rounds == 0
   assert resolved.feddst_update_until == 20
+  assert resolved.task == "classification"
   given = ACCEPTED._replace(
     sparsity_ramp_rounds=3,
     client_lr=0.4,
     client_lr_final=0.3,
     server_lr=0.7,
     feddst_update_until=7,
+    task="regression",
   )
   assert flags.resolve(given) == given
 

@@ -8,6 +8,7 @@ import pytest
 from matplotlib.image import imread
 
 from experiments.pictures import panels, plots
+from sparsyfed_jax.fed.metric import ACCURACY
 
 SUMMARY = {
   "algorithm": "sparsyfed",
@@ -92,7 +93,7 @@ def test_communication_counts_the_rounds_that_were_not_logged():
 
 
 def test_unevaluated_rounds_are_left_out_of_the_curve():
-  test = plots._accuracy(make_rows()).lines[1]
+  test = plots._score(make_rows(), ACCURACY).lines[1]
   np.testing.assert_array_equal(test.x, [5, 10, 15, 20])
   assert test.label == "test 95.0%"
 

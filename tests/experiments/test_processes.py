@@ -15,9 +15,11 @@ import pytest
 from experiments import flags
 from experiments.run import links, processes
 from experiments.run.build import build
+from experiments.train import run
 from sparsyfed_jax.io import checkpoint
 from sparsyfed_jax.io.writers import read_metrics
 from tests import cases
+from tests.programs import Program
 
 ARGUMENTS = (
   "--model=mlp",
@@ -30,7 +32,8 @@ ARGUMENTS = (
   "--clients_per_chunk=2",
 )
 CONFIG = flags.DEFAULTS._replace(
-  model="mlp", num_clients=20, clients_per_round=5, local_epochs=1, rounds=10, eval_every=4
+  **dict(model="mlp", num_clients=20, clients_per_round=5, local_epochs=1, rounds=10),
+  **dict(eval_every=4, checkpoint_every=5, clients_per_chunk="2"),
 )
 
 
@@ -40,34 +43,15 @@ def free_port():
     return listener.getsockname()[1]
 
 
-def start(root, directory, *arguments, num_processes=2, last=()):
-  """Starts as many processes, the last one with arguments of its own."""
-  environment = {
-    "PYTHONPATH": str(root),
-    "PATH": "/usr/bin:/bin",
-    "XLA_FLAGS": os.environ["XLA_FLAGS"],
-    "JAX_PLATFORMS": "cpu",
-    "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-  }
-  address = f"--coordinator=localhost:{free_port()}"
+def start(directory, *arguments, last=()):
+  """Starts two processes, the last one with arguments of its own."""
   processes = []
-  for number in range(num_processes):
-    # Only the first process writes; the directory of the others would not be there.
-    own = directory if number == 0 else directory.with_name("nobody-writes-here")
-    command = [
-      *(sys.executable, "-m", "experiments.train", *ARGUMENTS, f"--output_dir={own}"),
-      *arguments,
-    ]
-    if number == num_processes - 1:
-      command += last
-    if num_processes > 1:
-      command += [address, f"--num_processes={num_processes}", f"--process_id={number}"]
-    processes.append(
-      subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-      )
-    )
+  address = f"--coordinator=localhost:{free_port()}"
+  # Only the first process writes; the directory of the other would not be there.
+  for number, own in enumerate([directory, directory.with_name("nobody-writes-here")]):
+    all_arguments = [*ARGUMENTS, f"--output_dir={own}", *arguments, *(last if number else ())]
+    all_arguments += [address, "--num_processes=2", f"--process_id={number}"]
+    processes.append(Program("experiments.train", *all_arguments))
   return processes
 
 
@@ -85,10 +69,11 @@ def final_state(directory):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, request):
+def alone(tmp_path_factory):
   directory = tmp_path_factory.mktemp("alone") / "run"
-  codes, outputs = train(request.config.rootpath, directory, num_processes=1)
-  assert codes == [0], outputs
+  directory.mkdir()
+  config = flags.resolve(CONFIG._replace(output_dir=str(directory)))
+  run(config, build(config), directory)
   return directory
 
 
@@ -103,9 +88,9 @@ def assert_same_run(directory, alone):
       assert row[name] == pytest.approx(expected[name], rel=1e-5), name
 
 
-def test_two_processes_do_what_one_does(tmp_path, request, alone):
-  root, directory = request.config.rootpath, tmp_path / "run"
-  codes, outputs = train(root, directory)
+def test_two_processes_do_what_one_does(tmp_path, alone):
+  directory = tmp_path / "run"
+  codes, outputs = train(directory)
   assert codes == [0, 0], outputs
   assert_same_run(directory, alone)
   assert not (tmp_path / "nobody-writes-here").exists()
@@ -118,16 +103,16 @@ def test_two_processes_do_what_one_does(tmp_path, request, alone):
     if place.name != "00000005":
       place.rename(tmp_path / place.name)
   (directory / "summary.json").unlink()
-  codes, outputs = train(root, directory, "--resume", "--data_placement=sharded")
+  codes, outputs = train(directory, "--resume", "--data_placement=sharded")
   assert codes == [0, 0], outputs
   assert "going on after round 5" in outputs[0][0]
   assert_same_run(directory, alone)
 
 
-def test_when_one_process_refuses_all_end(tmp_path, request):
+def test_when_one_process_refuses_all_end(tmp_path):
   (tmp_path / "run").mkdir()
   (tmp_path / "run" / "kept").touch()
-  codes, outputs = train(request.config.rootpath, tmp_path / "run")
+  codes, outputs = train(tmp_path / "run")
   assert codes == [2, 2]
   assert "exists and is not empty" in outputs[0][1]
   assert "error: process 0 refused: " in outputs[1][1]
@@ -139,9 +124,9 @@ def errors_of(outputs):
   return [stderr.splitlines()[-1] for _, stderr in outputs]
 
 
-def test_processes_with_different_flags_end_with_the_name_of_the_flag(tmp_path, request):
-  root, directory = request.config.rootpath, tmp_path / "run"
-  codes, outputs = train(root, directory, last=["--seed=1", "--rounds=9"])
+def test_processes_with_different_flags_end_with_the_name_of_the_flag(tmp_path):
+  directory = tmp_path / "run"
+  codes, outputs = train(directory, last=["--seed=1", "--rounds=9"])
   assert codes == [2, 2], outputs
   assert len(set(errors_of(outputs))) == 1
   assert errors_of(outputs)[0].startswith("error: --rounds differs: process 0 has 10, process 1")
@@ -149,17 +134,17 @@ def test_processes_with_different_flags_end_with_the_name_of_the_flag(tmp_path, 
   assert not directory.exists()
 
 
-def test_a_process_that_refuses_a_flag_tells_the_others(tmp_path, request):
+def test_a_process_that_refuses_a_flag_tells_the_others(tmp_path):
   started = time.monotonic()
-  codes, outputs = train(request.config.rootpath, tmp_path / "run", last=["--client_lr=-1"])
+  codes, outputs = train(tmp_path / "run", last=["--client_lr=-1"])
   assert codes == [2, 2], outputs
   text = "--client_lr=-1.0: must be positive and finite"
   assert errors_of(outputs) == [f"error: process 1 refused: {text}", f"error: {text}"]
   assert time.monotonic() - started < 60
 
 
-def test_when_a_process_is_killed_the_others_say_which(tmp_path, request):
-  first, last = start(request.config.rootpath, tmp_path / "run", "--rounds=100000")
+def test_when_a_process_is_killed_the_others_say_which(tmp_path):
+  first, last = start(tmp_path / "run", "--rounds=100000")
   try:
     while "compiling" not in (line := first.stdout.readline()):
       assert line, first.stderr.read()

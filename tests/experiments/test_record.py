@@ -10,11 +10,12 @@ import pytest
 from experiments import flags, train
 from experiments.run import rows as rows_module
 from experiments.run.build import build, check
-from experiments.run.clients import client_accuracies, client_spread
+from experiments.run.clients import client_scores, client_spread
 from experiments.run.data import load
 from experiments.run.layer_shares import shares_of
 from sparsyfed_jax.io.writers import read_metrics
 from sparsyfed_jax.metrics.flops import LayerCost
+from sparsyfed_jax.types import Mean
 from sparsyfed_jax.wire import codec
 from tests import cases
 from tests.experiments.test_resume import assert_same_run, keep_rounds
@@ -147,7 +148,9 @@ def test_the_final_model_is_what_the_files_say(measured):
   assert len(codec.encode(jax.device_get(state.server.variables))) < rows[0]["downlink_bytes"]
 
   # The examples of the second phase's owners, right or wrong, one by one.
-  hits = np.asarray(experiment.simulation.classify(state, experiment.x_test, experiment.y_test))
+  each = experiment.simulation.score_each(state, experiment.x_test, experiment.y_test)
+  hits = np.asarray(each.total)
+  assert np.all(np.asarray(each.weight) == 1)
   assert rows[-1]["test_accuracy"] == pytest.approx(hits.mean(), abs=1e-6)
   owners = experiment.test_owners.after
   accuracies = [hits[owners == i].mean() for i in range(20)]
@@ -257,7 +260,8 @@ def test_bytes_of_many_clients_are_counted_to_the_byte():
 
 def test_spread_by_hand():
   hits = np.array([True, False, True, True, False])
-  accuracies = client_accuracies(hits, np.array([4, 4, 0, 4, 2]), num_clients=7)
+  owners = np.array([4, 4, 0, 4, 2])
+  accuracies = client_scores(Mean(hits, np.ones(5)), owners, num_clients=7)
   assert accuracies == [1, None, 0, None, pytest.approx(2 / 3), None, None]
   spread = client_spread(accuracies)
   assert spread["client_accuracy_mean"] == pytest.approx(5 / 9)

@@ -3,8 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 
 import jax
 import pytest
@@ -16,6 +14,7 @@ from sparsyfed_jax.io import checkpoint
 from sparsyfed_jax.io.writers import read_metrics, write_json
 from tests import cases
 from tests.experiments import kill_runs
+from tests.programs import Program
 
 SMALL = flags.DEFAULTS._replace(
   model="mlp",
@@ -191,35 +190,24 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, whole
   assert_same_run(tmp_path / "run", whole)
 
 
-def start_process(directory, *arguments, root):
-  environment = {
-    "PYTHONPATH": str(root),
-    "PATH": "/usr/bin:/bin",
-    "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-  }
-  command = [
-    *(sys.executable, "-u", "-m", "experiments.train"),
+def start_program(directory, *arguments):
+  return Program(
+    "experiments.train",
     *("--model=mlp", "--eval_every=4", "--checkpoint_every=10", "--num_clients=20"),
     *("--clients_per_round=2", "--local_epochs=1", f"--output_dir={directory}", *arguments),
-  ]
-  return subprocess.Popen(
-    command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
   )
 
 
-def test_killed_at_any_moment_it_goes_on_to_the_bit(request):
-  cache = str(jax.config.jax_compilation_cache_dir)
-  counts = kill_runs.run(["memories"], NUM_KILLS, 0, request.config.rootpath, cache)
+def test_killed_at_any_moment_it_goes_on_to_the_bit():
+  counts = kill_runs.run(["memories"], NUM_KILLS, 0)
   assert counts["killed starting"] + counts["killed training"] == NUM_KILLS
   assert counts["ended"] >= 1 and set(counts) >= set(kill_runs.TROUBLES)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, request, number):
+def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, number):
   directory = tmp_path / "run"
-  root = request.config.rootpath
-  with start_process(directory, "--rounds=1000000", root=root) as process:
+  with start_program(directory, "--rounds=1000000") as process:
     while "train_loss" not in process.stdout.readline():
       assert process.poll() is None
     process.send_signal(number)
@@ -232,8 +220,8 @@ def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, request, number):
   assert int(newest) == len(rows) == rows[-1]["round"]
 
 
-def test_interrupted_before_the_first_round_nothing_is_kept(tmp_path, request):
-  with start_process(tmp_path / "run", "--rounds=100", root=request.config.rootpath) as process:
+def test_interrupted_before_the_first_round_nothing_is_kept(tmp_path):
+  with start_program(tmp_path / "run", "--rounds=100") as process:
     while "compiling" not in process.stdout.readline():
       assert process.poll() is None
     process.send_signal(signal.SIGINT)
@@ -243,7 +231,7 @@ def test_interrupted_before_the_first_round_nothing_is_kept(tmp_path, request):
   assert not (tmp_path / "run").exists()
 
 
-def test_interrupted_while_it_compiles_a_resumed_run_keeps_all_that_was_there(tmp_path, request):
+def test_interrupted_while_it_compiles_a_resumed_run_keeps_all_that_was_there(tmp_path):
   directory = tmp_path / "run"
   directory.mkdir()
   config = flags.DEFAULTS._replace(
@@ -253,7 +241,7 @@ def test_interrupted_while_it_compiles_a_resumed_run_keeps_all_that_was_there(tm
   config = flags.resolve(config)
   write_json(directory / "config.json", begun.describe(config, build(config).facts))
   (directory / "notes.txt").write_text("mine")
-  with start_process(directory, "--resume", root=request.config.rootpath) as process:
+  with start_program(directory, "--resume") as process:
     while "compiling" not in process.stdout.readline():
       assert process.poll() is None
     process.send_signal(signal.SIGTERM)

@@ -114,6 +114,7 @@ def test_a_shared_program_gives_what_its_own_would(tmp_path):
   assert first == second
 
 
+@pytest.mark.pictures
 def test_runs_side_by_side_are_the_runs_alone(tmp_path, capsys, monkeypatch):
   monkeypatch.delenv("XLA_FLAGS")  # compiled as a user's are
   arguments = ["--sparsity=0.5,0.9", "--checkpoint_every=1", "--upload=changes_with_feedback"]

@@ -13,6 +13,7 @@ from experiments.run.build import build
 from sparsyfed_jax.data.batches import batch_rows
 from sparsyfed_jax.data.sources import DataError
 from sparsyfed_jax.io.writers import read_metrics
+from tests.programs import Program
 
 SMALL = flags.DEFAULTS._replace(
   model="mlp", rounds=5, eval_every=2, num_clients=20, clients_per_round=4, local_epochs=1
@@ -24,6 +25,7 @@ def run(directory, config):
   return train.run(flags.resolve(config), build(flags.resolve(config)), directory)
 
 
+@pytest.mark.pictures
 def test_a_run_leaves_its_record(tmp_path, capsys):
   summary = run(tmp_path / "run", SMALL)
   files = {path.name for path in (tmp_path / "run").iterdir()}
@@ -179,17 +181,13 @@ def test_images_too_small_for_the_cnn_are_refused_with_an_alternative(tmp_path):
     build(flags.resolve(SMALL._replace(dataset=dataset, model="cnn")))
 
 
-def program(*arguments, cwd):
-  command = [sys.executable, "-m", "experiments.train", *arguments]
-  return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
-
-
-def test_the_program_refuses_in_one_line_and_writes_nothing(tmp_path, monkeypatch, request):
-  monkeypatch.setenv("PYTHONPATH", str(request.config.rootpath))
+def test_the_program_refuses_in_one_line_and_writes_nothing(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
   for argument in ("--sparsity=1.2", "--nosuch=1", "--rounds=ten", "stray"):
-    result = program(argument, cwd=tmp_path)
-    assert result.returncode == 2
-    (line,) = result.stderr.splitlines()
+    with Program("experiments.train", argument) as program:
+      _, errors = program.communicate()
+    assert program.returncode == 2
+    (line,) = errors.splitlines()
     assert line.startswith("error: ")
     assert argument.removeprefix("--").partition("=")[0] in line
   assert not list(tmp_path.iterdir())
@@ -199,7 +197,8 @@ def test_the_program_does_not_overwrite_a_directory(tmp_path, monkeypatch, reque
   monkeypatch.setenv("PYTHONPATH", str(request.config.rootpath))
   (tmp_path / "run").mkdir()
   (tmp_path / "run" / "notes.txt").write_text("mine")
-  result = program("--output_dir=run", cwd=tmp_path)
+  command = [sys.executable, "-m", "experiments.train", "--output_dir=run"]
+  result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
   assert result.returncode == 2
   assert "--output_dir=run" in result.stderr
   assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]

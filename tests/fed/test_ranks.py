@@ -34,6 +34,12 @@ def evaluate_tokens():
   return task.evaluate(task.init(KEY), batch)
 
 
+def evaluate_columns():
+  task = classification(sf.models.MLP(3, hidden=()), (2,))
+  batch = take_batch(DATA._replace(y=jnp.zeros((4, 1), jnp.int32)), jnp.int32(0), 2)
+  return task.evaluate(task.init(KEY), batch)
+
+
 def evaluate_fewer_examples():
   data = sf.data.digits()
   task = sf.classification(sf.models.MLP(10, hidden=(4,)), data)
@@ -49,7 +55,8 @@ def evaluate_fewer_examples():
     lambda: weighted(ONE, TWO),
     lambda: regrowth(KERNEL, WIDER),
     lambda: mask_iou(KERNEL, WIDER),
-    lambda: take_batch(DATA._replace(y=jnp.zeros((4, 1), jnp.int32)), jnp.int32(0), 2),
+    lambda: take_batch(DATA._replace(indices=jnp.zeros((4, 1), jnp.int32)), jnp.int32(0), 2),
+    evaluate_columns,
     lambda: sample(KEY, KEY, jnp.ones((3, 1), jnp.int32), 2, uniformly, None),
     evaluate_tokens,
     evaluate_fewer_examples,

@@ -26,6 +26,8 @@ MODELS = {
   "ResNet18": (models.ResNet18(10), (32, 32, 3)),
   "SpeechResNet18": (models.SpeechResNet18(35), (16_000,)),
   "ViT": (models.ViT(10, depth=2), (32, 32, 3)),
+  "Transformer": (models.Transformer(50), (32,), jnp.int32),
+  "LSTM": (models.LSTM(50, hidden=64), (32,), jnp.int32),
 }
 
 
@@ -118,6 +120,15 @@ class TestByHand:
       "head": 2 * 6 * 3,
     }
 
+  def test_what_a_loop_repeats(self):
+    # 7 tokens of 2 features; states of 3 entries with four gates; 5 logits.
+    model = models.LSTM(5, dim=2, hidden=3)
+    assert flops.layer_costs(model, (7,), jnp.int32) == (
+      LayerCost("input_0", *(2 * 7 * 2 * 12,) * 3),
+      LayerCost("recurrent_0", *(2 * 7 * 3 * 12,) * 3),
+      LayerCost("head", *(2 * 7 * 3 * 5,) * 3),
+    )
+
   def test_a_matrix_for_each_head(self):
     # Of 7 tokens; the model itself is the layer.
     expected = 2 * 7 * 3 * 5 * 2
@@ -184,14 +195,15 @@ def test_each_product_of_a_convolution_is_as_ones_and_xla_say(name):
 
 
 def dense_products(jaxpr):
-  """All matrix products and convolutions, those of inner jaxprs too."""
+  """All matrix products and convolutions, those of inner jaxprs too, as often as they are run."""
   for equation in jaxpr.eqns:
     if equation.primitive.name in ("dot_general", "conv_general_dilated"):
       yield equation
     for value in equation.params.values():
       inner = getattr(value, "jaxpr", value)
       if hasattr(inner, "eqns"):
-        yield from dense_products(inner)
+        for _ in range(equation.params.get("length", 1)):
+          yield from dense_products(inner)
 
 
 def xla_flops_of_products(jaxpr):
@@ -209,9 +221,9 @@ def xla_flops_of_products(jaxpr):
 @pytest.mark.parametrize("name", MODELS)
 def test_whole_models_as_xla_counts_them(name):
   costs = costs_of(name)
-  model, shape = MODELS[name]
+  model, shape, *dtype = MODELS[name]
   model = model.clone(ops=NATIVE)
-  x = jax.ShapeDtypeStruct((BATCH, *shape), jnp.float32)
+  x = jax.ShapeDtypeStruct((BATCH, *shape), *(dtype or [jnp.float32]))
   variables = jax.eval_shape(model.init, jax.random.key(0), x)
 
   # The layers have the names that the engine has for them.
@@ -230,13 +242,18 @@ def test_whole_models_as_xla_counts_them(name):
     attention = BATCH * 2 * 2 * (2 * 64**2 * model.dim)
     expected["forward"] += attention
     expected["gradient"] += 3 * attention
+  if name == "Transformer":  # of 32 tokens, those behind too
+    attention = BATCH * 2 * 2 * (2 * 32**2 * model.dim)
+    expected["forward"] += attention
+    expected["gradient"] += 3 * attention
   programs = {"forward": loss, "gradient": jax.value_and_grad(loss, has_aux=True)}
   for kind, program in programs.items():
     traced = jax.jit(program).trace(variables["params"], variables, x)
     assert expected[kind] == xla_flops_of_products(traced.jaxpr.jaxpr)
     # All that is not a product is less than a hundredth; softmax and GELU take more.
     gap = traced.lower().cost_analysis()["flops"] / expected[kind] - 1
-    assert 0 < gap < (0.05 if name == "ViT" else 0.01)
+    if name != "LSTM":  # of whose loop XLA counts one step
+      assert 0 < gap < {"ViT": 0.05, "Transformer": 0.2}.get(name, 0.01)
 
 
 @pytest.mark.parametrize("name", MODELS)

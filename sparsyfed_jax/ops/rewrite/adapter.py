@@ -17,9 +17,10 @@ class LayerError(ValueError):
   """A layer whose operation cannot be replaced; the one-line message names it and says why.
 
   Example:
-    >>> raise LayerError("Dense_0: its weights are computed")
+    >>> from sparsyfed_jax import ops
+    >>> raise ops.LayerError("Dense_0: its weights are computed")
     Traceback (most recent call last):
-    LayerError: Dense_0: its weights are computed
+    sparsyfed_jax.ops.rewrite.adapter.LayerError: Dense_0: its weights are computed
   """
 
 

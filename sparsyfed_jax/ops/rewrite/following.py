@@ -31,8 +31,8 @@ class Product(NamedTuple):
   Example:
     >>> import jax.numpy as jnp
     >>> from sparsyfed_jax import ops
-    >>> dense = lambda params, x: x @ params["w"] + params["b"]
-    >>> params = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
+    >>> dense = lambda params, x: jnp.tanh(x @ params["w"])
+    >>> params = {"w": jnp.ones((3, 2))}
     >>> (product,) = ops.find_layers(dense, params, jnp.ones((4, 3)))
     >>> product.path, product.kind, product.x_shape, product.rows
     ('w', 'dot_general', (4, 3), Rows(axis=0, after=1, size=4))

@@ -1,0 +1,47 @@
+"""The values that flags may have, and what marks the flags themselves."""
+
+from typing import Literal
+
+from sparsyfed_jax.data.shift import SHIFTS
+from sparsyfed_jax.fed.devices import PLACEMENTS
+from sparsyfed_jax.fed.method import Choice
+
+MODELS = ("mlp", "cnn", "resnet18", "speech_resnet18", "vit", "transformer", "lstm")
+NORMS = ("batch", "group")
+PARTITIONS = (
+  *("dirichlet", "dirichlet_symmetric", "dirichlet_per_class"),
+  *("iid", "shards", "power_law", "natural"),
+)
+CLIENT_OPTIMIZERS = ("sgd", "nesterov", "adamw")
+COMPUTE_DTYPES = ("float32", "tf32", "bfloat16")
+WIRE_DTYPES = ("float32", "bfloat16", "float16")
+AUTO: Literal["auto"] = "auto"
+# Marks of settings that are values of the state or of the data, and leave the compiled programs
+# alone; and of those that change no result, so that a resumed run may change them.
+VALUE, FREE = "value", "free"
+
+PARTITION = Choice(
+  "how the training data is dealt to the clients: dirichlet (equal sizes, class frequencies"
+  " of each client ~ Dirichlet(--dirichlet_alpha * classes * frequency of the class)),"
+  " dirichlet_symmetric (~ Dirichlet(--dirichlet_alpha), as in the paper: the same where"
+  " classes are equally frequent; where not, some clients get nothing but the frequent ones),"
+  " dirichlet_per_class (sizes vary too), iid, shards (--shards_per_client of the sorted"
+  " data), power_law (sizes ~ rank^-exponent), natural (the file's own clients)",
+  PARTITIONS,
+)
+PLACEMENT = Choice(
+  "where training examples are: replicated (on every device), sharded (each device has some"
+  " clients, and trains them), or streamed (on the host, which sends those of each round"
+  " ahead)",
+  PLACEMENTS,
+)
+SHIFT = Choice(
+  "what changes then: resplit (all examples are dealt anew), clients (other clients with the"
+  " other half of the examples come in the place of those before), or labels (classes that"
+  " were frequent become rare, and rare ones frequent)",
+  tuple(SHIFTS),
+)
+
+
+class ConfigError(ValueError):
+  """A flag that cannot be obeyed; the one-line message names it, its value and what is right."""
