@@ -21,9 +21,9 @@ from sparsyfed_jax.algorithms import METHODS, find
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.method import Choice, Configured, Knob, Method, Pattern, factory
+from sparsyfed_jax.fed.tasks import multi_label, next_token, regression
 from sparsyfed_jax.fed.weights import with_weights
 from sparsyfed_jax.loaded import Loaded, load_model
-from sparsyfed_jax.fed.tasks import multi_label, next_token, regression
 from sparsyfed_jax.ops import (
   activation_threshold,
   powerprop,

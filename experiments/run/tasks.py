@@ -10,6 +10,7 @@ from experiments.run.config import Config, ConfigError
 from experiments.run.learning import task_of
 from experiments.run.models import make_model
 from experiments.run.settings import DEFAULTS
+from experiments.run.weight_files import start_from
 from sparsyfed_jax.data import scaling
 from sparsyfed_jax.data.dataset import Dataset, Signature
 from sparsyfed_jax.fed.task import Task, classification
@@ -27,10 +28,10 @@ def make_task(config: Config, dataset: Dataset) -> Task:
   """Makes the task of a run; the layers of a model are looked for once, whatever others say.
 
   Raises:
-    ConfigError: the model does not fit the data.
+    ConfigError: the model does not fit the data, or the weights it starts from do not fit it.
   """
   chosen = {name: getattr(config, name) for name in _OF_TASK}
-  return _make(DEFAULTS._replace(**chosen), dataset.signature)
+  return start_from(config, _make(DEFAULTS._replace(**chosen), dataset.signature))
 
 
 @functools.lru_cache(maxsize=8)

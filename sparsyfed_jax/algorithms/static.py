@@ -1,8 +1,9 @@
 """Fixed masks: FedAvg inside a mask that is chosen once and never changes.
 
 The mask is random, with the same density in each layer; `erk`, random at Erdős–Rényi–kernel
-densities (both of the largest weights instead, in a run that starts from given ones); or of largest `saliency`: in round 1 clients do not train, but send `|gradient * weight|`
+densities; or of largest `saliency`: in round 1 clients do not train, but send `|gradient * weight|`
 of one batch, and the entries whose mean is largest over the whole model are trained from then on.
+In a run that starts from given weights, masks that would be random are of the largest of them.
 
 Saliency is SNIP (Lee et al., ICLR 2019, arXiv 1810.02340), federated as in SSFL (Ohib et al., 2024,
 arXiv 2405.09037).

@@ -254,13 +254,13 @@ def _frozen(
   )
 
 
-def _is_kernel(place: tuple[str, ...], leaf: np.ndarray) -> bool:
+def _is_kernel(place: tuple[str, ...], leaf: Any) -> bool:
   return trees.is_prunable((jax.tree_util.DictKey(place[-1]),), leaf)
 
 
 def _without(params: Params, places: set[tuple[str, ...]], inside: tuple[str, ...] = ()) -> Any:
   """Leaves out what is at some places, and dicts that become empty."""
-  kept = {}
+  kept: dict[str, Any] = {}
   for name, part in params.items():
     here = (*inside, name)
     if here not in places:
