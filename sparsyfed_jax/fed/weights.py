@@ -142,9 +142,11 @@ def _match(
       wrong.append(f"{leaf.path} is {reason}")
     else:
       found[leaf.place] = np.asarray(table[name]).astype(leaf.like.dtype)
-  over = [name for name in table if name not in used and not is_excluded(name)]
+  # Without the collection, as patterns and paths are.
+  rest = {name: name.removeprefix(f"{_PARAMS}/") for name in table if name not in used}
+  over = [path for path in rest.values() if not is_excluded(path)]
   params = [leaf for leaf in leaves if leaf.is_param]
-  if exclude and not any(map(is_excluded, (*(leaf.path for leaf in leaves), *table))):
+  if exclude and not any(map(is_excluded, (*(leaf.path for leaf in leaves), *rest.values()))):
     raise ValueError(f"exclude={exclude!r}: must find a parameter: {_listed(params)}")
   faults = [
     f"{what} {_listed(names)}"
@@ -250,8 +252,13 @@ def _frozen(
     complete=complete,
     frozen=tuple("/".join(place) for place in constants),
     kernels=task.kernels and tuple(name for name in task.kernels if name not in layers),
-    problems=tuple(told for told in task.problems if told.partition(": ")[0] not in paths),
+    problems=tuple(told for told in task.problems if not paths >= _paths_in(told)),
   )
+
+
+def _paths_in(problem: str) -> set[str]:
+  """Reads of which parameters a problem of `Task.problems` tells."""
+  return set(problem.partition(": ")[0].split(", "))
 
 
 def _is_kernel(place: tuple[str, ...], leaf: Any) -> bool:
