@@ -16,7 +16,7 @@ from absl import flags as absl_flags
 from experiments import flags
 from experiments.exports import formats
 from experiments.exports.network import ExportError
-from experiments.exports.table import make_table
+from experiments.exports.table import make_table, use_one_core
 from sparsyfed_jax.loaded import WHICH, load_model
 
 
@@ -24,6 +24,8 @@ def main(argv: Sequence[str], flag_values: absl_flags.FlagValues = absl_flags.FL
   """Loads the model, and writes it or the table."""
   try:
     run, output = check(argv, flag_values)
+    if flag_values["table"].value:
+      use_one_core()
     loaded = load_model(run, str(flag_values["which"].value))
     if flag_values["table"].value:
       print(make_table(loaded), end="")
@@ -42,7 +44,7 @@ def main(argv: Sequence[str], flag_values: absl_flags.FlagValues = absl_flags.FL
     f"{output}: {done.size / 1e3:.1f} kB, the model after round {loaded.round}; logits differ by"
     f" {done.difference:.2g} from JAX's{rounding}, zeros kept"
   )
-  scale = f"(x - {loaded.mean:g}) / {loaded.std:g}"
+  scale = f"(x - {loaded.signature.mean:g}) / {loaded.signature.std:g}"
   inside = name in ("onnx", "sfed")
   print(f"inputs {loaded.input_shape}, scaled {'inside' if inside else 'before'} as {scale}")
 

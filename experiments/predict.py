@@ -2,7 +2,9 @@
 
 RUN is a run's directory, or a model file (.sfed). The input holds `x`, (n, *shape) numbers on the
 scale of the data that the model was trained on, or one array of any name. The output has `classes`,
-(n,) the labels, and `probabilities`, (n, num_classes), in the order of `labels`.
+(n,) the labels, and `probabilities`, (n, num_classes), in the order of `labels`. Where several
+labels are told at once, `classes` are (n, num_labels) of 0 and 1, of tokens those that follow each,
+(n, length). Of a regression there are `numbers` alone.
 """
 
 import io
@@ -37,18 +39,21 @@ def main(argv: Sequence[str], flag_values: absl_flags.FlagValues = absl_flags.FL
     replace_file(output, file.getvalue())
   except (ValueError, OSError) as error:
     flags.fail(error)
-  print(f"{output}: classes of {len(x)} examples; {describe(loaded)}")
+  print(f"{output}: predictions of {len(x)} examples; {describe(loaded)}")
 
 
 def predictions(loaded: Loaded, x: np.ndarray) -> dict[str, np.ndarray]:
   """Computes what the output holds."""
-  probabilities = np.asarray(jax.nn.softmax(loaded.predict(x), axis=-1))
-  labels = np.asarray(loaded.classes if loaded.classes else range(probabilities.shape[1]))
-  return {
-    "classes": labels[np.argmax(probabilities, axis=1)],
-    "probabilities": probabilities,
-    "labels": labels,
-  }
+  found = loaded.predict(x)
+  if loaded.task == "regression":
+    return {"numbers": np.asarray(found)}
+  labels = np.asarray(loaded.classes if loaded.classes else range(found.shape[-1]))
+  if loaded.task == "multi_label":
+    shares = np.asarray(jax.nn.sigmoid(found))
+    return {"classes": (shares > 0.5).astype(int), "probabilities": shares, "labels": labels}
+  probabilities = np.asarray(jax.nn.softmax(found, axis=-1))
+  classes = labels[np.argmax(probabilities, axis=-1)]
+  return {"classes": classes, "probabilities": probabilities, "labels": labels}
 
 
 def describe(loaded: Loaded) -> str:
@@ -90,7 +95,7 @@ def check_examples(loaded: Loaded, x: np.ndarray, what: str, any_range: bool) ->
   if x.dtype.kind not in "buif" or not np.all(np.isfinite(x)):
     raise flags.ConfigError(f"{what}: x must be of finite numbers, is of {x.dtype}")
   seen = loaded.seen_range
-  if seen is None or seen[0] == seen[1] or any_range:
+  if seen is None or seen[0] == seen[1] or any_range or loaded.task == "next_token":
     return
   low, high = seen
   width, least, most = high - low, float(x.min()), float(x.max())

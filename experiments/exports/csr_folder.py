@@ -16,19 +16,20 @@ from experiments.exports.packages import need
 from sparsyfed_jax.io.writers import write_json
 from sparsyfed_jax.loaded import Loaded
 
+_PART = 4  # examples at a time, whose patches are soon used again; 32 took twice as long
 _OTHERS, _DESCRIPTION = "others.npz", "description.json"
 
 
 def write(loaded: Loaded, path: pathlib.Path, dtype: str, compression: str | None) -> None:
   sparse = need("scipy.sparse", "csr")
   path.mkdir()
-  kernels = weights.prunable(loaded.variables)
+  kernels = weights.prunable(loaded.trained)
   for name, kernel in kernels.items():
     matrix = sparse.csr_array(kernel.reshape(-1, kernel.shape[-1]).T)
     sparse.save_npz(path / _file_name(name), matrix)
   others = {
     name: leaf
-    for name, leaf in weights.flat(loaded.variables).items()
+    for name, leaf in weights.flat(loaded.trained).items()
     if name.removeprefix("params/").removesuffix("/kernel") not in kernels
   }
   np.savez_compressed(path / _OTHERS, allow_pickle=False, **others)
@@ -38,18 +39,29 @@ def write(loaded: Loaded, path: pathlib.Path, dtype: str, compression: str | Non
 
 def run(loaded: Loaded, path: pathlib.Path, x: np.ndarray) -> np.ndarray:
   """Computes logits by SciPy's products; of a network that is not ours by JAX's."""
-  if is_known(loaded.model):
-    return forward(loaded.model, ops(loaded, path), weights.scaled(loaded, x))
+  if is_whole(loaded):
+    return predict(loaded, ops(loaded, path), weights.scaled(loaded, x))
   table = _read_others(path)
-  for name, kernel in weights.prunable(loaded.variables).items():
+  for name, kernel in weights.prunable(loaded.trained).items():
     table[f"params/{name}/kernel"] = _matrix(path, name).toarray().T.reshape(kernel.shape)
-  return weights.predict(loaded, weights.nested(table), x)
+  return weights.outputs(loaded, weights.nested(table), x)
+
+
+def is_whole(loaded: Loaded) -> bool:
+  """Tells whether all layers of the network are known, and all have their matrices."""
+  return is_known(loaded.model) and not loaded.description.get("prunable")
+
+
+def predict(loaded: Loaded, layers: Ops, scaled: np.ndarray) -> np.ndarray:
+  """Computes logits of scaled examples by layers of `ops`, a few at a time."""
+  parts = [scaled[start : start + _PART] for start in range(0, len(scaled), _PART)]
+  return np.concatenate([forward(loaded.model, layers, part) for part in parts])
 
 
 def masks(loaded: Loaded, path: pathlib.Path) -> dict[str, np.ndarray]:
   """Finds what is stored, zeros among it or not."""
   found = {}
-  for name, kernel in weights.prunable(loaded.variables).items():
+  for name, kernel in weights.prunable(loaded.trained).items():
     matrix = _matrix(path, name)
     matrix.data = np.ones_like(matrix.data)
     found[name] = matrix.toarray().T.reshape(kernel.shape) != 0
@@ -61,7 +73,7 @@ def ops(loaded: Loaded, path: pathlib.Path, is_dense: bool = False) -> Ops:
 
   Arrays have their channels or features first, so that a layer is one product from the left.
   """
-  shapes = {name: kernel.shape for name, kernel in weights.prunable(loaded.variables).items()}
+  shapes = {name: kernel.shape for name, kernel in weights.prunable(loaded.trained).items()}
   others = _read_others(path)
   matrices = {name: _matrix(path, name) for name in shapes}
   if is_dense:

@@ -83,7 +83,7 @@ def export(
     form.write(model, temporary, dtype, compression)
     is_written = True
     x = examples(loaded)
-    expected = np.asarray(model.predict(x)) if dtype == "float32" else _predict(model, x)
+    expected = weights.outputs(model, model.trained, x)
     difference, problem = _compare(form, model, temporary, x, expected)
     if problem:
       wrong = output.with_name(f"{output.name}.wrong")
@@ -103,14 +103,16 @@ def export(
   if not form.has_description:
     write_json(description_path(output), json_value(loaded.description))
   sync_directory(output.parent)
-  exact = np.asarray(loaded.predict(x))
+  exact = weights.outputs(loaded, loaded.trained, x)
   return Exported(size, difference, float(np.max(np.abs(exact - expected))))
 
 
 def examples(loaded: Loaded, count: int = _NUM_EXAMPLES) -> np.ndarray:
-  """Draws inputs from all that the model may see, (count, *input_shape) float32."""
+  """Draws inputs that the model may see, (count, *input_shape) float32, or int32 tokens."""
   rng = np.random.default_rng(0)
   shape = (count, *loaded.input_shape)
+  if loaded.task == "next_token":
+    return rng.integers(0, loaded.signature.num_classes, shape).astype(np.int32)
   if loaded.input_range is None:
     return rng.normal(size=shape).astype(np.float32)
   return rng.uniform(*loaded.input_range, size=shape).astype(np.float32)
@@ -127,10 +129,6 @@ def size_of(path: pathlib.Path) -> int:
   return sum(place.stat().st_size for place in places)
 
 
-def _predict(model: Loaded, x: np.ndarray) -> np.ndarray:
-  return weights.predict(model, model.variables, x)
-
-
 def _compare(
   form: Format, model: Loaded, path: pathlib.Path, x: np.ndarray, expected: np.ndarray
 ) -> tuple[float, str]:
@@ -143,7 +141,7 @@ def _compare(
   if not difference <= limit:
     return difference, f"its logits differ by {difference:.2g}, must by at most {limit:.2g}"
   masks = form.masks(model, path)
-  for name, kernel in weights.prunable(model.variables).items():
+  for name, kernel in weights.prunable(model.trained).items():
     changed = int(np.sum(masks[name] != (kernel != 0)))
     if changed:
       return difference, f"{changed} of the zeros of {name} are not kept"

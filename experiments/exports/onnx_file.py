@@ -7,23 +7,37 @@ from collections import Counter
 from typing import Any
 
 import jax
+import jax.export
+import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from experiments.exports import weights
 from experiments.exports.network import ExportError
 from experiments.exports.packages import need
 from sparsyfed_jax.io.writers import json_value
 from sparsyfed_jax.loaded import Loaded
+from sparsyfed_jax.models import functions_of
 from sparsyfed_jax.ops.layers import NATIVE
 
 
 def write(loaded: Loaded, path: pathlib.Path, dtype: str, compression: str | None) -> None:
   jax2onnx = need("jax2onnx", "onnx")
-  network = loaded.model.clone(ops=NATIVE) if hasattr(loaded.model, "ops") else loaded.model
+  known, is_of_tokens = loaded.signature, loaded.task == "next_token"
+  dtype_of_x = jnp.int32 if is_of_tokens else jnp.float32
 
   def logits(x: jax.Array) -> Any:
-    return network.apply(loaded.variables, (x - loaded.mean) / loaded.std, train=False)
+    if not isinstance(loaded.model, nn.Module):
+      return loaded.compute(loaded.trained, x)
+    # Convolutions stay convolutions, which those that are tuned to JAX on this platform might not.
+    plain = loaded.model.clone(ops=NATIVE) if hasattr(loaded.model, "ops") else loaded.model
+    apply = functions_of(plain, loaded.input_shape, dtype_of_x).apply
+    state = {name: part for name, part in loaded.variables.items() if name != "params"}
+    scaled = x if is_of_tokens else (x - known.mean) / known.std
+    valid, key = jnp.ones(1, bool), jax.random.key(0)  # count for nothing in a prediction
+    return apply(loaded.variables["params"], state, scaled, valid, key, train=False)[0]
 
+  shape = (*jax.export.symbolic_shape("batch"), *loaded.input_shape)
   for name in ("jax2onnx", "onnx_ir"):  # of shapes that only the run time knows
     logging.getLogger(name).setLevel(logging.ERROR)
   try:
@@ -31,7 +45,7 @@ def write(loaded: Loaded, path: pathlib.Path, dtype: str, compression: str | Non
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
       proto = jax2onnx.to_onnx(
         logits,
-        [("batch", *loaded.input_shape)],
+        [jax.ShapeDtypeStruct(shape, dtype_of_x)],
         model_name=str(loaded.description.get("algorithm", "model")),
         input_names=["x"],
         output_names=["logits"],
@@ -39,7 +53,7 @@ def write(loaded: Loaded, path: pathlib.Path, dtype: str, compression: str | Non
   except Exception as error:  # what it does not know
     line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     raise ExportError(
-      f"--format=onnx: jax2onnx cannot convert {type(network).__name__}: {line}"
+      f"--format=onnx: jax2onnx cannot convert {type(loaded.model).__name__}: {line}"
     ) from error
   entry = proto.metadata_props.add()
   entry.key, entry.value = "sparsyfed_jax", json.dumps(json_value(loaded.description))
@@ -47,13 +61,15 @@ def write(loaded: Loaded, path: pathlib.Path, dtype: str, compression: str | Non
 
 
 def session(path: pathlib.Path) -> Any:
-  """Opens a file in ONNX Runtime, on the CPU."""
+  """Opens a file in ONNX Runtime, on one core of the CPU."""
   runtime = need("onnxruntime", "onnx")
-  return runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+  options = runtime.SessionOptions()
+  options.intra_op_num_threads = 1
+  return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def run(loaded: Loaded, path: pathlib.Path, x: np.ndarray) -> np.ndarray:
-  return np.asarray(session(path).run(["logits"], {"x": np.asarray(x, np.float32)})[0])
+  return np.asarray(session(path).run(["logits"], {"x": x})[0])
 
 
 def masks(loaded: Loaded, path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -65,7 +81,7 @@ def masks(loaded: Loaded, path: pathlib.Path) -> dict[str, np.ndarray]:
     if values.dtype == np.float32:
       constants[_sorted(values)] += 1
   found = {}
-  for name, kernel in weights.prunable(loaded.variables).items():
+  for name, kernel in weights.prunable(loaded.trained).items():
     is_there = constants[_sorted(kernel)] > 0
     found[name] = kernel != 0 if is_there else np.zeros_like(kernel, bool)
   return found

@@ -20,14 +20,14 @@ def write(loaded: Loaded, path: pathlib.Path, dtype: str, compression: str | Non
   # `flat` makes contiguous copies, for `save` takes transposed arrays for what they are not.
   table = {
     name: leaf.astype(jnp.dtype(dtype)) if leaf.dtype == np.float32 else leaf
-    for name, leaf in weights.flat(loaded.variables).items()
+    for name, leaf in weights.flat(loaded.trained).items()
   }
   told = {"sparsyfed_jax": json.dumps(json_value(loaded.description))}
   path.write_bytes(save(table, metadata=told))
 
 
 def run(loaded: Loaded, path: pathlib.Path, x: np.ndarray) -> np.ndarray:
-  return weights.predict(loaded, weights.nested(read(path)), x)
+  return weights.outputs(loaded, weights.nested(read(path)), x)
 
 
 def masks(loaded: Loaded, path: pathlib.Path) -> dict[str, np.ndarray]:

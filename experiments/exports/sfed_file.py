@@ -14,12 +14,13 @@ def write(loaded: Loaded, path: pathlib.Path, dtype: str, compression: str | Non
   if compression:
     need("zstandard", "sfed")
   values = None if dtype == "float32" else dtype
-  variables = weights.nested(weights.flat(loaded.variables))
+  variables = weights.nested(weights.flat(loaded.trained))
   model_file.write(path, loaded.description, variables, values, compression)
 
 
 def run(loaded: Loaded, path: pathlib.Path, x: np.ndarray) -> np.ndarray:
-  return np.asarray(load_model(path, model=loaded.model).predict(x))
+  found = load_model(path, model=loaded.model)
+  return weights.outputs(found, found.trained, x)
 
 
 def masks(loaded: Loaded, path: pathlib.Path) -> dict[str, np.ndarray]:

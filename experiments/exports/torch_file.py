@@ -40,7 +40,7 @@ def run(loaded: Loaded, path: pathlib.Path, x: np.ndarray) -> np.ndarray:
 def masks(loaded: Loaded, path: pathlib.Path) -> dict[str, np.ndarray]:
   state = _read(path)
   found = {}
-  for name, kernel in weights.prunable(loaded.variables).items():
+  for name, kernel in weights.prunable(loaded.trained).items():
     stored = state[f"{module_name(loaded.model, name)}.weight"].numpy()
     found[name] = _flax_layout(loaded, name, stored, kernel.shape) != 0
   return found

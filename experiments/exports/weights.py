@@ -40,17 +40,19 @@ def prunable(variables: Any) -> dict[str, np.ndarray]:
 
 
 def rounded(loaded: Loaded, dtype: str) -> Loaded:
-  """Rounds the weights to what a dtype holds, so that no weight becomes 0; they stay float32."""
-  return loaded._replace(variables=round_to_wire(loaded.variables, jnp.dtype(dtype)))
+  """Rounds the weights to what a dtype holds, so that no weight becomes 0; they stay float32.
+
+  The model's own `variables` and `predict` are left as they are.
+  """
+  return loaded._replace(trained=round_to_wire(loaded.trained, jnp.dtype(dtype)))
 
 
-def predict(loaded: Loaded, variables: Any, x: np.ndarray) -> np.ndarray:
-  """Computes logits with other weights than those of the model."""
-  scaled = (jnp.asarray(x, jnp.float32) - loaded.mean) / loaded.std
-  held = jax.tree.map(jnp.asarray, dict(variables))
-  return np.asarray(jax.jit(lambda v, x: loaded.model.apply(v, x, train=False))(held, scaled))
+def outputs(loaded: Loaded, trained: Any, x: np.ndarray) -> np.ndarray:
+  """Computes what the network makes of examples with other weights, in nested dicts."""
+  return np.asarray(loaded.compute(jax.tree.map(jnp.asarray, dict(trained)), jnp.asarray(x)))
 
 
 def scaled(loaded: Loaded, x: np.ndarray) -> np.ndarray:
   """Scales examples as the network sees them."""
-  return (np.asarray(x, np.float32) - np.float32(loaded.mean)) / np.float32(loaded.std)
+  mean, std = np.float32(loaded.signature.mean), np.float32(loaded.signature.std)
+  return (np.asarray(x, np.float32) - mean) / std

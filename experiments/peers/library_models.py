@@ -22,9 +22,10 @@ def linen(num_outputs: int) -> Any:
   class Model(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-      x = nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Conv(8, (3, 3))(x)))
+      x = nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Conv(16, (3, 3))(x)))
       x = nn.avg_pool(x, (2, 2), (2, 2)).reshape(x.shape[0], -1)
-      return nn.Dense(num_outputs)(nn.Dropout(0.1, deterministic=not train)(x))
+      x = nn.relu(nn.Dense(64)(nn.Dropout(0.1, deterministic=not train)(x)))
+      return nn.Dense(num_outputs)(x)
 
   return Model()
 
@@ -36,14 +37,15 @@ def nnx(num_outputs: int, input_shape: tuple[int, ...], key: jax.Array) -> Any:
   class Model(nnx.Module):
     def __init__(self, rngs: Any) -> None:
       height, width, channels = input_shape
-      self.conv = nnx.Conv(channels, 8, (3, 3), rngs=rngs)
-      self.norm = nnx.BatchNorm(8, rngs=rngs)
+      self.conv = nnx.Conv(channels, 16, (3, 3), rngs=rngs)
+      self.norm = nnx.BatchNorm(16, rngs=rngs)
       self.drop = nnx.Dropout(0.1, rngs=rngs)
-      self.head = nnx.Linear(8 * (height // 2) * (width // 2), num_outputs, rngs=rngs)
+      self.body = nnx.Linear(16 * (height // 2) * (width // 2), 64, rngs=rngs)
+      self.head = nnx.Linear(64, num_outputs, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
       x = nnx.avg_pool(nnx.relu(self.norm(self.conv(x))), (2, 2), (2, 2))
-      return self.head(self.drop(x.reshape(x.shape[0], -1)))
+      return self.head(nnx.relu(self.body(self.drop(x.reshape(x.shape[0], -1)))))
 
   return Model(nnx.Rngs(key))
 
@@ -75,10 +77,11 @@ def haiku(num_outputs: int) -> Any:
   import haiku as hk
 
   def run(x: jax.Array, is_training: bool) -> jax.Array:
-    x = jax.nn.relu(hk.BatchNorm(True, True, 0.9)(hk.Conv2D(8, 3)(x), is_training))
+    x = jax.nn.relu(hk.BatchNorm(True, True, 0.9)(hk.Conv2D(16, 3)(x), is_training))
     if is_training:
       x = hk.dropout(hk.next_rng_key(), 0.1, x)
-    return hk.Linear(num_outputs)(hk.Flatten()(hk.AvgPool((2, 2, 1), (2, 2, 1), "SAME")(x)))
+    x = hk.Flatten()(hk.AvgPool((2, 2, 1), (2, 2, 1), "SAME")(x))
+    return hk.Linear(num_outputs)(jax.nn.relu(hk.Linear(64)(x)))
 
   return hk.transform_with_state(run)
 
@@ -88,7 +91,7 @@ def plain(num_outputs: int, input_shape: tuple[int, ...]) -> Any:
   size = input_shape[0] * input_shape[1] * input_shape[2]
 
   def init(key: jax.Array) -> Any:
-    shapes = ((size, 32), (32, num_outputs))
+    shapes = ((size, 128), (128, num_outputs))
     keys = jax.random.split(key, len(shapes))
     return [
       {"w": jax.random.normal(key, shape) / shape[0] ** 0.5, "b": jnp.zeros(shape[1])}

@@ -22,6 +22,7 @@ from experiments.run.weight_files import facts_of, started_once
 from sparsyfed_jax import trees
 from sparsyfed_jax.data import partition, sources
 from sparsyfed_jax.data.batches import batch_rows
+from sparsyfed_jax.data.dataset import Signature
 from sparsyfed_jax.data.remarks import remarks
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.client import LocalTraining
@@ -47,6 +48,7 @@ class Experiment(NamedTuple):
   """All that a run needs."""
 
   model: Any  # the plain one, which predicts
+  signature: Signature  # of the data
   algorithm: Algorithm
   simulation: Simulation
   federation: Federation  # on the devices, or where it is streamed, on the host
@@ -130,7 +132,6 @@ def build(config: Config) -> Experiment:
   keys = make_keys(jax.random.key(config.seed))
   dataset = load(config)
   prepared = _prepare(config, dataset, keys)
-  input_shape = dataset.x_train.shape[1:]
   setup = _make_setup(config, prepared, dataset)
   algorithm = _make_algorithm(config, setup)
   _check_shift(config, algorithm, setup, prepared)
@@ -153,7 +154,7 @@ def build(config: Config) -> Experiment:
       indices=prepared.indices[num_clients:], sizes=prepared.sizes[num_clients:]
     )
   federation, after = _place_phases(federation, after, mesh, placement)
-  example = jax.ShapeDtypeStruct(input_shape, dataset.x_train.dtype)
+  example = jax.ShapeDtypeStruct(dataset.x_train.shape[1:], dataset.x_train.dtype)
   most = -(-config.clients_per_round // mesh.size)
   target = jax.ShapeDtypeStruct(dataset.y_train.shape[1:], dataset.y_train.dtype)
   own_chunk = choose_chunk(config.clients_per_chunk, prepared.model, setup, example, most, target)
@@ -180,6 +181,7 @@ def build(config: Config) -> Experiment:
   phases = prepared.parts, prepared.parts_after
   return Experiment(
     model=prepared.model,
+    signature=dataset.signature,
     algorithm=algorithm,
     simulation=simulation,
     federation=federation,

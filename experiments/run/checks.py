@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from experiments.run.choices import MODELS
 from experiments.run.config import AUTO, Config, ConfigError
+from experiments.run.ending import NOTHING
 from experiments.run.learning import is_text, judgement_of, learning_of, task_of
 from experiments.run.models import check_model, is_strange
 from experiments.run.settings import all_flags, completed, method_of, own_hyper
@@ -125,6 +126,10 @@ def _check_task(config: Config, require: Callable[[bool, str, str], None]) -> No
   else:
     require(task == "classification", "task", f"classification {data}")
   require(len(own.text_columns) == 2, "text_columns", "two names, TEXT,CLIENT")
+  columns = [NOTHING, *(f"test_{metric.name}" for metric in TASKS[task].metrics), "test_loss"]
+  require(config.keep_best in columns, "keep_best", f"one of {', '.join(columns)}")
+  is_aimed = task == "classification" or own.target is not None
+  require(is_aimed or not config.stop_at_target, "stop_at_target", "given with --target")
   if task == "classification":
     require(own.target is None, "target", "left out with classification: --target_accuracy is its")
     return

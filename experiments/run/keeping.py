@@ -6,6 +6,7 @@ from typing import Any
 
 from experiments.run.config import Config
 from experiments.run.ending import IS_LOSS, NOTHING
+from experiments.run.learning import judgement_of, target_of, task_of
 from experiments.run.measures import rounds_to_accuracy
 from experiments.run.member import Member
 from sparsyfed_jax import loaded
@@ -66,17 +67,18 @@ def best_row(rows: Rows, measure: str) -> Mapping[str, Any] | None:
 
 def reason_to_stop(config: Config, rows: Rows) -> str:
   """Says why a run need not go on; "" where it has to."""
-  if config.stop_at_target:
-    reached = rounds_to_accuracy(rows, config.target_accuracy)
-    if reached is not None:
-      return f"test_accuracy reached --target_accuracy={config.target_accuracy}"
+  main, target = judgement_of(config).main, target_of(config)
+  if config.stop_at_target and target is not None:
+    if rounds_to_accuracy(rows, target, main) is not None:
+      flag = "target_accuracy" if task_of(config) == "classification" else "target"
+      return f"test_{main.name} reached --{flag}={target}"
   patience = config.early_stop_patience
   if patience:
-    measure = "test_accuracy" if config.keep_best == NOTHING else config.keep_best
+    measure = f"test_{main.name}" if config.keep_best == NOTHING else config.keep_best
     best = best_row(rows, measure)
     since = 0 if best is None else int(best["round"])
     # An evaluation that is not finite counts as one without gain.
-    count = sum(row["round"] > since and row.get("test_accuracy") is not None for row in rows)
+    count = sum(row["round"] > since and _is_evaluated(row) for row in rows)
     if count >= patience:
       return f"{measure} was best after round {since}, {count} evaluations before"
   return ""
@@ -88,21 +90,23 @@ def may_stop(config: Config) -> bool:
 
 
 def _describe(member: Member, row: Mapping[str, Any]) -> dict[str, Any]:
-  config, facts = member.config, member.experiment.facts
-  scores = {name: row.get(name) for name in ("test_accuracy", "test_loss", "prunable_sparsity")}
+  config, experiment = member.config, member.experiment
+  names = ("input_range", "seen_range", "classes")
+  scores = {name: value for name, value in row.items() if name.startswith("test_")}
   return loaded.describe(
-    member.experiment.model,
-    facts["input_shape"],
-    facts["mean"],
-    facts["std"],
-    input_range=facts["input_range"],
-    seen_range=facts["seen_range"],
-    classes=facts["classes"],
-    dataset=config.dataset,
+    experiment.model,
+    experiment.signature,
+    config.prunable,
+    **{name: experiment.facts[name] for name in names},
     algorithm=config.algorithm,
     round=int(row["round"]),
+    prunable_sparsity=row.get("prunable_sparsity"),
     **scores,
   )
+
+
+def _is_evaluated(row: Mapping[str, Any]) -> bool:
+  return any(name.startswith("test_") and value is not None for name, value in row.items())
 
 
 def _is_finite(value: Any) -> bool:

@@ -63,7 +63,7 @@ def _make(config: Config, known: Signature) -> Task:
 
 def costs_of(config: Config, model: Any, dataset: Dataset, task: Task) -> tuple[LayerCost, ...]:
   """Counts what the layers of a run's model take."""
-  if task.products:
+  if not task.is_injected:
     costs = product_costs(task.products)
   else:
     dtype = jnp.int32 if dataset.kind == "next_token" else jnp.float32

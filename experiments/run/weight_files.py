@@ -164,6 +164,9 @@ def _read_orbax(folder: pathlib.Path) -> Any:
     raise ValueError("needs the package orbax-checkpoint, which the extra `run` brings") from error
   try:
     with ocp.PyTreeCheckpointer() as checkpointer:
-      return jax.tree.map(np.asarray, checkpointer.restore(folder.absolute()))
+      saved = checkpointer.metadata(folder.absolute()).item_metadata.tree
+      # As NumPy's, wherever the arrays were that were saved.
+      as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+      return checkpointer.restore(folder.absolute(), restore_args=as_numpy)
   except Exception as error:  # orbax and its storage raise what they like
     raise ValueError(f"cannot be read by orbax ({type(error).__name__}: {error})") from error

@@ -30,7 +30,7 @@ from sparsyfed_jax.fed.pruning import Masks
 from sparsyfed_jax.fed.schedules import RateSchedule, SparsitySchedule, exponential_rate
 from sparsyfed_jax.fed.server import by_size
 from sparsyfed_jax.fed.task import Task
-from sparsyfed_jax.ops import Unknown
+from sparsyfed_jax.ops import Product, Rows, Unknown
 from sparsyfed_jax.types import ClientData, Key, Memory, Metrics, Variables
 
 
@@ -278,6 +278,10 @@ def require_rows(
     reason = ""
     if isinstance(product.rows, Unknown):
       reason = f"which entries belong to which example is not known after {product.rows.primitive}"
+    elif task.is_injected and not _is_first_axis(product):
+      reason = (
+        "its first axis is not the batch, as it has to be where a model has an attribute `ops`"
+      )
     elif product.inside and product.kind in kept:
       reason = f"inside a {product.inside} no threshold can be kept from one batch to the next"
     if reason:
@@ -285,3 +289,9 @@ def require_rows(
         f"{method}: the input of the model's layer {product.path}: {reason}; exclude the layer by"
         " name, or from the prunable parameters"
       )
+
+
+def _is_first_axis(product: Product) -> bool:
+  """Tells whether each entry along the first axis of a layer's input is an example."""
+  rows, length = product.rows, product.x_shape[0]
+  return isinstance(rows, Rows) and (rows.axis, rows.after, rows.size) == (0, 1, length)

@@ -48,6 +48,7 @@ class Task(NamedTuple):
   to_model: Callable[[Variables], Any] = lambda variables: variables
   problems: tuple[str, ...] = ()  # why layers that a method would prune cannot be followed
   products: tuple[Product, ...] = ()  # with parameters, in a training step, where they were found
+  is_injected: bool = False  # whether the model's layers take their operations as an attribute
   remarks: tuple[str, ...] = ()  # what a run should say of its model
   # The paths of variables in the trees of the model's own library, by their places among the
   # variables that methods train, where those differ: {("params", "w", "kernel"): "w"}.
@@ -149,7 +150,7 @@ def supervised(
     ('Dense_0', 'Dense_1', 'Dense_2')
   """
   kernels = set(network.kernels)
-  leaves_alone = is_chosen or bool(network.products)
+  leaves_alone = is_chosen or not network.is_injected
 
   def in_dtype(layers: Layers) -> Layers:
     def layer(name: str) -> LayerOps:
@@ -189,6 +190,7 @@ def supervised(
     problems=network.problems,
     products=network.products,
     own_paths=network.own_paths,
+    is_injected=network.is_injected,
     remarks=() if network.takes_valid else (_remark(network),),
     metrics=metrics,
     sums=sums,

@@ -61,7 +61,7 @@ def write(
     How many bytes the file has.
 
   Raises:
-    ModelFileError: "zstd" without the package.
+    ModelFileError: another compression, or "zstd" without the package.
     OSError: the file cannot be written.
     TypeError, ValueError: as `sparsyfed_jax.wire.encode`.
 
@@ -73,6 +73,8 @@ def write(
     >>> read(path).description["round"]
     3
   """
+  if compression not in COMPRESSIONS:
+    raise ModelFileError(f"compression={compression!r}: must be None or 'zstd'")
   payload = encode(variables, value_dtype=value_dtype)
   if compression:
     payload = _zstandard(path).ZstdCompressor(level=_LEVEL).compress(payload)

@@ -64,10 +64,11 @@ def functions_of(model: Any, input_shape: tuple[int, ...], dtype: Any = jnp.floa
   example = jax.ShapeDtypeStruct(input_shape, dtype)
   if isinstance(model, nn.Module):
     return _linen(model, example)
-  nnx, equinox = sys.modules.get("flax.nnx"), sys.modules.get("equinox")
-  make = model if inspect.isfunction(model) and (nnx or equinox) else None
+  make = model if inspect.isfunction(model) or isinstance(model, partial) else None
   if make:
     model = _made(make)
+  # Who brings a module of theirs has imported them.
+  nnx, equinox = sys.modules.get("flax.nnx"), sys.modules.get("equinox")
   if nnx and isinstance(model, nnx.Module):
     return _nnx(nnx, model, make)
   if equinox and isinstance(model[0] if _is_pair(model) else model, equinox.Module):

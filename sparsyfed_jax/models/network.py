@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from sparsyfed_jax import trees
-from sparsyfed_jax.models.form import form_of
+from sparsyfed_jax.models.form import Form, form_of
 from sparsyfed_jax.models.libraries import Functions, functions_of
-from sparsyfed_jax.ops import PLAIN, LayerOps, Layers, Product, layer_rule, rewrite_layers
+from sparsyfed_jax.ops import NATIVE, PLAIN, LayerOps, Layers, Product, layer_rule, rewrite_layers
 from sparsyfed_jax.ops.naming import layer_tracker
 from sparsyfed_jax.ops.rewrite import Survey, survey
 from sparsyfed_jax.types import Key, Variables
@@ -39,10 +39,11 @@ class Network(NamedTuple):
   layer_names: tuple[str, ...]  # of layers whose operations can be replaced, in computing order
   kernels: tuple[str, ...]  # of the layers of prunable parameters
   problems: tuple[str, ...]  # why layers that a method would prune cannot be followed
-  products: tuple[Product, ...]  # in a training step; () of a model with an attribute `ops`
+  products: tuple[Product, ...]  # with parameters in a training step, where they can be found
   takes_valid: bool
   # The paths of variables in the trees of the model's own library, by their places in `Variables`.
   own_paths: Mapping[tuple[str, ...], str]
+  is_injected: bool = False  # whether layers compute with the operations of an attribute `ops`
 
 
 def network_of(
@@ -77,12 +78,15 @@ def network_of(
   except Exception as error:  # of code that is not ours
     raise ValueError(_told(functions, input_shape, error)) from error
   if isinstance(model, nn.Module) and hasattr(model, "ops"):
-    return _injected(model, functions, example, params, prunable)
+    return _injected(model, functions, example, params, state, prunable)
   _check_parameters(functions.title, params)
   try:
     surveys = _surveys(functions, example, params, state)
   except Exception as error:  # of code that is not ours
     raise ValueError(_told(functions, input_shape, error)) from error
+  if not hasattr(surveys[True].outputs[0], "shape"):
+    kind = type(surveys[True].outputs[0]).__name__
+    raise ValueError(f"{functions.title}: gives a {kind}, must give one array")
   return _rewritten(functions, surveys, params, state, prunable)
 
 
@@ -156,10 +160,7 @@ def _rewritten(
     layer_names=tuple(form.layers.get(path, path) for path in replaced[True]),
     kernels=tuple(trees.layer_names(form.to_tree(params))),
     problems=_problems(params, surveys[True], prunable),
-    products=tuple(
-      product._replace(leaves=tuple(form.layers.get(path, path) for path in product.leaves))
-      for product in products
-    ),
+    products=_named_by_layer(products, form),
     takes_valid=functions.takes_valid,
     own_paths={
       place: path
@@ -232,6 +233,7 @@ def _injected(
   functions: Functions,
   example: _Example,
   params: Any,
+  state: Any,
   prunable: str,
 ) -> Network:
   """Makes a network of a module that takes its operations as an attribute."""
@@ -286,9 +288,24 @@ def _injected(
     layer_names=tuple(names),
     kernels=tuple(trees.layer_names(form.to_tree(params))),
     problems=(),
-    products=(),
+    products=_named_by_layer(_products(model, example, params, state), form),
     takes_valid=True,
     own_paths=form.paths("params"),
+    is_injected=True,
+  )
+
+
+def _products(model: nn.Module, example: _Example, params: Any, state: Any) -> tuple[Product, ...]:
+  """Finds the layers of a module that takes its operations, to see where the batch is in them."""
+  plain: Any = model.clone(ops=NATIVE)
+  run = partial(functions_of(plain, *example).apply, train=True)
+  return survey(run, params, *_arguments(example, state), batch_axes=_AXES).products
+
+
+def _named_by_layer(products: Sequence[Product], form: Form) -> tuple[Product, ...]:
+  return tuple(
+    product._replace(leaves=tuple(form.layers.get(path, path) for path in product.leaves))
+    for product in products
   )
 
 

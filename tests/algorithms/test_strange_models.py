@@ -137,3 +137,27 @@ def test_a_model_without_parameters_is_refused():
   task = classification(WithoutParameters(), (5,))
   with pytest.raises(ValueError, match="WithoutParameters: the model has no parameters to train"):
     jax.jit(task.init)(jax.random.key(0))
+
+
+class TimeFirst(nn.Module):
+  """A layer whose input has the time on its first axis, and the batch on the second."""
+
+  ops: LayerOps = PLAIN
+
+  @nn.compact
+  def __call__(self, x, *, train=False, valid=None):
+    turned = jnp.swapaxes(x, 0, 1)
+    y = nn.Dense(4, dot_general=self.ops.dot_general, name="turned")(turned)
+    return nn.Dense(cases.NUM_CLASSES, dot_general=self.ops.dot_general, name="head")(y[-1])
+
+
+@pytest.mark.parametrize("method", ["sparsyfed", "zerofl"])
+@pytest.mark.parametrize("time", [cases.BATCH_SIZE, 7])
+def test_an_injected_layer_whose_first_axis_is_not_the_batch_is_named(method, time):
+  setup = cases.make_setup(classification(TimeFirst(), (time, 5)))
+  exclude = {"sparsyfed": "reparam_exclude", "zerofl": "exclude"}[method]
+  METHODS[method].algorithm(setup, METHODS[method].options(**{exclude: "turned"}))
+  if method == "sparsyfed":  # the first layer of ZeroFL is plain
+    right = "the input of the model's layer turned: its first axis is not the batch"
+    with pytest.raises(ValueError, match=f"^{method}: {right}"):
+      METHODS[method].algorithm(setup, METHODS[method].options())

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsyfed_jax import trees
+from sparsyfed_jax.data.dataset import Signature
 from sparsyfed_jax.io import model_file
 from sparsyfed_jax.loaded import describe, load_model
 from sparsyfed_jax.models import CNN, MLP, ResNet18, ViT
@@ -41,11 +42,15 @@ def variables_of(name, density=0.3):
   return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
+def signature(shape, num_classes=3, kind="classification"):
+  return Signature("toys", kind, shape, num_classes, MEAN, STD)
+
+
 def write(path, name="mlp", **others):
   """Writes a model file; returns its path."""
   model, shape = MODELS[name]
-  told = {"input_range": (4.0, 12.0), "seen_range": (4.0, 12.0), "dataset": "toys"} | others
-  model_file.write(path, describe(model, shape, MEAN, STD, **told), variables_of(name))
+  told = {"input_range": (4.0, 12.0), "seen_range": (4.0, 12.0)} | others
+  model_file.write(path, describe(model, signature(shape), **told), variables_of(name))
   return path
 
 

@@ -1,5 +1,6 @@
 """Models in the formats of others: equal logits in their own libraries, and zeros kept."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -8,15 +9,18 @@ import jax
 import numpy as np
 import pytest
 from absl.flags import FlagValues
+from flax import linen as nn
 
+import sparsyfed_jax as sf
 from experiments import export as command
-from experiments import flags
-from experiments.exports import formats, safetensors_file, torch_file, weights
+from experiments import flags, predict
+from experiments.exports import formats, safetensors_file, table, torch_file, weights
 from experiments.exports.network import ExportError
 from experiments.exports.table import make_table
 from sparsyfed_jax.io import model_file
 from sparsyfed_jax.loaded import describe
 from sparsyfed_jax.models import CNN, ResNet18
+from sparsyfed_jax.types import Batch
 from tests.experiments import exported
 
 NEEDED = {"safetensors": ["safetensors"], "torch": ["torch"], "onnx": ["jax2onnx", "onnxruntime"]}
@@ -64,7 +68,7 @@ def test_fewer_bits_keep_zeros_and_say_what_rounding_does(tmp_path, format_name,
   assert (done.rounding > 0) == (dtype != "float32")
   read = safetensors_file.read if format_name == "safetensors" else sfed_table
   found = read(tmp_path / "out")
-  for path, leaf in weights.flat(loaded.variables).items():
+  for path, leaf in weights.flat(loaded.trained).items():
     np.testing.assert_array_equal(found[path] != 0, leaf != 0)
     relative = 2e-2 if dtype != "float32" else 0
     np.testing.assert_allclose(found[path], leaf, rtol=relative, err_msg=path)
@@ -79,9 +83,9 @@ def test_safetensors_holds_what_its_own_library_reads(tmp_path, loaded):
   formats.export(loaded, "safetensors", tmp_path / "out", "float32", None)
   found = numpy.load_file(tmp_path / "out")
   assert {name: leaf.shape for name, leaf in found.items()} == {
-    path: leaf.shape for path, leaf in weights.flat(loaded.variables).items()
+    path: leaf.shape for path, leaf in weights.flat(loaded.trained).items()
   }
-  kernel = loaded.variables["params"]["Dense_0"]["kernel"]
+  kernel = loaded.trained["params"]["Dense_0"]["kernel"]
   np.testing.assert_array_equal(found["params/Dense_0/kernel"], kernel)
 
 
@@ -96,7 +100,9 @@ def test_torchvision_loads_a_resnet_by_its_names(tmp_path):
   rng = np.random.default_rng(0)
   variables = jax.tree.map(lambda leaf: np.abs(rng.normal(0, 0.1, leaf.shape)), shapes)
   variables = jax.tree.map(lambda leaf: leaf.astype(np.float32), variables)
-  told = exported.load(tmp_path, "resnet")._replace(model=model, variables=variables)
+  told = exported.load(tmp_path, "resnet")._replace(
+    model=model, variables=variables, trained=variables
+  )
   network = torchvision.models.resnet18(num_classes=3)
   network.conv1 = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False)
   network.maxpool = torch.nn.Identity()
@@ -128,7 +134,7 @@ def test_what_is_wrong_is_kept_beside_and_replaces_nothing(tmp_path, loaded, mon
   output = tmp_path / "out.sfed"
   output.write_text("before")
   right = formats.FORMATS["sfed"]
-  zeros = {name: k == 2 for name, k in weights.prunable(loaded.variables).items()}
+  zeros = {name: k == 2 for name, k in weights.prunable(loaded.trained).items()}
   wrong = {
     "its logits differ by": right._replace(run=lambda *given: right.run(*given) + 1e-3),
     "its logits differ by nan": right._replace(run=lambda *given: right.run(*given) * np.nan),
@@ -144,27 +150,89 @@ def test_what_is_wrong_is_kept_beside_and_replaces_nothing(tmp_path, loaded, mon
     assert not list(tmp_path.glob(".*tmp"))
 
 
-class Strange(CNN):
-  """A network that is not ours, of which the exporters know no layer."""
+class Strange(nn.Module):
+  """A network that is not ours, and does not take its operations."""
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.relu(nn.Conv(4, (3, 3))(x)).reshape(x.shape[0], -1)
+    return nn.Dense(3)(x)
 
 
-def test_what_is_not_ours_goes_where_no_layer_has_to_be_known(tmp_path):
-  loaded = exported.load(tmp_path, "cnn")
-  own = loaded._replace(model=Strange(3, channels=(4, 8), hidden=16))
-  own = own._replace(description=describe(own.model, loaded.input_shape, 8.0, 4.0))
-  assert own.description["model"]["class"] == f"{__name__}.Strange"
-  with pytest.raises(ExportError, match="--format=torch: knows MLP, .* is a Unknown"):
-    torch_file.state_dict(own._replace(model=Unknown(own.model)))
-  for name in ("csr", "sfed"):
-    stranger = own._replace(model=Unknown(own.model))
-    assert formats.export(stranger, name, tmp_path / name, "float32", None).difference < 1e-5
+@pytest.mark.parametrize("prunable", ["", "Dense"])
+def test_what_is_not_ours_goes_where_no_layer_has_to_be_known(tmp_path, prunable):
+  rng = np.random.default_rng(0)
+  x, y = rng.normal(size=(20, 6, 6, 2)).astype(np.float32), np.arange(20) % 3
+  data = sf.data.from_arrays(x, y, x, y)
+  task = sf.classification(Strange(), data, prunable=prunable)
+  trained = task.init(jax.random.key(0))
+  path = tmp_path / "model.sfed"
+  sf.save_model(path, Strange(), trained, data, prunable=prunable)
+  with pytest.raises(ValueError, match="is a model of the class '.*Strange', which is not one of"):
+    sf.load_model(path)
+  loaded = sf.load_model(path, model=Strange())
+  np.testing.assert_allclose(loaded.predict(x), Strange().apply(loaded.variables, x), atol=1e-5)
+  with pytest.raises(ExportError, match="--format=torch: knows MLP, .* is a Strange"):
+    torch_file.state_dict(loaded)
+  for name in ("csr", "sfed", "safetensors", "onnx"):
+    if all(map(importlib.util.find_spec, NEEDED.get(name, []))):
+      assert formats.export(loaded, name, tmp_path / name, "float32", None).difference < 1e-5
+  kept = {place.stem for place in (tmp_path / "csr").glob("*.npz")}
+  assert kept == {"Dense_0", "others"} | (set() if prunable else {"Conv_0"})
 
 
-class Unknown:
-  """Has `init` and `apply`, as modules of other libraries may."""
+def text_data():
+  line = "To be, or not to be, that is the question: " * 20
+  return sf.data.text(line, num_clients=1, sequence_length=8)
 
-  def __init__(self, module):
-    self.init, self.apply = module.init, module.apply
+
+def number_data(task):
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(30, 5)).astype(np.float32)
+  y = x @ rng.normal(size=(5, 2)) * 9 + 100
+  y = y if task == "regression" else (y > 100)
+  return sf.data.from_arrays(x, y, x, y, task=task)
+
+
+TASKS = {
+  "next_token": (text_data, lambda n: sf.models.Transformer(n, dim=8, depth=1, heads=2)),
+  "lstm": (text_data, lambda n: sf.models.LSTM(n)),
+  "regression": (lambda: number_data("regression"), lambda n: sf.models.MLP(n, hidden=(8,))),
+  "multi_label": (lambda: number_data("multi_label"), lambda n: sf.models.MLP(n, hidden=(8,))),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_models_of_every_task_are_loaded_and_exported(tmp_path, name):
+  make_data, make_model = TASKS[name]
+  data = make_data()
+  model = make_model(data.num_classes)
+  make_task = {"next_token": sf.next_token, "lstm": sf.next_token}.get(name) or getattr(sf, name)
+  task = make_task(model, data)
+  trained = task.init(jax.random.key(0))
+  sf.save_model(tmp_path / "model.sfed", model, trained, data)
+  loaded = sf.load_model(tmp_path / "model.sfed")
+  assert loaded.task == data.kind and loaded.signature.input_shape == data.x_train.shape[1:]
+  batch = Batch(data.x_test, data.y_test, np.ones(len(data.y_test), bool))
+  expected = np.asarray(task.predict(trained, batch))
+  if data.kind == "regression":
+    expected = expected * data.y_train.std(0) + data.y_train.mean(0)
+  is_counted = data.y_test >= 0 if data.kind == "next_token" else np.ones(len(data.y_test), bool)
+  found = np.asarray(loaded.predict(data.x_test))
+  np.testing.assert_allclose(
+    found[is_counted], np.asarray(expected)[is_counted], rtol=1e-4, atol=1e-4
+  )
+  for format_name in ("csr", "onnx", "torch"):
+    is_there = all(map(importlib.util.find_spec, NEEDED.get(format_name, [])))
+    if is_there and (format_name != "torch" or data.kind != "next_token"):
+      done = formats.export(loaded, format_name, tmp_path / format_name, "float32", None)
+      assert done.size > 0
+  said = predict.predictions(loaded, data.x_test)
+  if data.kind == "regression":
+    np.testing.assert_array_equal(said["numbers"], found)
+  else:
+    shape = {"next_token": found.shape[:2], "multi_label": found.shape}[data.kind]
+    assert said["classes"].shape == shape and said["probabilities"].shape == found.shape
 
 
 def parse(*arguments):
@@ -233,6 +301,7 @@ def test_a_missing_package_is_named(tmp_path, loaded, monkeypatch):
 
 
 def test_the_table_has_sizes_and_speeds(tmp_path, monkeypatch):
+  monkeypatch.setattr(table, "_SECONDS", 0)
   for package in ("torch", "jax2onnx", "safetensors", "safetensors.numpy", "zstandard"):
     monkeypatch.setitem(sys.modules, package, None)
   loaded = exported.load(tmp_path, "mlp")
@@ -240,8 +309,8 @@ def test_the_table_has_sizes_and_speeds(tmp_path, monkeypatch):
   cells = {line.split("|")[1].strip(): line.split("|") for line in lines if line.startswith("|")}
   size = int(cells["sfed"][2].replace(",", ""))
   told = {key: value for key, value in loaded.description.items()}
-  assert size == model_file.write(tmp_path / "again.sfed", told, loaded.variables)
-  dense = 4 * sum(leaf.size for leaf in weights.flat(loaded.variables).values())
+  assert size == model_file.write(tmp_path / "again.sfed", told, loaded.trained)
+  dense = 4 * sum(leaf.size for leaf in weights.flat(loaded.trained).values())
   assert cells["sfed"][3].strip() == f"{dense / size:.1f}"
   assert float(cells["SciPy"][3]) > 0 and float(cells["NumPy"][4]) > 0
   assert sum(line.startswith("Left out: --format=") for line in lines) >= 3
@@ -266,7 +335,7 @@ def resnet18():
 )
 def test_a_sparse_resnet_is_small(tmp_path, resnet18, dtype, compression, least):
   model, variables = resnet18
-  told = describe(model, (32, 32, 3))
+  told = describe(model, exported.signature((32, 32, 3), 10))
   size = model_file.write(tmp_path / "out", told, variables, dtype, compression)
   dense = 4 * sum(leaf.size for leaf in jax.tree.leaves(variables))
   assert dense > least * size
@@ -276,7 +345,11 @@ def test_entropy_coding_makes_it_smaller_still(tmp_path, resnet18):
   pytest.importorskip("zstandard")
   model, variables = resnet18
   size = model_file.write(
-    tmp_path / "out", describe(model, (32, 32, 3)), variables, "bfloat16", "zstd"
+    tmp_path / "out",
+    describe(model, exported.signature((32, 32, 3), 10)),
+    variables,
+    "bfloat16",
+    "zstd",
   )
   dense = 4 * sum(leaf.size for leaf in jax.tree.leaves(variables))
   assert dense > 33 * size

@@ -188,7 +188,7 @@ def test_runs_share_programs_of_the_same_weights_alone(source, tmp_path):
   assert key(tmp_path / "w.sfed") != first
 
 
-@pytest.mark.parametrize("mode", ["sequential", "side_by_side"])
+@pytest.mark.parametrize("mode", ["sequential", "vmap"])
 def test_seeds_of_a_sweep_keep_what_is_frozen(mode, source, tmp_path):
   where = [f"--init_from={source}", "--init_exclude=Dense_2", "--freeze=Dense_0", "--seed=0,1"]
   sweeps.run(tmp_path, *where, mode=mode)

@@ -16,7 +16,7 @@ from sparsyfed_jax import loaded
 from sparsyfed_jax.io import checkpoint
 from sparsyfed_jax.io.writers import read_metrics
 from tests import cases
-from tests.experiments import exported
+from tests.experiments import exported, test_sweep
 from tests.experiments.test_resume import assert_same_run, final_state, keep_rounds, run
 
 CONFIG = flags.DEFAULTS._replace(
@@ -70,7 +70,7 @@ def test_its_weights_are_those_that_the_method_predicts_with(whole):
   experiment = building.build(flags.resolve(CONFIG))
   server = final_state(whole, CONFIG).server
   expected = experiment.algorithm.model(jax.tree.map(jax.numpy.asarray, server))
-  found = sf.load_model(whole).variables
+  found = sf.load_model(whole).trained
   zeros = rows_of(whole)[-1]["prunable_sparsity"]
   assert (
     np.mean(cases.flat_kernels(found["params"]) == 0) == pytest.approx(zeros, abs=1e-6) and zeros
@@ -190,11 +190,11 @@ def test_patience_is_of_what_is_kept():
 
 def test_models_are_kept_from_which_a_run_may_go_on(tmp_path):
   model, shape = exported.MODELS["mlp"]
-  facts = dict(input_shape=shape, mean=0.0, std=1.0, input_range=None, seen_range=None, classes=())
+  facts = dict(input_range=None, seen_range=None, classes=())
   member = types.SimpleNamespace(
     directory=tmp_path,
     config=CONFIG,
-    experiment=types.SimpleNamespace(model=model, facts=facts),
+    experiment=types.SimpleNamespace(model=model, facts=facts, signature=exported.signature(shape)),
   )
   for number, checkpoints in [(2, ()), (4, (3,)), (5, (3,)), (8, (3, 6)), (9, (3, 6))]:
     keeping.save_best(member, exported.variables_of("mlp"), {"round": number}, checkpoints)
@@ -234,7 +234,8 @@ def test_what_is_kept_is_chosen_in_the_beginning(tmp_path, whole):
 @pytest.mark.parametrize(
   ("name", "value", "right"),
   [
-    ("keep_best", "accuracy", "one of none, test_accuracy, test_loss"),
+    ("keep_best", "accuracy", "one of none, test_accuracy, "),
+    ("keep_best", "test_perplexity", "one of none, test_accuracy, test_loss"),
     ("early_stop_patience", -1, "at least 0"),
   ],
 )
@@ -258,3 +259,22 @@ def test_only_the_first_process_knows_and_all_hear(monkeypatch):
   for word, is_over in ((0, False), (1, True)):
     monkeypatch.setattr(loop.processes, "largest", lambda number, word=word: max(number, word))
     assert bool(loop._stop_reason([member], books)) == is_over
+
+
+def test_runs_side_by_side_leave_a_model_each(tmp_path):
+  given = ["--algorithm=topk", "--seed=0,1", "--keep_best=test_accuracy", "--eval_every=1"]
+  test_sweep.run(tmp_path, *given, mode="vmap")
+  data = load(flags.resolve(CONFIG))  # of seed 0
+  found = {}
+  for seed in (0, 1):
+    place = test_sweep.place(tmp_path, f"seed={seed}")
+    rows = rows_of(place)
+    best = max(rows, key=lambda row: row["test_accuracy"])["round"]
+    for which, row in {"last": rows[-1], "best": rows[best - 1]}.items():
+      found[seed, which] = sf.load_model(place, which)
+      assert found[seed, which].round == row["round"]
+      if seed == 0:
+        hits = np.argmax(found[seed, which].predict(data.x_test), axis=1) == data.y_test
+        assert np.mean(hits) == pytest.approx(row["test_accuracy"], abs=1e-6)
+  first, second = (found[seed, "last"].variables["params"]["Dense_0"]["bias"] for seed in (0, 1))
+  assert np.any(first != second)

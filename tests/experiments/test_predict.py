@@ -39,7 +39,9 @@ def test_classes_and_probabilities(tmp_path, model, x, capsys):
   best = [("cat", "dog", "eel")[i] for i in logits.argmax(axis=1)]
   assert found["classes"].tolist() == best and len(set(best)) > 1
   said = capsys.readouterr().out
-  assert "classes of 7 examples; the model was trained on toys, examples of shape (4, 6, 2)" in said
+  assert (
+    "predictions of 7 examples; the model was trained on toys, examples of shape (4, 6, 2)" in said
+  )
   assert "values 4 to 12, for 4 rounds of topk" in said
   again = run(tmp_path, model, "--overwrite", mine=x)  # the one array, whatever its name
   np.testing.assert_array_equal(again["probabilities"], found["probabilities"])

@@ -84,16 +84,20 @@ REFUSED = {
     "model": {"class": "MLP", "arguments": {"ops": None, "num_classes": 3}}
   },
   r"params/Dense_2/bias is \(3,\), must be \(4,\) in MLP": {
-    "model": {"class": "MLP", "arguments": {"num_classes": 4, "hidden": [16, 8]}}
+    "model": {"class": "MLP", "arguments": {"num_classes": 4, "hidden": [16, 8]}},
+    "num_classes": 4,
   },
-  "MLP does not take examples": {
+  "MLP does not fit its data": {
     "model": {"class": "MLP", "arguments": {"num_classes": "3", "hidden": [16, 8]}}
   },
   "model must be an object": {"model": "MLP"},
   "input_shape must be a list of sides": {"input_shape": [4, "6"]},
   "mean must be a number, is True": {"mean": True},
-  "std is 0.0, must be above 0": {"std": 0.0},
-  "task 'regression', must be": {"task": "regression"},
+  "std must be above 0, is 0.0": {"std": 0.0},
+  "task must be one of classification, .*, is 'ranking'": {"task": "ranking"},
+  "MLP does not fit its data .*makes outputs of shape": {"task": "regression"},
+  "num_classes must be a number": {"num_classes": None},
+  "target_means must be a list of numbers": {"target_means": ["a"]},
   "classes must be a list": {"classes": 3},
   "input_range must be two numbers": {"input_range": ["a", 1]},
   "round must be a number": {"round": "x"},
@@ -106,6 +110,11 @@ def test_a_header_that_says_something_else_is_refused(path, message):
   with pytest.raises(ModelFileError, match=message) as refused:
     sf.load_model(path)
   assert "\n" not in str(refused.value) and str(refused.value).startswith(str(path))
+
+
+def test_another_compression_is_refused(tmp_path):
+  with pytest.raises(ModelFileError, match="^compression='zip': must be None or 'zstd'"):
+    model_file.write(tmp_path / "x.sfed", {}, exported.variables_of("mlp"), compression="zip")
 
 
 def test_a_model_of_others_is_given_by_the_caller(path):

@@ -258,15 +258,16 @@ def test_whole_models_as_xla_counts_them(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_products_that_are_found_cost_the_same(name):
-  model, shape = MODELS[name]
-  variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
+  model, shape, *dtype = MODELS[name]
+  dtype = dtype[0] if dtype else jnp.float32
+  variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape), dtype))
   state = {name: part for name, part in variables.items() if name != "params"}
 
   def run(params, state, x):
     plain = model.clone(ops=NATIVE)
     return plain.apply({**state, "params": params}, x, train=True, mutable=list(state))
 
-  x = jax.ShapeDtypeStruct((3, *shape), jnp.float32)
+  x = jax.ShapeDtypeStruct((3, *shape), dtype)
   products = ops.find_layers(run, variables["params"], state, x, batch_axes=(None, 0))
   found = flops.product_costs(products)
   named = [cost._replace(name=cost.name.removesuffix("/kernel")) for cost in found]

@@ -276,6 +276,7 @@ def test_prunable_chooses_parameters_by_path():
     (Linen, "must be a flax.linen, flax.nnx or Equinox module"),
     ((lambda key: {"n": jnp.ones((16, 3), int)}, lambda p, x: x), "the parameter n has dtype int"),
     ((lambda key: {}, lambda params, x: x), "has no parameters to train"),
+    ((plain_model()[0], lambda params, x, train: (x, x)), "gives a tuple, must give one array"),
     ((lambda key: {1: jnp.ones(2), "1": jnp.ones(2)}, lambda p, x: x), r"\(init, apply\)"),
   ],
 )

@@ -140,6 +140,16 @@ def first_found(x, w):
   return threshold(x, w), memory
 
 
+def rewritten(x, w):
+  """A native convolution whose layer is found and tuned."""
+
+  def native(w, x):
+    return ops.NATIVE.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=LAYOUT)
+
+  run = ops.rewrite_layers(native, ops.layer_rule(lambda path: ops.PLAIN))
+  return jax.value_and_grad(lambda w: jnp.mean(run(w, x) ** 2))(w)
+
+
 LAYERS = (X, W, ROWS[:6], SPARSE)
 PUBLIC = {
   "NATIVE": (layers(ops.NATIVE), *LAYERS),
@@ -169,12 +179,17 @@ PUBLIC = {
   "powerprop_inverse": (ops.powerprop_inverse, SPARSE, np.float32(1.25)),
   "prune_residual": (gradients(ops.prune_residual(jnp.matmul)), ROWS, KERNEL, np.float32(0.5)),
   "pruned_layers": (layers(ops.pruned_layers(VALID)), *LAYERS),
-  "residual_layers": (layers(ops.residual_layers(lambda x, w: jnp.float32(0.5))), *LAYERS),
+  "residual_layers": (layers(ops.residual_layers(lambda x, w, rows: jnp.float32(0.5))), *LAYERS),
+  "rewrite_layers": (rewritten, *LAYERS[:2]),
   "share_threshold": (ops.share_threshold, X, VALID, np.float32(0.3)),
   "spectral_exponent": (ops.spectral_exponent, KERNEL),
   "topk_mask": (ops.topk_mask, [SPARSE, LARGE], np.float32(0.05)),
 }
-NO_OPERATIONS = {"LOWERINGS", "LayerOps", "Threshold", "untuned"}
+NO_OPERATIONS = {
+  *("LOWERINGS", "LayerOps", "Layers", "Threshold", "untuned"),
+  *("FIRST_AXIS", "Rows", "RowsOp", "Unknown", "Where"),
+  *("LayerError", "Product", "Rule", "find_layers", "layer_rule"),
+}
 
 
 def test_every_public_operation_is_tested_untuned():
