@@ -30,6 +30,7 @@ from experiments.run.resuming import restore, rounds_of
 from experiments.run.settings import method_of
 from experiments.run.signals import leave_on_signal, leave_unread
 from experiments.run.tasks import describe_data
+from experiments.run.weight_files import refuse_gone
 from experiments.terminal import Update, closing_table, progress
 from sparsyfed_jax.data.sources import DataError
 from sparsyfed_jax.io.writers import write_json
@@ -158,12 +159,15 @@ def _data_of(experiment: Experiment) -> dict[str, Any]:
   return {
     "the examples of --dataset": experiment.facts["examples_sha256"],
     "the split of --partition": experiment.facts["split_sha256"],
+    "the weights of --init_from": experiment.facts.get("init_sha256", ""),
   }
 
 
 def _restore(member: Member) -> Any:
   config, experiment, directory = member
   state = restore([member], saved_shapes(experiment), directory)
+  if state is None:
+    refuse_gone(config, "there is no checkpoint to go on from without it")
   if processes.is_first():
     before = begun.read(directory)
     done = rounds_of(state)

@@ -22,6 +22,7 @@ from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.method import Choice, Configured, Knob, Method, Pattern, factory
 from sparsyfed_jax.fed.tasks import multi_label, next_token, regression
+from sparsyfed_jax.fed.weights import with_weights
 from sparsyfed_jax.loaded import Loaded, load_model, save_model
 from sparsyfed_jax.ops import (
   activation_threshold,
@@ -77,5 +78,6 @@ __all__ = [
   "save_model",
   "simulate",
   "topk_mask",
+  "with_weights",
 ]
 __all__ += METHODS

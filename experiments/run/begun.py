@@ -13,7 +13,7 @@ from experiments.run.models import model_digest
 from experiments.run.settings import source_digest
 from sparsyfed_jax.io.writers import write_json
 
-# Of the data, in the order in which they are compared; the last two are digests of all of them.
+# Of the data, in the order in which they are compared; the last are digests.
 _DATA = (
   "num_classes",
   "input_shape",
@@ -22,6 +22,7 @@ _DATA = (
   "num_clients",
   "examples_sha256",
   "split_sha256",
+  "init_sha256",
 )
 _NEEDED = ("dataset", "model", "algorithm", "rounds", "seed", "data")
 # Of no interest to anybody who wants to know how the rows came about.
@@ -117,10 +118,11 @@ def check_data(
   for name in _DATA:
     if name not in recorded or name not in now or recorded[name] == now[name]:
       continue
-    flag = "partition" if name == "split_sha256" else "dataset"
+    flag = {"split_sha256": "partition", "init_sha256": "init_from"}.get(name, "dataset")
     what = {
       "examples_sha256": "its examples are not those",
       "split_sha256": "the clients' examples are not those",
+      "init_sha256": "its weights are not those",
     }.get(name, f"{name} is {now[name]}, not the {recorded[name]}")
     raise flags.ConfigError(
       f"--{flag}={getattr(config, flag)}: {what} that the run in {directory} was begun with"

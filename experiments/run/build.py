@@ -16,7 +16,9 @@ from experiments.run.identity import digest, examples_digest
 from experiments.run.models import choose_chunk, make_model
 from experiments.run.settings import all_flags, method_of, own_hyper, own_options
 from experiments.run.split import Split, count_phases
+from experiments.run.starting import starting_of
 from experiments.run.tasks import classes_of, costs_of, make_task, scale_facts
+from experiments.run.weight_files import facts_of, started_once
 from sparsyfed_jax import trees
 from sparsyfed_jax.data import partition, sources
 from sparsyfed_jax.data.batches import batch_rows
@@ -88,7 +90,7 @@ def check(config: Config, dataset: sources.Dataset) -> None:
     ConfigError: a flag does not fit the data set.
   """
   prepared = _prepare(config, dataset, make_keys(jax.random.key(config.seed)))
-  if any(getattr(config, flag) for flag in _patterns(config)):
+  if starting_of(config).init_from or any(getattr(config, flag) for flag in _patterns(config)):
     _check_patterns(config, make_task(config, dataset).layer_names)
   if prepared.parts_after:
     setup = _make_setup(config, prepared, dataset)
@@ -171,7 +173,7 @@ def build(config: Config) -> Experiment:
     compared_clients=config.mask_metrics_clients,
     num_clients=num_clients if placement == "replicated" else 1,
   )
-  facts = _facts(prepared, dataset, setup, chunk, scales)
+  facts = _facts(prepared, dataset, setup, chunk, scales) | facts_of(config)
   total_weight = float(jnp.sum(setup.client_weight(jnp.asarray(prepared.sizes[:num_clients]))))
   others = (dataset.x_test, dataset.y_test, make_hyper(config, total_weight), keys)
   x_test, y_test, hyper, keys = put(others, everywhere(mesh))
@@ -186,7 +188,7 @@ def build(config: Config) -> Experiment:
     shifted=after,
     test_owners=prepared.test_owners,
     layers=layers,
-    costs=costs_of(prepared.model, dataset, setup.task) if config.metrics else (),
+    costs=costs_of(config, prepared.model, dataset, setup.task) if config.metrics else (),
     x_test=x_test,
     y_test=y_test,
     hyper=hyper,
@@ -248,7 +250,10 @@ def _facts(
 
 
 # What the data makes of the programs, besides its shapes.
-_FACTS = ("num_classes", "clients_per_chunk", "uneven_clients", "mean", "std", "target_scale")
+_FACTS = (
+  *("num_classes", "clients_per_chunk", "uneven_clients", "mean", "std", "target_scale"),
+  "init_sha256",
+)
 
 
 def everywhere(mesh: Mesh) -> NamedSharding:
@@ -315,6 +320,7 @@ def _check_patterns(config: Config, layer_names: Sequence[str]) -> None:
 
 def _make_algorithm(config: Config, setup: Setup) -> Algorithm:
   _check_patterns(config, setup.task.layer_names)
+  setup = setup._replace(task=started_once(config, setup.task))
   try:
     return method_of(config).algorithm(setup, own_options(config))
   except ValueError as error:  # a model that the method cannot train

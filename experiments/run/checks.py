@@ -9,6 +9,7 @@ from experiments.run.ending import NOTHING
 from experiments.run.learning import is_text, judgement_of, learning_of, task_of
 from experiments.run.models import check_model, is_strange
 from experiments.run.settings import all_flags, completed, method_of, own_hyper
+from experiments.run.starting import starting_of
 from sparsyfed_jax.algorithms import METHODS
 from sparsyfed_jax.fed.method import refusal
 from sparsyfed_jax.fed.tasks import TASKS
@@ -43,6 +44,7 @@ def check(config: Config) -> None:
     require(not right, name, right)
   _check_method(completed(config))
   _check_task(config, require)
+  _check_starting(config, require)
   require(
     not config.resume or bool(config.output_dir),
     "resume",
@@ -103,6 +105,13 @@ def _check_method(config: Config) -> None:
     if right:
       name = settings[field].name
       raise ConfigError(f"--{name}={getattr(config, name)}: must be {right}")
+
+
+def _check_starting(config: Config, require: Callable[[bool, str, str], None]) -> None:
+  chosen = starting_of(config)
+  for name in ("init_exclude", "freeze"):
+    is_needless = chosen.init_from or not getattr(chosen, name)
+    require(bool(is_needless), name, "given with --init_from, whose weights it is about")
 
 
 def _check_task(config: Config, require: Callable[[bool, str, str], None]) -> None:

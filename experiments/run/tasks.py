@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.run.config import Config, ConfigError
+from experiments.run.frozen import frozen_costs
 from experiments.run.learning import task_of
 from experiments.run.models import make_model
 from experiments.run.settings import DEFAULTS
+from experiments.run.weight_files import start_from
 from sparsyfed_jax.data import scaling
 from sparsyfed_jax.data.dataset import Dataset, Signature
 from sparsyfed_jax.fed.task import Task, classification
@@ -27,8 +29,13 @@ def make_task(config: Config, dataset: Dataset) -> Task:
   """Makes the task of a run; the layers of a model are looked for once, whatever others say.
 
   Raises:
-    ConfigError: the model does not fit the data.
+    ConfigError: the model does not fit the data, or the weights it starts from do not fit it.
   """
+  return start_from(config, _whole_task(config, dataset))
+
+
+def _whole_task(config: Config, dataset: Dataset) -> Task:
+  """Makes the task whose weights are drawn, and all trained."""
   chosen = {name: getattr(config, name) for name in _OF_TASK}
   return _make(DEFAULTS._replace(**chosen), dataset.signature)
 
@@ -54,12 +61,16 @@ def _make(config: Config, known: Signature) -> Task:
     raise ConfigError(f"--{flag}={getattr(config, flag)}: {error}") from error
 
 
-def costs_of(model: Any, dataset: Dataset, task: Task) -> tuple[LayerCost, ...]:
+def costs_of(config: Config, model: Any, dataset: Dataset, task: Task) -> tuple[LayerCost, ...]:
   """Counts what the layers of a run's model take."""
   if not task.is_injected:
-    return product_costs(task.products)
-  dtype = jnp.int32 if dataset.kind == "next_token" else jnp.float32
-  return layer_costs(model, dataset.x_train.shape[1:], dtype)
+    costs = product_costs(task.products)
+  else:
+    dtype = jnp.int32 if dataset.kind == "next_token" else jnp.float32
+    costs = layer_costs(model, dataset.x_train.shape[1:], dtype)
+  if not task.frozen:
+    return costs
+  return frozen_costs(costs, _whole_task(config, dataset), task, dataset)
 
 
 def scale_facts(dataset: Dataset) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from sparsyfed_jax.fed.algorithm import Algorithm, Setup, require_prunable
 from sparsyfed_jax.fed.client import last_batch
 from sparsyfed_jax.fed.hyper import Hyper as CommonHyper
 from sparsyfed_jax.fed.method import Knob, Method
-from sparsyfed_jax.fed.pruning import Masks, apply_masks, largest_kept, largest_masks
+from sparsyfed_jax.fed.pruning import Masks, apply_masks, first_masks, largest_kept, largest_masks
 from sparsyfed_jax.fed.rule import train_client
 from sparsyfed_jax.metrics.flops import shares_inside_masks
 from sparsyfed_jax.ops import PLAIN, count_one, erk_densities, largest_mask, num_kept
@@ -62,7 +62,11 @@ def feddst(setup: Setup) -> Algorithm:
 
   def init(variables: Variables, hyper: CommonHyper, key: Key) -> masked.State:
     params = variables["params"]
-    masks = largest_masks(params, _densities(params, hyper))
+    densities = _densities(params, hyper)
+    if setup.task.is_given:  # maybe sparse, so that zeros have to fill the masks
+      masks = first_masks(params, densities, key, is_given=True)
+    else:
+      masks = largest_masks(params, densities)
     return masked.init(setup, variables, masks, hyper, key)
 
   def client(

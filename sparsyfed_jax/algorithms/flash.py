@@ -11,6 +11,8 @@ Forms, by their names in the paper:
 - nst: each client prunes what it receives and exchanges weights by itself.
 - magnitude, as SparsyFed's authors ran it: round 1 is dense, then the server prunes once.
 
+A run that starts from given weights has masks of the largest where they are random otherwise.
+
 Babakniya et al., Revisiting sparsity hunting in federated learning: Why does sparsity consensus
 matter?, TMLR 2023, arXiv 2208.13092, with its baselines.
 
@@ -38,12 +40,12 @@ from sparsyfed_jax.fed.method import Choice, Knob, Method, check_options
 from sparsyfed_jax.fed.pruning import (
   Masks,
   apply_masks,
+  first_masks,
   global_masks,
   largest_kept,
   mask_densities,
   overall_density,
   positive_noise,
-  random_masks,
 )
 from sparsyfed_jax.fed.rule import Carry, LocalRule, train_client
 from sparsyfed_jax.metrics.flops import shares_inside_masks
@@ -109,7 +111,7 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
 
   def init(variables: Variables, hyper: CommonHyper, key: Key) -> masked.State:
     mask_key, server_key = jax.random.split(key)
-    masks = form.first(variables["params"], hyper.density, mask_key)
+    masks = form.first(setup, variables["params"], hyper.density, mask_key)
     state = masked.init(setup, variables, masks, hyper, server_key)
     nothing = jnp.zeros(len(masks), jnp.float32), jnp.float32(0)
     return state._replace(extra=nothing if form.warms_up else ())
@@ -166,12 +168,12 @@ def _is_exchange(hyper: CommonHyper, number: jax.Array) -> jax.Array:
   return (since < 0) | (since % hyper.own.update_every == 0)
 
 
-def _first_random(params: Params, density: jax.Array, key: Key) -> Masks:
+def _first_random(setup: Setup, params: Params, density: jax.Array, key: Key) -> Masks:
   kernels, _ = trees.split_prunable(params)
-  return random_masks(params, jnp.full(len(kernels), density), key)
+  return first_masks(params, jnp.full(len(kernels), density), key, setup.task.is_given)
 
 
-def _first_dense(params: Params, density: jax.Array, key: Key) -> Masks:
+def _first_dense(setup: Setup, params: Params, density: jax.Array, key: Key) -> Masks:
   kernels, _ = trees.split_prunable(params)
   return [jnp.ones(leaf.shape, bool) for leaf in kernels]
 
@@ -393,7 +395,7 @@ def _warm_up(
     variables = dict(setup.task.init(kernels_key))
     mean = total / weights
     fair = jnp.minimum(1.0, mean * hyper.density / overall_density(mean, variables["params"]))
-    masks = random_masks(variables["params"], fair, mask_key)
+    masks = first_masks(variables["params"], fair, mask_key, setup.task.is_given)
     return masked.with_masks(on._replace(variables=variables), masks)
 
   is_last = number.astype(jnp.float32) == hyper.own.warmup_rounds
@@ -403,7 +405,7 @@ def _warm_up(
 class _Form(NamedTuple):
   """What a form does where forms differ; the defaults are those of one fixed random mask."""
 
-  first: Callable[[Params, jax.Array, Key], Masks] = _first_random  # the server's first mask
+  first: Callable[[Setup, Params, jax.Array, Key], Masks] = _first_random  # the server's first mask
   start: Callable[..., Masks] = _start_inside  # the mask in which a client begins
   local: Callable[..., tuple[LocalTraining, LocalRule]] = _local_inside
   end: Callable[..., Masks] = _end_as_is  # the mask that a client sends

@@ -52,6 +52,7 @@ from sparsyfed_jax.ops import (
   pruned_layers,
   residual_layers,
   spectral_exponent,
+  spectral_exponent_of_weights,
 )
 from sparsyfed_jax.types import Batch, ClientData, Key, Memory, Metrics, Params, Variables
 
@@ -87,7 +88,7 @@ class Options(NamedTuple):
     ),
   ] = ""
   # The spectral exponents come from the weights as the client receives them, and parameters start
-  # as the weights do.
+  # as drawn weights do; of given weights, as those whose powers they are.
   reparameterisation: Annotated[
     str,
     Choice(
@@ -134,6 +135,9 @@ def sparsyfed(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     if options.reparameterisation == "powerprop":
       # The weights, not the parameters, have the plain initialisation (section 3 of the paper).
       theta = powers(theta, exponents_of(theta, hyper.own.beta), inverse=True)
+    elif setup.task.is_given:
+      exponents = [spectral_exponent_of_weights(w) for w in trees.split_prunable(theta)[0]]
+      theta = powers(theta, exponents, inverse=True)
     return averaging.init(setup, {**variables, "params": theta}, hyper)
 
   def client(

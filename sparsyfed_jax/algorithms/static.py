@@ -3,6 +3,7 @@
 The mask is random, with the same density in each layer; `erk`, random at Erdős–Rényi–kernel
 densities; or of largest `saliency`: in round 1 clients do not train, but send `|gradient * weight|`
 of one batch, and the entries whose mean is largest over the whole model are trained from then on.
+In a run that starts from given weights, masks that would be random are of the largest of them.
 
 Saliency is SNIP (Lee et al., ICLR 2019, arXiv 1810.02340), federated as in SSFL (Ohib et al., 2024,
 arXiv 2405.09037).
@@ -28,7 +29,7 @@ from sparsyfed_jax.fed.algorithm import Algorithm, Setup, require_prunable
 from sparsyfed_jax.fed.client import train_metrics
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.method import Choice, Method, check_options
-from sparsyfed_jax.fed.pruning import random_masks
+from sparsyfed_jax.fed.pruning import first_masks
 from sparsyfed_jax.fed.rule import train_client
 from sparsyfed_jax.fed.task import plain_layers
 from sparsyfed_jax.metrics.flops import shares_inside_masks
@@ -67,7 +68,7 @@ def static(setup: Setup, options: Options = DEFAULT) -> Algorithm:
       densities = jnp.full(len(kernels), hyper.density)
       if options.mask == "erk":
         densities = erk_densities([leaf.shape for leaf in kernels], hyper.density)
-      masks = random_masks(variables["params"], densities, mask_key)
+      masks = first_masks(variables["params"], densities, mask_key, setup.task.is_given)
     return masked.init(setup, variables, masks, hyper, server_key)
 
   def client(

@@ -117,8 +117,12 @@ class Method(NamedTuple):
       ValueError: an option is not known, or the model cannot be trained by the method.
     """
     if self.options is Nothing:
-      return self.make(setup)
-    return self.make(setup, self.options() if options is None else options)
+      made = self.make(setup)
+    else:
+      made = self.make(setup, self.options() if options is None else options)
+    if not setup.task.frozen:
+      return made
+    return made._replace(model=lambda state: setup.task.complete(made.model(state)))
 
   def __call__(self, **values: Any) -> "Configured":
     """Configures the method.

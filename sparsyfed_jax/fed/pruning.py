@@ -91,6 +91,31 @@ def random_masks(params: Params, densities: Sequence[jax.Array] | jax.Array, key
   ]
 
 
+def first_masks(
+  params: Params, densities: Sequence[jax.Array] | jax.Array, key: Key, is_given: bool
+) -> Masks:
+  """Marks what a method with random masks trains at first.
+
+  Args:
+    params: pytree of parameters.
+    densities: as in `largest_masks`.
+    key: of the draw.
+    is_given: whether the parameters were learned elsewhere: then the largest are marked, and zeros
+      at random where there are not enough others.
+
+  Example:
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> params = {"kernel": jnp.array([[3.0, -1.0, 0.5, -2.0]])}
+    >>> first_masks(params, [jnp.float32(0.5)], jax.random.key(0), is_given=True)
+    [Array([[ True, False, False,  True]], dtype=bool)]
+  """
+  if not is_given:
+    return random_masks(params, densities, key)
+  votes = [jnp.ones(leaf.shape) for leaf in trees.split_prunable(params)[0]]
+  return largest_kept(params, votes, densities, key)
+
+
 def positive_noise(key: Key, shape: tuple[int, ...]) -> jax.Array:
   """Draws float32 numbers in (0, 1] to rank entries by."""
   return 1 - jax.random.uniform(key, shape)

@@ -1,6 +1,6 @@
 """Learning problems as pure functions: initialisation, loss and evaluation of a model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import chex
@@ -50,6 +50,13 @@ class Task(NamedTuple):
   products: tuple[Product, ...] = ()  # with parameters, in a training step, where they were found
   is_injected: bool = False  # whether the model's layers take their operations as an attribute
   remarks: tuple[str, ...] = ()  # what a run should say of its model
+  # The paths of variables in the trees of the model's own library, by their places among the
+  # variables that methods train, where those differ: {("params", "w", "kernel"): "w"}.
+  own_paths: Mapping[tuple[str, ...], str] | None = None
+  is_given: bool = False  # whether it starts from weights that were given, not drawn
+  # Adds to the variables that methods train what is frozen, which they do not see.
+  complete: Callable[[Variables], Variables] = lambda variables: variables
+  frozen: tuple[str, ...] = ()  # places of frozen parameters, such as Dense_0/kernel
   metrics: tuple[Metric, ...] = (ACCURACY,)  # the main one first
   sums: tuple[str, ...] = ("loss", "accuracy")  # names of the `Metrics` of `loss` and `evaluate`
 
@@ -182,6 +189,7 @@ def supervised(
     to_model=network.to_model,
     problems=network.problems,
     products=network.products,
+    own_paths=network.own_paths,
     is_injected=network.is_injected,
     remarks=() if network.takes_valid else (_remark(network),),
     metrics=metrics,

@@ -38,6 +38,13 @@ class Form(NamedTuple):
   places: tuple[tuple[str, ...], ...]  # of its leaves, in the nested dict
   layers: dict[str, str]  # the layer of each prunable leaf, by the path of the leaf in its own tree
 
+  def paths(self, collection: str) -> dict[tuple[str, ...], str]:
+    """Lists the paths of the leaves in their own tree by their places in a collection."""
+    own = jax.tree.unflatten(self.treedef, range(len(self.places)))
+    flat, _ = jax.tree_util.tree_flatten_with_path(own)
+    pairs = zip(self.places, flat, strict=True)
+    return {(collection, *place): path_name(path) for place, (path, _) in pairs}
+
   def to_tree(self, own: Params) -> dict[str, Any]:
     """Makes the nested dict of the model's own tree."""
     nested: dict[str, Any] = {}

@@ -1,6 +1,6 @@
 """A model as methods train it: its layers known by name, and computing with given operations."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -41,6 +41,8 @@ class Network(NamedTuple):
   problems: tuple[str, ...]  # why layers that a method would prune cannot be followed
   products: tuple[Product, ...]  # with parameters in a training step, where they can be found
   takes_valid: bool
+  # The paths of variables in the trees of the model's own library, by their places in `Variables`.
+  own_paths: Mapping[tuple[str, ...], str]
   is_injected: bool = False  # whether layers compute with the operations of an attribute `ops`
 
 
@@ -160,6 +162,11 @@ def _rewritten(
     problems=_problems(params, surveys[True], prunable),
     products=_named_by_layer(products, form),
     takes_valid=functions.takes_valid,
+    own_paths={
+      place: path
+      for name, one in {"params": form, **forms}.items()
+      for place, path in one.paths(name).items()
+    },
   )
 
 
@@ -283,6 +290,7 @@ def _injected(
     problems=(),
     products=_named_by_layer(_products(model, example, params, state), form),
     takes_valid=True,
+    own_paths=form.paths("params"),
     is_injected=True,
   )
 

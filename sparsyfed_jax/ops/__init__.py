@@ -24,7 +24,12 @@ from sparsyfed_jax.ops.layers import (
   residual_layers,
 )
 from sparsyfed_jax.ops.pruned import activation_threshold, prune_residual, share_threshold
-from sparsyfed_jax.ops.reparam import powerprop, powerprop_inverse, spectral_exponent
+from sparsyfed_jax.ops.reparam import (
+  powerprop,
+  powerprop_inverse,
+  spectral_exponent,
+  spectral_exponent_of_weights,
+)
 from sparsyfed_jax.ops.rewrite import (
   LayerError,
   Product,
@@ -89,6 +94,7 @@ __all__ = [
   "rewrite_layers",
   "share_threshold",
   "spectral_exponent",
+  "spectral_exponent_of_weights",
   "topk_mask",
   "untuned",
 ]

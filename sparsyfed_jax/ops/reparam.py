@@ -115,6 +115,33 @@ def spectral_exponent(theta: jax.Array, num_steps: int = 5) -> jax.Array:
   return 1 + jnp.mean(matrix) / jnp.maximum(sigma, tiny)
 
 
+def spectral_exponent_of_weights(w: jax.Array, num_steps: int = 30) -> jax.Array:
+  """Computes the `spectral_exponent` of the parameters whose powers are the weights of a layer.
+
+  It is that e for which `e = spectral_exponent(powerprop_inverse(w, e))`, by iteration.
+
+  Args:
+    w: (..., out_features) float array, a flax kernel.
+    num_steps: of the iteration.
+
+  Returns:
+    () array of w's dtype, between 1 and 2.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> w = jnp.arange(6.0).reshape(2, 3)
+    >>> theta = ops.powerprop_inverse(w, ops.spectral_exponent_of_weights(w))
+    >>> ops.powerprop(theta, ops.spectral_exponent(theta)).round(3).tolist()
+    [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+  """
+
+  def step(_: int, exponent: jax.Array) -> jax.Array:
+    return spectral_exponent(powerprop_inverse(w, exponent))
+
+  return lax.fori_loop(0, num_steps, step, spectral_exponent(w))
+
+
 def _power(theta: jax.Array, beta: jax.Array | float) -> jax.Array:
   """|theta|^(beta-1)."""
   exponent = jnp.asarray(beta, theta.dtype) - 1

@@ -26,7 +26,7 @@ def read(*arguments):
 
 
 def test_each_preset_is_read_from_any_folder():
-  assert len(flag_files.presets()) == 12
+  assert len(flag_files.presets()) == 13
   known = {
     "cifar10": "tfds:cifar10",
     "cifar100": "tfds:cifar100",
@@ -37,7 +37,7 @@ def test_each_preset_is_read_from_any_folder():
     config = read(f"--preset={name}")
     data, _, alpha = name.partition("-lda")
     assert config.dataset == known.get(data, "digits")
-    skews = {"digits-skewed": 0.1, "digits-drift": 0.05}
+    skews = {"digits-skewed": 0.1, "digits-drift": 0.05, "finetune": 1000}
     assert config.dirichlet_alpha == float(alpha or skews.get(name, 1))
 
 
