@@ -14,10 +14,10 @@ from absl import app, logging
 from absl import flags as absl_flags
 
 from experiments import flags
-from experiments.exports import formats
+from experiments.exports import formats, loading
 from experiments.exports.network import ExportError
 from experiments.exports.table import make_table, use_one_core
-from sparsyfed_jax.loaded import WHICH, load_model
+from sparsyfed_jax.loaded import WHICH
 
 
 def main(argv: Sequence[str], flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
@@ -26,7 +26,7 @@ def main(argv: Sequence[str], flag_values: absl_flags.FlagValues = absl_flags.FL
     run, output = check(argv, flag_values)
     if flag_values["table"].value:
       use_one_core()
-    loaded = load_model(run, str(flag_values["which"].value))
+    loaded = loading.load(run, str(flag_values["which"].value), flag_values["model"].value)
     if flag_values["table"].value:
       print(make_table(loaded), end="")
       return
@@ -45,8 +45,10 @@ def main(argv: Sequence[str], flag_values: absl_flags.FlagValues = absl_flags.FL
     f" {done.difference:.2g} from JAX's{rounding}, zeros kept"
   )
   scale = f"(x - {loaded.signature.mean:g}) / {loaded.signature.std:g}"
-  inside = name in ("onnx", "sfed")
-  print(f"inputs {loaded.input_shape}, scaled {'inside' if inside else 'before'} as {scale}")
+  how = f"scaled {'inside' if name in ('onnx', 'sfed') else 'before'} as {scale}"
+  if loaded.task == "next_token":
+    how = f"tokens from 0 to {loaded.signature.num_classes - 1}"
+  print(f"inputs {loaded.input_shape}, {how}")
 
 
 def define(flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
@@ -69,6 +71,7 @@ def define(flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
     "compression", "none", "of sfed: none, or zstd (which its readers need then)",
     flag_values=flag_values,
   )  # fmt: skip
+  absl_flags.DEFINE_string("model", None, loading.HELP, flag_values=flag_values)
   absl_flags.DEFINE_boolean(
     "overwrite", False, "replaces --output where it exists", flag_values=flag_values
   )

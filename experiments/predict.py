@@ -19,8 +19,9 @@ from absl import app, logging
 from absl import flags as absl_flags
 
 from experiments import flags
+from experiments.exports import loading
 from sparsyfed_jax.io.writers import replace_file
-from sparsyfed_jax.loaded import WHICH, Loaded, load_model
+from sparsyfed_jax.loaded import WHICH, Loaded
 
 _SLACK = 0.5  # of the width of what was seen in training, by which inputs may exceed it
 _LEAST = 0.02  # of that width, which inputs use at least
@@ -30,7 +31,7 @@ def main(argv: Sequence[str], flag_values: absl_flags.FlagValues = absl_flags.FL
   """Predicts what the flags say."""
   try:
     run, source, output = check(argv, flag_values)
-    loaded = load_model(run, str(flag_values["which"].value))
+    loaded = loading.load(run, str(flag_values["which"].value), flag_values["model"].value)
     x = read_examples(source)
     check_examples(loaded, x, f"--input={source}", bool(flag_values["any_range"].value))
     content = predictions(loaded, x)
@@ -115,6 +116,7 @@ def define(flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
   define_string(
     "which", "last", "last, or best: what --keep_best has kept", flag_values=flag_values
   )
+  define_string("model", None, loading.HELP, flag_values=flag_values)
   absl_flags.DEFINE_boolean(
     "overwrite", False, "replaces --output where it exists", flag_values=flag_values
   )

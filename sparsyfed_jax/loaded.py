@@ -102,7 +102,12 @@ def describe(model: Any, known: Signature, prunable: str = "", **others: Any) ->
   signature = known._asdict() | {"task": known.kind, "dataset": known.name}
   for name in ("kind", "name", "told"):
     del signature[name]
-  return {"model": told, **signature, "prunable": prunable, **others}
+  values = {"model": told, **signature, "prunable": prunable, **others}
+  return {name: value for name, value in values.items() if not _is_empty(value)}
+
+
+def _is_empty(value: Any) -> bool:
+  return value is None or (isinstance(value, str | tuple) and not value)
 
 
 def save_model(

@@ -48,7 +48,7 @@ def test_commands_name_presets_and_flags_that_exist(page, monkeypatch):
   commands = [
     line
     for block in blocks(page, "sh")
-    for line in block.splitlines()
+    for line in block.replace("\\\n", "").splitlines()
     if "experiments.train" in line
   ]
   assert commands or page.stem not in ("README", "first_run", "devices")

@@ -1,12 +1,7 @@
 """Models of other libraries, none of which knows of sparsity, for `--model`.
 
-The table in experiments/results/libraries/ is made of them:
-
-  python -m experiments.sweep --output_dir=runs/libraries --rounds=20 --sparsity=0.9 \
-    --model=linen,nnx,equinox,haiku,plain (each as ./experiments/peers/library_models.py:NAME) \
-    --algorithm=fedavg,sparsyfed,zerofl,topk,flash,feddst
-
-`equimo` and `flaxmodels` need the packages of their names (Equimo 1.1.0, flaxmodels 0.1.3).
+experiments/results/libraries.md has the command and the table that are made of them. `equimo` and
+`flaxmodels` need the packages of their names (Equimo 1.1.0, flaxmodels 0.1.3).
 """
 
 from typing import Any

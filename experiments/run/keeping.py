@@ -9,6 +9,7 @@ from experiments.run.ending import IS_LOSS, NOTHING
 from experiments.run.learning import judgement_of, target_of, task_of
 from experiments.run.measures import rounds_to_accuracy
 from experiments.run.member import Member
+from experiments.run.models import is_strange
 from sparsyfed_jax import loaded
 from sparsyfed_jax.io import model_file
 from sparsyfed_jax.io.writers import sync_directory
@@ -93,7 +94,7 @@ def _describe(member: Member, row: Mapping[str, Any]) -> dict[str, Any]:
   config, experiment = member.config, member.experiment
   names = ("input_range", "seen_range", "classes")
   scores = {name: value for name, value in row.items() if name.startswith("test_")}
-  return loaded.describe(
+  told = loaded.describe(
     experiment.model,
     experiment.signature,
     config.prunable,
@@ -103,6 +104,7 @@ def _describe(member: Member, row: Mapping[str, Any]) -> dict[str, Any]:
     prunable_sparsity=row.get("prunable_sparsity"),
     **scores,
   )
+  return told | ({"model": {"class": config.model}} if is_strange(config) else {})
 
 
 def _is_evaluated(row: Mapping[str, Any]) -> bool:

@@ -49,7 +49,7 @@ def _factory(name: str) -> tuple[Any, str]:
 
 
 @functools.cache
-def _make_strange(name: str, input_shape: tuple[int, ...], num_outputs: int) -> Any:
+def make_strange(name: str, input_shape: tuple[int, ...], num_outputs: int) -> Any:
   factory, _ = _factory(name)
   names = inspect.signature(factory).parameters
   asked = {"input_shape": input_shape} if "input_shape" in names else {}
@@ -70,7 +70,7 @@ def _make_strange(name: str, input_shape: tuple[int, ...], num_outputs: int) -> 
 def make_model(config: Config, input_shape: tuple[int, ...], num_classes: int) -> Any:
   """Makes the model of --model; raises ConfigError where it cannot take the examples."""
   if is_strange(config):
-    return _make_strange(config.model, input_shape, num_classes)
+    return make_strange(config.model, input_shape, num_classes)
 
   def refuse(needs: str) -> NoReturn:
     raise ConfigError(

@@ -78,9 +78,8 @@ def write(
   payload = encode(variables, value_dtype=value_dtype)
   if compression:
     payload = _zstandard(path).ZstdCompressor(level=_LEVEL).compress(payload)
-  header = json.dumps(
-    json_value({"compression": compression, **description}), allow_nan=False
-  ).encode()
+  told = json_value({"compression": compression, **description})
+  header = json.dumps(told, allow_nan=False, separators=(",", ":")).encode()
   content = b"".join([MAGIC, bytes([VERSION]), len(header).to_bytes(4, "little"), header, payload])
   content += zlib.crc32(content).to_bytes(_CRC, "little")
   replace_file(path, content)

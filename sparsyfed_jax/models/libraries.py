@@ -16,6 +16,10 @@ from flax import linen as nn
 
 from sparsyfed_jax.types import Key, Params
 
+_KINDS = (
+  "{}: must be a flax.linen, flax.nnx or Equinox module, a function of a key that makes one, what"
+  " haiku.transform gives, or a pair of functions (init, apply)"
+)
 State = Mapping[str, Any]  # what changes and is not trained, such as statistics of batches
 
 
@@ -77,17 +81,18 @@ def functions_of(model: Any, input_shape: tuple[int, ...], dtype: Any = jnp.floa
     if type(model).__module__.startswith("haiku."):
       return _haiku(model, example)
     return _plain(model, example)
-  raise ValueError(
-    f"{type(make or model).__name__}: must be a flax.linen, flax.nnx or Equinox module, what"
-    " haiku.transform gives, or a pair of functions (init, apply)"
-  )
+  raise ValueError(_KINDS.format(type(make or model).__name__))
 
 
 def _made(make: Callable[[Key], Any]) -> Any:
   try:
     return make(jax.random.key(0))
-  except Exception:  # of a function that is no maker of models
-    return None
+  except Exception as error:  # of code that is not ours
+    raise ValueError(f"{_KINDS.format('function')}; called with a key: {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+  return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _is_pair(model: Any) -> bool:
@@ -224,7 +229,16 @@ def _equinox(
     alone = partial(call, valid=None, key=key, train=False)
     try:
       out = jax.eval_shape(lambda x: alone(start, memory, x), example)
-    except Exception:  # of code that is written for batches
+    except Exception as error:  # of code that is written for batches, or cannot take such examples
+      batch = jax.ShapeDtypeStruct((2, *example.shape), example.dtype)
+      valid = jnp.ones(2, bool)
+      try:
+        jax.eval_shape(lambda x: call(start, memory, x, valid, key, False), batch)
+      except Exception:
+        raise ValueError(
+          f"{type(module).__name__}: must take an example of shape {example.shape}, or a batch of"
+          f" them ({_told(error)})"
+        ) from error
       return False
     is_of_tokens = jnp.issubdtype(example.dtype, jnp.integer)  # logits of each
     return (out if memory is None else out[0]).ndim == 1 + is_of_tokens

@@ -36,6 +36,7 @@ class Unknown(NamedTuple):
 
 # None is for an array that is the same for all examples, such as a table of positions.
 Where: TypeAlias = Rows | Unknown | None
+# The usual place of the batch: an entry of the first axis is an example.
 FIRST_AXIS = Rows()
 
 

@@ -14,7 +14,7 @@ from flax import linen as nn
 import sparsyfed_jax as sf
 from experiments import export as command
 from experiments import flags, predict
-from experiments.exports import formats, safetensors_file, table, torch_file, weights
+from experiments.exports import formats, loading, safetensors_file, table, torch_file, weights
 from experiments.exports.network import ExportError
 from experiments.exports.table import make_table
 from sparsyfed_jax.io import model_file
@@ -170,7 +170,12 @@ def test_what_is_not_ours_goes_where_no_layer_has_to_be_known(tmp_path, prunable
   sf.save_model(path, Strange(), trained, data, prunable=prunable)
   with pytest.raises(ValueError, match="is a model of the class '.*Strange', which is not one of"):
     sf.load_model(path)
-  loaded = sf.load_model(path, model=Strange())
+  (tmp_path / "theirs.py").write_text(
+    f"from {__name__} import Strange\nmake = lambda n: Strange()\n"
+  )
+  loaded = loading.load(path, "last", f"{tmp_path / 'theirs.py'}:make")
+  with pytest.raises(flags.ConfigError, match="^--model=cnn: must be package.module:factory or"):
+    loading.load(path, "last", "cnn")
   np.testing.assert_allclose(loaded.predict(x), Strange().apply(loaded.variables, x), atol=1e-5)
   with pytest.raises(ExportError, match="--format=torch: knows MLP, .* is a Strange"):
     torch_file.state_dict(loaded)

@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 from absl import flags as absl_flags
 
+import sparsyfed_jax as sf
 from experiments import flags, train
 from experiments.run.build import build
 from experiments.run.models import make_model, model_digest
@@ -86,6 +88,27 @@ def test_it_trains_is_recorded_and_goes_on_with_its_own_code_alone(file, tmp_pat
   (directory / "config.json").write_text(json.dumps(written | {"model_sha256": "0" * 64}))
   with pytest.raises(flags.ConfigError, match=r"^--model=.*: its file is not that which the run"):
     train.check_resumable(config, directory)
+
+
+@pytest.mark.parametrize("prunable", ["", "body"])
+def test_what_it_trained_is_read_with_the_model_alone(file, tmp_path, prunable):
+  directory = tmp_path / "run"
+  directory.mkdir()
+  config = read(
+    f"{file}:plain", "--rounds=1", f"--prunable={prunable}", f"--output_dir={directory}"
+  )
+  experiment = build(config)
+  train.run(config, experiment, directory)
+  with pytest.raises(ValueError, match=r"is a model of the class '.*mine.py:plain', .* as model="):
+    sf.load_model(directory)
+  loaded = sf.load_model(directory, model=make_model(config, (8, 8, 1), 10))
+  x = np.asarray(experiment.x_test[:7])
+  logits = loaded.variables(
+    (x.astype(np.float32) - loaded.signature.mean) / loaded.signature.std
+  )  # of flax.nnx
+  np.testing.assert_allclose(loaded.predict(x), logits, rtol=1e-5, atol=1e-5)
+  with pytest.raises(ValueError, match="does not fit its data|must be left out|missing"):
+    sf.load_model(directory, model=make_model(read(f"{file}:shallow"), (8, 8, 1), 10))
 
 
 def test_factories_may_ask_for_the_shape_and_the_key(file):

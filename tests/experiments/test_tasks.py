@@ -5,12 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from experiments import flags, train
+import sparsyfed_jax as sf
+from experiments import flags, predict, train
 from experiments.pictures import plots
 from experiments.report import runs as report_runs
-from experiments.run import files
+from experiments.run import files, keeping
 from experiments.run.build import build, program_key
 from experiments.run.checks import check
+from experiments.run.data import load
 from experiments.run.learning import recorded_judgement
 from experiments.sweeps import results
 from experiments.sweeps.grid import Run, place_of
@@ -51,11 +53,13 @@ def folder(tmp_path_factory):
 def config_of(task, folder):
   if task == "next_token":
     own = dict(model="lstm", partition="natural", sequence_length=8, target=1.0, client_eval=True)
+    own |= dict(keep_best="test_perplexity")
     return PLAIN._replace(dataset=f"text:{folder}/words.txt", **own)
   if task == "regression":
-    own = dict(partition="natural", client_eval=True, target=1e6)
+    own = dict(partition="natural", client_eval=True, target=1e6, keep_best="test_mse")
     return PLAIN._replace(dataset=f"npz:{folder}/numbers.npz", task=task, **own)
-  return PLAIN._replace(dataset=f"npz:{folder}/labels.npz", task=task, target=0.0)
+  own = dict(target=0.0, keep_best="test_f1")
+  return PLAIN._replace(dataset=f"npz:{folder}/labels.npz", task=task, **own)
 
 
 def run(directory, config):
@@ -109,6 +113,45 @@ def test_the_target_is_reached_from_the_right_side(done):
   assert summary["bytes_to_target"] == (expected and rows[1]["cumulative_bytes"])
 
 
+def test_the_model_is_read_back(done, folder):
+  task, directory, summary = done
+  data = load(flags.resolve(config_of(task, folder)))
+  loaded = sf.load_model(directory)
+  outputs, y = np.asarray(loaded.predict(data.x_test), np.float64), data.y_test
+  assert loaded.task == task
+  if task == "next_token":
+    losses = np.log(np.exp(outputs).sum(-1))
+    losses = losses - np.take_along_axis(outputs, np.maximum(y, 0)[..., None], -1)[..., 0]
+    assert np.exp(losses[y >= 0].mean()) == pytest.approx(summary["test_perplexity"], rel=1e-5)
+    with pytest.raises(ValueError, match="x is of float32, must be tokens"):
+      loaded.predict(data.x_test.astype(np.float32))
+    return
+  found = predict.predictions(loaded, data.x_test)
+  if task == "regression":
+    assert np.mean((found["numbers"] - y) ** 2) == pytest.approx(summary["test_mse"], rel=1e-4)
+  else:
+    assert np.mean(found["classes"] == y) == pytest.approx(summary["test_accuracy"])
+    np.testing.assert_array_equal(found["probabilities"] > 0.5, outputs > 0)
+
+
+def test_the_best_is_kept_by_the_metric_of_the_task(done):
+  task, directory, _ = done
+  main = TASKS[task].main
+  rows = [row for row in read_metrics(directory / "metrics.jsonl") if row["test_loss"] is not None]
+  values = [row[f"test_{main.name}"] for row in rows]
+  best = rows[values.index((max if main.is_higher_better else min)(values))]
+  assert sf.load_model(directory, "best").round == best["round"]
+  config = flags.DEFAULTS._replace(task=task, early_stop_patience=1)
+  worse = max(values) + 1 if not main.is_higher_better else min(values) - 1
+  later = [{"round": 9, "test_loss": 1.0, f"test_{main.name}": worse}]
+  assert keeping.reason_to_stop(config, [best, *later]).startswith(f"test_{main.name} was best")
+  at_target = flags.DEFAULTS._replace(task=task, stop_at_target=True, target=values[-1])
+  assert (
+    keeping.reason_to_stop(at_target, rows) == f"test_{main.name} reached --target={values[-1]}"
+  )
+  assert not keeping.reason_to_stop(at_target._replace(target=None), rows)
+
+
 def test_clients_are_compared(done):
   task, directory, summary = done
   last = read_metrics(directory / "metrics.jsonl")[-1]
@@ -126,8 +169,6 @@ def test_clients_are_compared(done):
 
 def test_a_run_resumes_to_the_bit(done, folder, tmp_path):
   task, directory, _ = done
-  if task != "next_token":
-    pytest.skip("one task is enough: the files differ by their columns alone")
   place = tmp_path / "run"
   config = config_of(task, folder)
   run(place, config)
@@ -184,6 +225,8 @@ TEXT = dict(dataset="text:words.txt", model="lstm", partition="natural")
     (dict(dataset="npz:a.npz", task="next_token"), "--task=next_token: must be another with"),
     (dict(TEXT, partition="dirichlet"), "--partition=dirichlet: must be natural, iid or power_law"),
     (dict(TEXT, shift_round=5), "--shift_round=5: must be given without --task=next_token"),
+    (dict(TEXT, keep_best="test_f1"), "--keep_best=test_f1: must be one of none, test_perplexity"),
+    (dict(TEXT, stop_at_target=True), "--stop_at_target=True: must be given with --target$"),
     (dict(TEXT, target=0.5), "--target=0.5: must be a value of perplexity"),
     (dict(target=0.5), "--target=0.5: must be left out with classification"),
     (dict(TEXT, input_range=("0", "1")), "--input_range=.*: must be left out with --dataset=text"),

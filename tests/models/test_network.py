@@ -274,6 +274,8 @@ def test_prunable_chooses_parameters_by_path():
     (nn.Dense(4), r"Dense: gives an array of rank 4, must have 3 logits"),
     (nn.Conv(3, (1,) * 5), r"Conv: must take examples of shape \(4, 4, 1\) \("),
     (Linen, "must be a flax.linen, flax.nnx or Equinox module"),
+    (lambda x: x, "function: must be a flax.linen, flax.nnx or Equinox module"),
+    (lambda p, x: x, "function: must be .*; called with a key: TypeError: .* missing 1 required"),
     ((lambda key: {"n": jnp.ones((16, 3), int)}, lambda p, x: x), "the parameter n has dtype int"),
     ((lambda key: {}, lambda params, x: x), "has no parameters to train"),
     ((plain_model()[0], lambda params, x, train: (x, x)), "gives a tuple, must give one array"),
@@ -283,6 +285,13 @@ def test_prunable_chooses_parameters_by_path():
 def test_models_that_cannot_be_used_are_named(model, message):
   with pytest.raises(ValueError, match=message):
     classification(model, SHAPE, num_classes=3)
+
+
+def test_an_equinox_module_that_takes_neither_examples_nor_batches_says_why():
+  eqx = pytest.importorskip("equinox")
+  right = r"^Linear: must take an example of shape \(4, 4, 1\), or a batch of them \("
+  with pytest.raises(ValueError, match=right):
+    classification(eqx.nn.Linear(5, 3, key=jax.random.key(0)), SHAPE)
 
 
 def test_layers_in_bfloat16():
