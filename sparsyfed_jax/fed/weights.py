@@ -64,6 +64,7 @@ def with_weights(task: Task, weights: Any, exclude: str = "", freeze: str = "") 
       does, or what is not finite; or a pattern finds nothing, or all. The message is one line.
 
   Example:
+    >>> import jax
     >>> import sparsyfed_jax as sf
     >>> data = sf.data.digits()
     >>> model = sf.models.MLP(10, hidden=(8,))
