@@ -60,11 +60,12 @@ def rewrite_layers(
   def rewritten(params: Any, *args: Any) -> Any:
     closed, shapes = jax.make_jaxpr(fn, return_shape=True)(params, *args)
     marks = labels.of_arguments(params, args, _spread(batch_axes, args))
-    jaxpr, consts = opened(closed)
-    _, found = following.follow(jaxpr, marks)
-    is_replaced = _chooser(found, layers, custom)
-    how = running.How(rule, is_replaced)
-    results = running.run(jaxpr, consts, jax.tree.leaves((params, args)), marks, how)
+    seen: set[str] = set()
+    how = running.How(rule, _chooser(layers, custom, seen))
+    results = running.run(*opened(closed), jax.tree.leaves((params, args)), marks, how)
+    for path in layers or ():
+      if path not in seen:
+        raise LayerError(f"{path}: no product uses it")
     return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
   return rewritten
@@ -119,23 +120,22 @@ def _spread(batch_axes: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _chooser(
-  found: Sequence[Product], layers: Sequence[str] | None, custom: Custom
+  layers: Sequence[str] | None, custom: Custom, seen: set[str]
 ) -> Callable[[Product], bool]:
-  """Makes the test of which products are replaced; raises LayerError where one cannot be."""
+  """Makes the test of which products are replaced; it raises LayerError where one cannot be.
 
-  def is_chosen(product: Product) -> bool:
-    return layers is None or not set(layers).isdisjoint(product.leaves)
-
-  for product in filter(is_chosen, found):
-    if product.problem and (custom == "refuse" or not product.is_custom):
-      raise LayerError(f"{product.path}: {product.problem}")
-  used = {path for product in found for path in product.leaves}
-  for path in layers or ():
-    if path not in used:
-      raise LayerError(f"{path}: no product uses it")
+  Args:
+    layers: as in `rewrite_layers`.
+    custom: as in `rewrite_layers`.
+    seen: to which the parameters of products are added that the test is given.
+  """
 
   def is_replaced(product: Product) -> bool:
-    is_open = not product.problem or (product.is_custom and custom == "replace")
-    return is_chosen(product) and is_open
+    if layers is not None and set(layers).isdisjoint(product.leaves):
+      return False
+    seen.update(product.leaves)
+    if product.problem and (custom == "refuse" or not product.is_custom):
+      raise LayerError(f"{product.path}: {product.problem}")
+    return not product.problem or custom == "replace"
 
   return is_replaced
