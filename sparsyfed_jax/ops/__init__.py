@@ -30,14 +30,10 @@ from sparsyfed_jax.ops.reparam import (
   spectral_exponent,
   spectral_exponent_of_weights,
 )
-from sparsyfed_jax.ops.rewrite import (
-  LayerError,
-  Product,
-  Rule,
-  find_layers,
-  layer_rule,
-  rewrite_layers,
-)
+from sparsyfed_jax.ops.rewrite import find_layers, rewrite_layers
+from sparsyfed_jax.ops.rewrite.adapter import LayerError, layer_rule
+from sparsyfed_jax.ops.rewrite.following import Product
+from sparsyfed_jax.ops.rewrite.running import Rule
 from sparsyfed_jax.ops.rows import FIRST_AXIS, Rows, Unknown, Where
 from sparsyfed_jax.ops.select import (
   is_at_least,

@@ -26,6 +26,7 @@ class Judgement(NamedTuple):
     return self.metrics[0]
 
 
+# How each kind of task is judged.
 TASKS = {
   "classification": Judgement((ACCURACY,), ACCURACY),
   "next_token": Judgement((PERPLEXITY, TOKEN_ACCURACY), TOKEN_ACCURACY),

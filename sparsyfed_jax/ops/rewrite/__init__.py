@@ -15,12 +15,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from sparsyfed_jax.ops.rewrite import following, labels, running
-from sparsyfed_jax.ops.rewrite.adapter import LayerError, layer_rule
+from sparsyfed_jax.ops.rewrite.adapter import LayerError
 from sparsyfed_jax.ops.rewrite.following import Product
 from sparsyfed_jax.ops.rewrite.running import Rule
 from sparsyfed_jax.ops.rewrite.versions import opened
 
-__all__ = ["LayerError", "Product", "Rule", "find_layers", "layer_rule", "rewrite_layers"]
+__all__ = ["Survey", "survey"]
 
 Custom = Literal["refuse", "keep", "replace"]
 
@@ -35,7 +35,7 @@ def rewrite_layers(
   """Makes a function whose products with parameters are computed by a rule.
 
   Args:
-    fn: of (params, *args), pytrees of arrays; anything that jax can trace.
+    fn: of `(params, *args)`, pytrees of arrays; anything that jax can trace.
     rule: of (product, op, x, w): the product's result, where op(x, w) is what `fn` computes itself.
     batch_axes: the axis of the batch in the arrays of `args`: one for all, or a prefix of the tuple
       `args`; None in what holds no examples, such as keys and statistics.
@@ -98,7 +98,12 @@ def find_layers(
 
 
 class Survey(NamedTuple):
-  """What following a function's parameters finds."""
+  """What following a function's parameters finds.
+
+  Example:
+    >>> Survey(products=(), unused=("w",), outputs=None).unused
+    ('w',)
+  """
 
   products: tuple[Product, ...]
   unused: tuple[str, ...]  # the parameters on which no result depends
@@ -106,7 +111,14 @@ class Survey(NamedTuple):
 
 
 def survey(fn: Callable[..., Any], params: Any, *args: Any, batch_axes: Any = 0) -> Survey:
-  """Finds the layers of a function, and the parameters that it does not use; as `find_layers`."""
+  """Finds the layers of a function as `find_layers` does, and the parameters that it does not use.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> params = {"w": jnp.ones((3, 2)), "other": jnp.ones(2)}
+    >>> survey(lambda params, x: x @ params["w"], params, jnp.ones((4, 3))).unused
+    ('other',)
+  """
   closed, outputs = jax.make_jaxpr(fn, return_shape=True)(params, *args)
   marks = labels.of_arguments(params, args, _spread(batch_axes, args))
   results, found = following.follow(opened(closed)[0], marks)
