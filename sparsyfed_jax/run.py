@@ -130,7 +130,7 @@ def classification(model: Any, data: Dataset, dtype: Any = jnp.float32, prunable
 
   Args:
     model: of flax.linen, flax.nnx, Equinox, Haiku or a pair of functions `(init, apply)`, as
-      `models.functions_of` takes it: a function of (batch, *shape) examples that gives logits.
+      `models.functions_of` takes it: a function of `(batch, *shape)` examples that gives logits.
     data: whose shape, scale and number of classes count.
     dtype: in which layers compute: `jnp.float32` or `jnp.bfloat16`. Parameters are float32.
     prunable: a regular expression, found in the paths of the parameters that methods may prune;

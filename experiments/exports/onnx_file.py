@@ -10,32 +10,20 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from experiments.exports import weights
 from experiments.exports.network import ExportError
 from experiments.exports.packages import need
 from sparsyfed_jax.io.writers import json_value
 from sparsyfed_jax.loaded import Loaded
-from sparsyfed_jax.models import functions_of
-from sparsyfed_jax.ops.layers import NATIVE
 
 
 def write(loaded: Loaded, path: pathlib.Path, dtype: str, compression: str | None) -> None:
   jax2onnx = need("jax2onnx", "onnx")
-  known, is_of_tokens = loaded.signature, loaded.task == "next_token"
-  dtype_of_x = jnp.int32 if is_of_tokens else jnp.float32
+  dtype_of_x = jnp.int32 if loaded.task == "next_token" else jnp.float32
 
   def logits(x: jax.Array) -> Any:
-    if not isinstance(loaded.model, nn.Module):
-      return loaded.compute(loaded.trained, x)
-    # Convolutions stay convolutions, which those that are tuned to JAX on this platform might not.
-    plain = loaded.model.clone(ops=NATIVE) if hasattr(loaded.model, "ops") else loaded.model
-    apply = functions_of(plain, loaded.input_shape, dtype_of_x).apply
-    state = {name: part for name, part in loaded.variables.items() if name != "params"}
-    scaled = x if is_of_tokens else (x - known.mean) / known.std
-    valid, key = jnp.ones(1, bool), jax.random.key(0)  # count for nothing in a prediction
-    return apply(loaded.variables["params"], state, scaled, valid, key, train=False)[0]
+    return loaded.compute(loaded.trained, x)
 
   shape = (*jax.export.symbolic_shape("batch"), *loaded.input_shape)
   for name in ("jax2onnx", "onnx_ir"):  # of shapes that only the run time knows

@@ -183,6 +183,7 @@ PUBLIC = {
   "rewrite_layers": (rewritten, *LAYERS[:2]),
   "share_threshold": (ops.share_threshold, X, VALID, np.float32(0.3)),
   "spectral_exponent": (ops.spectral_exponent, KERNEL),
+  "spectral_exponent_of_weights": (ops.spectral_exponent_of_weights, KERNEL),
   "topk_mask": (ops.topk_mask, [SPARSE, LARGE], np.float32(0.05)),
 }
 NO_OPERATIONS = {

@@ -44,8 +44,8 @@ def multi_label(
 
   Args:
     model: of flax.linen, flax.nnx, Equinox, Haiku or a pair of functions `(init, apply)`, as
-      `models.functions_of` takes it: a function of (batch,
-      *shape) examples that gives a logit for each label.
+      `models.functions_of` takes it: a function of `(batch, *shape)` examples that gives a logit
+      for each label.
     data: whose shape, scale and number of labels count; `y` are (n, L) booleans.
     dtype: in which layers compute: `jnp.float32` or `jnp.bfloat16`. Parameters are float32.
     prunable: as `classification` takes it.

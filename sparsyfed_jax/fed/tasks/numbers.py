@@ -49,8 +49,8 @@ def regression(
 
   Args:
     model: of flax.linen, flax.nnx, Equinox, Haiku or a pair of functions `(init, apply)`, as
-      `models.functions_of` takes it: a function of (batch,
-      *shape) examples that gives (batch, K) outputs.
+      `models.functions_of` takes it: a function of `(batch, *shape)` examples that gives (batch, K)
+      outputs.
     data: whose shape and scales count; `y` are (n,) or (n, K) floats.
     dtype: in which layers compute: `jnp.float32` or `jnp.bfloat16`. Parameters are float32.
     prunable: as `classification` takes it.
