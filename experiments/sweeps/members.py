@@ -131,7 +131,7 @@ def check_members(runs: Sequence[Run], directory: pathlib.Path) -> list[Run]:
 
   Returns:
     The runs, marked as refused where their data cannot be read or a flag does not fit them. A run
-    that has ended does not need its data any more.
+    that has ended does not need its data, or the weights that it started from, any more.
 
   Raises:
     ConfigError: a directory holds another configuration, or was begun with other data; or no run
@@ -156,7 +156,8 @@ def check_members(runs: Sequence[Run], directory: pathlib.Path) -> list[Run]:
       try:
         check(runs[i].config, dataset)
       except flags.ConfigError as error:
-        checked[i] = runs[i]._replace(refusal=_one_line(error))
+        if not has_ended(runs[i], directory):
+          checked[i] = runs[i]._replace(refusal=_one_line(error))
       before = befores[i]
       if before:
         begun.check_data(before, runs[i].config, facts, place_of(runs[i], directory))

@@ -190,14 +190,18 @@ def test_runs_share_programs_of_the_same_weights_alone(source, tmp_path):
 
 @pytest.mark.parametrize("mode", ["sequential", "vmap"])
 def test_seeds_of_a_sweep_keep_what_is_frozen(mode, source, tmp_path):
-  where = [f"--init_from={source}", "--init_exclude=Dense_2", "--freeze=Dense_0", "--seed=0,1"]
-  sweeps.run(tmp_path, *where, mode=mode)
-  found = [load_model(sweeps.place(tmp_path, f"seed={seed}")).variables for seed in (0, 1)]
+  weights = shutil.copy(source / "model.sfed", tmp_path / "w.sfed")
+  where = [f"--init_from={weights}", "--init_exclude=Dense_2", "--freeze=Dense_0", "--seed=0,1"]
+  directory = tmp_path / "sweep"
+  rows = sweeps.run(directory, *where, mode=mode)
+  found = [load_model(sweeps.place(directory, f"seed={seed}")).variables for seed in (0, 1)]
   expected = load_model(source).variables["params"]["Dense_0"]
   for one in found:
     cases.assert_same_bits(one["params"]["Dense_0"], expected)
   kernels = [np.asarray(one["params"]["Dense_2"]["kernel"]) for one in found]
   assert np.any(kernels[0] != kernels[1])
+  weights.unlink()  # runs that have ended need them no more
+  assert sweeps.run(directory, *where, mode=mode) == rows
 
 
 def test_a_run_goes_on_with_its_weights_or_without_them(source, tmp_path):
