@@ -27,7 +27,7 @@ from sparsyfed_jax.data.remarks import remarks
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
-from sparsyfed_jax.fed.devices import AXIS, place, put, sum_over_devices
+from sparsyfed_jax.fed.devices import AXIS, place, put, rows_of_shares, sum_over_devices
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.measures import NO_MEASURES
 from sparsyfed_jax.fed.measures import measures as make_measures
@@ -38,6 +38,7 @@ from sparsyfed_jax.fed.sampling import AVAILABILITIES
 from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES
 from sparsyfed_jax.fed.server import CLIENT_WEIGHTS
 from sparsyfed_jax.fed.simulation import Simulation, simulate
+from sparsyfed_jax.fed.streaming import rows_of_rounds
 from sparsyfed_jax.metrics.flops import LayerCost
 from sparsyfed_jax.types import Keys, make_keys
 
@@ -65,6 +66,7 @@ class Experiment(NamedTuple):
   facts: dict[str, Any]  # what the data made of the flags, for config.json
   remarks: tuple[str, ...]  # what is allowed in the data and yet often a mistake
   split: tuple[Split, ...]  # before and, with --shift_round, after
+  num_rows: int  # for which each device has room where not all have all; 0 where they do
 
 
 class _OnHost(NamedTuple):
@@ -153,7 +155,8 @@ def build(config: Config) -> Experiment:
     after = federation._replace(
       indices=prepared.indices[num_clients:], sizes=prepared.sizes[num_clients:]
     )
-  federation, after = _place_phases(federation, after, mesh, placement)
+  num_rows = _num_rows(config, (federation.sizes, after.sizes), mesh)
+  federation, after = _place_phases(federation, after, mesh, placement, num_rows)
   example = jax.ShapeDtypeStruct(dataset.x_train.shape[1:], dataset.x_train.dtype)
   most = -(-config.clients_per_round // mesh.size)
   target = jax.ShapeDtypeStruct(dataset.y_train.shape[1:], dataset.y_train.dtype)
@@ -192,6 +195,7 @@ def build(config: Config) -> Experiment:
     x_test=x_test,
     y_test=y_test,
     hyper=hyper,
+    num_rows=num_rows,
     keys=keys,
     mesh=mesh,
     placement=placement,
@@ -283,6 +287,7 @@ def program_key(config: Config, experiment: Experiment) -> Hashable:
     tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(arrays)),
     tuple(experiment.facts.get(name) for name in _FACTS),
     experiment.mesh,
+    experiment.num_rows,
   )
 
 
@@ -366,16 +371,26 @@ def make_hyper(config: Config, total_weight: float) -> Hyper:
   return with_own(common, own_hyper(config))
 
 
+def _num_rows(config: Config, phases: Sequence[np.ndarray], mesh: Mesh) -> int:
+  """Counts the examples that each device needs room for in every phase, of clients' sizes."""
+  match config.data_placement:
+    case "streamed":
+      return max(rows_of_rounds(sizes, config.clients_per_round, mesh.size) for sizes in phases)
+    case "sharded":
+      return max(rows_of_shares(sizes, mesh.size) for sizes in phases)
+  return 0
+
+
 def _place_phases(
-  before: Federation, after: Federation, mesh: Mesh, placement: str
+  before: Federation, after: Federation, mesh: Mesh, placement: str, num_rows: int
 ) -> tuple[Federation, Federation]:
   """Lays the data of both phases out; where each device holds all examples, they are held once."""
   if placement == "streamed":
     return before, after
-  placed = place(before, mesh, placement)
+  placed = place(before, mesh, placement, num_rows)
   if after is before:
     return placed, placed
   if placement == "sharded":
-    return placed, place(after, mesh, placement)
+    return placed, place(after, mesh, placement, num_rows)
   indices, sizes = put((after.indices, after.sizes), everywhere(mesh))
   return placed, placed._replace(indices=indices, sizes=sizes)

@@ -277,7 +277,7 @@ def _streamed(experiment: Experiment, layout: Layout, inputs: Inputs, shapes: St
     # No client twice: there is room for as many examples as different ones have.
     anyone = anyone._replace(numbers=anyone.numbers + np.arange(anyone.numbers.shape[1]))
     state = layout.placed(shapes, anyone.numbers.shape[1])
-    example = next(stage(host, mesh, anyone))
+    example = next(stage(host, mesh, anyone, experiment.num_rows))
     return simulation.run_staged.lower(state, example, inputs.rounds_key)
 
   def run(
@@ -293,7 +293,8 @@ def _streamed(experiment: Experiment, layout: Layout, inputs: Inputs, shapes: St
 
     host, key = inputs.federation, inputs.rounds_key
     cohorts = jax.device_get(draw(without_memories(state), host.sizes, key))
-    rounds = stage(host, mesh, jax.tree.map(lambda leaf: leaf[:count], cohorts))
+    cohorts = jax.tree.map(lambda leaf: leaf[:count], cohorts)
+    rounds = stage(host, mesh, cohorts, experiment.num_rows)
     server, rows = run_staged(run_round, *state, rounds, mesh)
     fetched = jax.device_get(rows)
     columns = {name: np.concatenate([row[name] for row in fetched]) for name in fetched[0]}

@@ -113,19 +113,26 @@ def put(tree: Any, sharding: Sharding) -> Any:
   return jax.tree.map(put_leaf, tree)
 
 
-def place(host: Federation, mesh: Mesh, placement: str) -> Federation:
+def rows_of_shares(sizes: np.ndarray, num_devices: int) -> int:
+  """Counts the examples of the device with most of them, where each has its share of clients."""
+  return max(1, *(int(sizes[rank::num_devices].sum()) for rank in range(num_devices)))
+
+
+def place(host: Federation, mesh: Mesh, placement: str, least_rows: int = 0) -> Federation:
   """Lays all clients' data out on the devices of a mesh, each process filling its own.
 
   Args:
     host: of NumPy arrays, the same in every process.
     mesh: of one axis, called `AXIS`.
     placement: "replicated" or "sharded".
+    least_rows: for how many examples a device has room at least where they are sharded, so that
+      data after a shift has the shapes of those before.
   """
   if placement == "replicated":
     return put(host, NamedSharding(mesh, _EVERYWHERE))
   everybody = np.arange(len(host.sizes))
   shares = [everybody[rank :: mesh.size] for rank in range(mesh.size)]
-  num_rows = max(1, *(int(host.sizes[share].sum()) for share in shares))
+  num_rows = max(least_rows, rows_of_shares(host.sizes, mesh.size))
   return shard_examples(put_sizes(host, mesh), host, mesh, shares, num_rows)
 
 

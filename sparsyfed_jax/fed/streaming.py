@@ -24,7 +24,13 @@ class Staged(NamedTuple):
   cohort: Cohort
 
 
-def stage(host: Federation, mesh: Mesh, cohorts: Cohort) -> Iterator[Staged]:
+def rows_of_rounds(sizes: np.ndarray, clients_per_round: int, num_devices: int) -> int:
+  """Counts the examples that a device may get in a round, of the largest clients there are."""
+  per_device = -(-clients_per_round // num_devices)
+  return max(int(np.sort(sizes)[-per_device:].sum()), 1)
+
+
+def stage(host: Federation, mesh: Mesh, cohorts: Cohort, least_rows: int = 0) -> Iterator[Staged]:
   """Sends the examples of one round after the other to the devices of a mesh.
 
   Every round has the same shapes, enough for the largest clients there are.
@@ -33,10 +39,10 @@ def stage(host: Federation, mesh: Mesh, cohorts: Cohort) -> Iterator[Staged]:
     host: all clients' data as NumPy arrays.
     mesh: of one axis.
     cohorts: of the rounds, (num_rounds, clients_per_round) arrays in every process.
+    least_rows: for how many examples a device has room at least, as in `place`.
   """
   num_rounds, num_clients = cohorts.numbers.shape
-  per_device = -(-num_clients // mesh.size)
-  num_rows = max(int(np.sort(host.sizes)[-per_device:].sum()), 1)
+  num_rows = max(least_rows, rows_of_rounds(host.sizes, num_clients, mesh.size))
   placed = put_sizes(host, mesh)
   for i in range(num_rounds):
     cohort = jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), cohorts)

@@ -239,6 +239,29 @@ def test_streamed_clients_may_differ_in_size_the_first_being_the_largest(tmp_pat
   assert np.isfinite(run(tmp_path / "run", config)["test_loss"])
 
 
+@pytest.mark.parametrize("placement", ["streamed", "sharded"])
+def test_clients_may_become_larger_in_a_shift(tmp_path, placement):
+  config = SMALL._replace(
+    dataset=write_npz(tmp_path / "data.npz"),
+    partition="dirichlet_per_class",
+    dirichlet_alpha=100.0,
+    num_clients=6,
+    algorithm="fedavg",
+    data_placement=placement,
+    rounds=2,
+    eval_every=1,
+    shift_round=1,
+    shift_kind="resplit",
+    shift_dirichlet_alpha=0.1,
+  )
+  experiment = build(flags.resolve(config))
+  sizes = [max(np.asarray(one.sizes)) for one in (experiment.federation, experiment.shifted)]
+  assert sizes[1] > sizes[0]
+  shapes = [jax.tree.map(np.shape, one) for one in (experiment.federation, experiment.shifted)]
+  assert shapes[0] == shapes[1]
+  assert np.isfinite(run(tmp_path / "run", config)["test_loss"])
+
+
 def test_examples_stay_on_the_device_as_they_are_stored():
   experiment = build(flags.resolve(SMALL))
   assert experiment.federation.x.dtype == np.uint8
