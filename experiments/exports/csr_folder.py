@@ -44,7 +44,7 @@ def run(loaded: Loaded, path: pathlib.Path, x: np.ndarray) -> np.ndarray:
   table = _read_others(path)
   for name, kernel in weights.prunable(loaded.trained).items():
     table[f"params/{name}/kernel"] = _matrix(path, name).toarray().T.reshape(kernel.shape)
-  return weights.outputs(loaded, weights.nested(table), x)
+  return weights.outputs(loaded, weights.nested(table, loaded.trained), x)
 
 
 def is_whole(loaded: Loaded) -> bool:

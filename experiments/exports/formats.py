@@ -78,13 +78,13 @@ def export(
   model = weights.rounded(loaded, dtype)
   temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
   _remove(temporary)
-  is_written = False
+  is_checked = False
   try:
     form.write(model, temporary, dtype, compression)
-    is_written = True
     x = examples(loaded)
     expected = weights.outputs(model, model.trained, x)
     difference, problem = _compare(form, model, temporary, x, expected)
+    is_checked = True
     if problem:
       wrong = output.with_name(f"{output.name}.wrong")
       _remove(wrong)
@@ -94,7 +94,7 @@ def export(
         " was"
       )
   finally:
-    if not is_written:
+    if not is_checked:
       _remove(temporary)
   size = size_of(temporary)
   if output.is_dir():

@@ -14,8 +14,7 @@ def write(loaded: Loaded, path: pathlib.Path, dtype: str, compression: str | Non
   if compression:
     need("zstandard", "sfed")
   values = None if dtype == "float32" else dtype
-  variables = weights.nested(weights.flat(loaded.trained))
-  model_file.write(path, loaded.description, variables, values, compression)
+  model_file.write(path, loaded.description, loaded.trained, values, compression)
 
 
 def run(loaded: Loaded, path: pathlib.Path, x: np.ndarray) -> np.ndarray:

@@ -17,19 +17,12 @@ Table = Mapping[str, np.ndarray]
 def flat(variables: Any) -> dict[str, np.ndarray]:
   """Lists arrays by their paths, such as `params/Conv_0/kernel`, each contiguous in memory."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
-  return {trees.path_name(path): np.ascontiguousarray(leaf) for path, leaf in leaves}
+  return {trees.path_name(path): np.asarray(leaf, order="C") for path, leaf in leaves}
 
 
-def nested(table: Mapping[str, Any]) -> dict[str, Any]:
-  """Puts a table as `flat` makes it into nested dicts."""
-  tree: dict[str, Any] = {}
-  for path, leaf in table.items():
-    *folders, name = path.split("/")
-    place = tree
-    for folder in folders:
-      place = place.setdefault(folder, {})
-    place[name] = leaf
-  return tree
+def nested(table: Mapping[str, Any], like: Any) -> Any:
+  """Puts a table as `flat` makes it into a tree like another, whose keys may hold a `/`."""
+  return jax.tree_util.tree_map_with_path(lambda path, _: table[trees.path_name(path)], like)
 
 
 def prunable(variables: Any) -> dict[str, np.ndarray]:

@@ -273,9 +273,11 @@ def _streamed(experiment: Experiment, layout: Layout, inputs: Inputs, shapes: St
 
   def lower_round() -> jax.stages.Lowered:
     cohorts = jax.eval_shape(simulation.draw, server, host.sizes, inputs.rounds_key)
-    nobody = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), cohorts)
-    state = layout.placed(shapes, nobody.numbers.shape[1])
-    example = next(stage(host, mesh, nobody))
+    anyone = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), cohorts)
+    # No client twice: there is room for as many examples as different ones have.
+    anyone = anyone._replace(numbers=anyone.numbers + np.arange(anyone.numbers.shape[1]))
+    state = layout.placed(shapes, anyone.numbers.shape[1])
+    example = next(stage(host, mesh, anyone))
     return simulation.run_staged.lower(state, example, inputs.rounds_key)
 
   def run(

@@ -186,6 +186,43 @@ def test_what_is_not_ours_goes_where_no_layer_has_to_be_known(tmp_path, prunable
   assert kept == {"Dense_0", "others"} | (set() if prunable else {"Conv_0"})
 
 
+@jax.numpy_dtype_promotion("standard")  # as haiku's batch norm needs it
+def test_what_is_no_weight_and_names_with_slashes_are_exported(tmp_path):
+  hk = pytest.importorskip("haiku")
+
+  def run(x, is_training):
+    x = hk.BatchNorm(True, True, 0.9)(hk.Linear(4)(x), is_training)  # counts in int32, of shape ()
+    return hk.nets.MLP([5, 3])(x)  # called mlp/~/linear_0
+
+  model = hk.transform_with_state(run)
+  x, y = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32), np.arange(9) % 3
+  data = sf.data.from_arrays(x, y, x, y)
+  trained = sf.classification(model, data).init(jax.random.key(0))
+  sf.save_model(tmp_path / "model.sfed", model, trained, data)
+  loaded = sf.load_model(tmp_path / "model.sfed", model=model)
+  expected = np.asarray(loaded.predict(x))
+  for name in ("csr", "sfed", "safetensors"):
+    if all(map(importlib.util.find_spec, NEEDED.get(name, []))):
+      assert formats.export(loaded, name, tmp_path / f"out.{name}", "float32", None).size > 0
+  again = sf.load_model(tmp_path / "out.sfed", model=model)
+  np.testing.assert_array_equal(again.predict(x), expected)
+  if importlib.util.find_spec("safetensors"):
+    table = safetensors_file.read(tmp_path / "out.safetensors")
+    counter = table["state/batch_norm/~/mean_ema/counter"]
+    assert counter.shape == () and counter.dtype == np.int32
+
+
+def test_what_cannot_be_checked_is_not_left_lying_about(tmp_path, loaded, monkeypatch):
+  def fail(*given):
+    raise ValueError("cannot be run")
+
+  monkeypatch.setitem(formats.FORMATS, "sfed", formats.FORMATS["sfed"]._replace(run=fail))
+  before = set(tmp_path.iterdir())
+  with pytest.raises(ValueError, match="cannot be run"):
+    formats.export(loaded, "sfed", tmp_path / "out.sfed", "float32", None)
+  assert set(tmp_path.iterdir()) == before
+
+
 def text_data():
   line = "To be, or not to be, that is the question: " * 20
   return sf.data.text(line, num_clients=1, sequence_length=8)

@@ -226,6 +226,19 @@ def test_every_preset_is_accepted(request):
     flags.read(values)
 
 
+def test_streamed_clients_may_differ_in_size_the_first_being_the_largest(tmp_path):
+  dataset = write_npz(tmp_path / "data.npz", client=np.repeat(np.arange(6), [30, 6, 6, 6, 6, 6]))
+  config = SMALL._replace(
+    dataset=dataset,
+    partition="natural",
+    num_clients=None,
+    algorithm="fedavg",
+    data_placement="streamed",
+    rounds=2,
+  )
+  assert np.isfinite(run(tmp_path / "run", config)["test_loss"])
+
+
 def test_examples_stay_on_the_device_as_they_are_stored():
   experiment = build(flags.resolve(SMALL))
   assert experiment.federation.x.dtype == np.uint8
