@@ -14,7 +14,9 @@ from sparsyfed_jax.loaded import Loaded
 
 _FLOATS = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _OTHERS = {"bool": "BOOL"} | {
-  f"{kind}{bits}": f"{kind[0].upper()}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)
+  f"{kind}{bits}": f"{kind[0].upper()}{bits}"
+  for kind in ("int", "uint")
+  for bits in (8, 16, 32, 64)
 }
 
 
