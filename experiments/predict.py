@@ -51,7 +51,8 @@ def predictions(loaded: Loaded, x: np.ndarray) -> dict[str, np.ndarray]:
   labels = np.asarray(loaded.classes if loaded.classes else range(found.shape[-1]))
   if loaded.task == "multi_label":
     shares = np.asarray(jax.nn.sigmoid(found))
-    return {"classes": (shares > 0.5).astype(int), "probabilities": shares, "labels": labels}
+    named = np.asarray(found > 0).astype(int)  # of tiny logits the share is 0.5
+    return {"classes": named, "probabilities": shares, "labels": labels}
   probabilities = np.asarray(jax.nn.softmax(found, axis=-1))
   classes = labels[np.argmax(probabilities, axis=-1)]
   return {"classes": classes, "probabilities": probabilities, "labels": labels}

@@ -22,15 +22,17 @@ def frozen_costs(
 
   Args:
     costs: of the layers where all is trained.
-    whole: the task of that.
-    task: the same with frozen parameters.
+    whole: the task of that, in which all parameters that can be are prunable.
+    task: `whole` with frozen parameters.
     dataset: of which an example is taken.
   """
   called, reached = _reached(whole, task, dataset)
 
   def left(cost: LayerCost) -> LayerCost:
-    is_frozen = f"{cost.name}/kernel" in task.frozen
-    is_before = cost.name in called - reached  # nothing that is trained comes before it
+    name = cost.name.removesuffix("/kernel")
+    places = {name, f"{name}/kernel", f"{name}/kernel/plain"}
+    is_frozen = not places.isdisjoint(task.frozen)
+    is_before = name in called - reached  # nothing that is trained comes before it
     return cost._replace(
       weight_gradient=0 if is_frozen else cost.weight_gradient,
       input_gradient=0 if is_before else cost.input_gradient,

@@ -70,7 +70,9 @@ def costs_of(config: Config, model: Any, dataset: Dataset, task: Task) -> tuple[
     costs = layer_costs(model, dataset.x_train.shape[1:], dtype)
   if not task.frozen:
     return costs
-  return frozen_costs(costs, _whole_task(config, dataset), task, dataset)
+  free = config._replace(prunable="")  # the layers of others are left alone, and seen by nobody
+  whole = _whole_task(free, dataset)
+  return frozen_costs(costs, whole, start_from(free, whole), dataset)
 
 
 def scale_facts(dataset: Dataset) -> dict[str, Any]:

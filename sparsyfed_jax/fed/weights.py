@@ -46,6 +46,9 @@ class _Leaf(NamedTuple):
     ):
       yield _slashed(name)
       yield f"{_slashed(name)}/value"  # as the variables of flax.nnx are saved
+    # As runs have them that were told otherwise what is prunable; see `models.Form`.
+    own = f"{self.place[0]}/{_slashed(self.path)}"
+    yield f"{own}/plain" if own.endswith("/kernel") else f"{own}/kernel"
 
 
 def with_weights(task: Task, weights: Any, exclude: str = "", freeze: str = "") -> Task:

@@ -173,6 +173,10 @@ def test_frozen_layers_stay_and_cost_less(source, tmp_path):
   assert [cost[2:] for cost in middle] == [
     whole.costs[0][2:], (whole.costs[1].input_gradient, 0), whole.costs[2][2:],
   ]  # fmt: skip
+  # Whether or not what is frozen could be pruned.
+  arguments += ["--prunable=Dense_2"]
+  assert build(read(*arguments, "--freeze=Dense_[01]")).costs == held.costs
+  assert build(read(*arguments, "--freeze=Dense_1")).costs == middle
 
 
 def test_runs_share_programs_of_the_same_weights_alone(source, tmp_path):

@@ -1,5 +1,7 @@
 """Predictions of new examples by a command."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from absl.flags import FlagValues
@@ -123,3 +125,9 @@ def test_it_replaces_nothing_unasked(tmp_path, model, x, capsys):
   with pytest.raises(SystemExit):
     run(tmp_path, model, x=x)
   assert "exists; must be another file" in capsys.readouterr().err
+
+
+def test_a_label_is_named_as_the_metrics_count_it():
+  logits = np.float32([[1e-9, -1e-9, 0.0]])  # whose shares are all 0.5
+  loaded = SimpleNamespace(task="multi_label", classes=(), predict=lambda x: logits)
+  assert predict.predictions(loaded, None)["classes"].tolist() == [[1, 0, 0]]

@@ -178,6 +178,19 @@ def test_weights_may_be_a_table(separator, prefix):
   cases.assert_close(start, cases.variables("mlp"), 0.01)
 
 
+@pytest.mark.parametrize("library", ["linen", "plain"])
+@pytest.mark.parametrize("chosen", [(False, True), (True, False)])
+def test_weights_may_be_of_a_task_of_other_prunable_parameters(library, chosen):
+  make, _, layers = MODELS[library]
+  before, after = (
+    classification(make(), SHAPE, prunable=layers[1] if one else "") for one in chosen
+  )
+  learned = before.init(jax.random.key(0))
+  found = sf.with_weights(after, learned).init(jax.random.key(7))
+  assert jax.tree.structure(found) != jax.tree.structure(learned)
+  cases.assert_same_bits(after.to_model(found), before.to_model(learned))
+
+
 @pytest.mark.parametrize("library", MODELS)
 def test_models_of_other_libraries_start_from_their_own_weights(library):
   make, evaluate, _ = MODELS[library]
