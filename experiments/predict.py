@@ -85,7 +85,9 @@ def read_examples(path: pathlib.Path) -> np.ndarray:
   except flags.ConfigError:
     raise
   except (ValueError, EOFError, zipfile.BadZipFile) as error:
-    raise flags.ConfigError(f"--input={path}: must be an npz of numbers ({error})") from error
+    # NumPy takes every file that it does not know for a pickle, and advises to load that.
+    fault = str(error) if zipfile.is_zipfile(path) else "is another kind of file, or damaged"
+    raise flags.ConfigError(f"--input={path}: must be an npz of numbers ({fault})") from error
   return x
 
 

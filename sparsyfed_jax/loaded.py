@@ -173,7 +173,8 @@ def load_model(path: PathLike, which: str = "last", model: Any = None) -> Loaded
     path: the folder of a run, ended or not, or a model file such as `experiments.export` writes.
     which: of a run's folder "last", the model of its last checkpoint or end, or "best", that of the
       evaluation which `--keep_best` has kept.
-    model: what the run's model was, where it is not one of `sparsyfed_jax.models`.
+    model: what the run's model was, where it is not one of `sparsyfed_jax.models`; of a factory
+      that was a flag what it returns, such as `factory(10)`.
 
   Returns:
     The model; its layers compute in float32, whatever they were trained in.
@@ -316,7 +317,7 @@ def _build(place: pathlib.Path, told: Mapping[str, Any]) -> nn.Module:
   if kind is None:
     raise ModelFileError(
       f"{place}: is a model of the class {name!r}, which is not one of sparsyfed_jax.models; pass"
-      " the module as model="
+      " the module as model= (to a command --model=./file.py:factory)"
     )
   known = {field.name for field in dataclasses.fields(kind)} - set(_NO_ARGUMENTS)
   if not isinstance(arguments, dict) or not set(arguments) <= known:

@@ -103,7 +103,12 @@ def describe_data(config: Config, facts: dict[str, Any]) -> str:
   count, outputs, shape = facts["train_examples"], facts["num_classes"], facts["input_shape"]
   if task_of(config) == "next_token":
     return f"next_token, {count} sequences of {shape[0]} tokens out of {outputs}"
-  nouns = {"classification": "classes", "multi_label": "labels", "regression": "numbers"}
+  nouns = {
+    "classification": ("class", "classes"),
+    "multi_label": ("label", "labels"),
+    "regression": ("number", "numbers"),
+  }
+  noun = nouns[task_of(config)][outputs != 1]
   limits = facts["input_range"]
   scale = f"inputs {limits[0]:g} to {limits[1]:g} as [-1, 1]" if limits else "inputs as they are"
-  return f"{count} examples of {outputs} {nouns[task_of(config)]}, {scale}"
+  return f"{count} examples of {outputs} {noun}, {scale}"

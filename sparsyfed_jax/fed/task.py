@@ -200,7 +200,8 @@ def supervised(
 def _remark(network: Network) -> str:
   return (
     f"{network.title} does not take `valid`: where a batch is not full, its other rows are copies"
-    " of the client's examples, which count for nothing in the loss, but do in batch norm"
+    " of the client's examples, which count for nothing in the loss, but do in batch norm, if it"
+    " has any"
   )
 
 

@@ -32,7 +32,18 @@ class _Leaf(NamedTuple):
   def names(self) -> Iterable[str]:
     """Lists what it may be called in a table of weights, the fullest name first."""
     inside = "/".join(self.place[1:])
-    for name in (f"{self.place[0]}/{self.path}", "/".join(self.place), self.path, inside):
+    # Its place in a run of the same model where it was prunable, or not; see `models.form`.
+    is_kernel = _slashed(self.path).rpartition("/")[2] == "kernel"
+    other = f"{self.path}/{'plain' if is_kernel else 'kernel'}"
+    collection = self.place[0]
+    for name in (
+      f"{collection}/{self.path}",
+      "/".join(self.place),
+      self.path,
+      inside,
+      f"{collection}/{other}",
+      other,
+    ):
       yield _slashed(name)
       yield f"{_slashed(name)}/value"  # as the variables of flax.nnx are saved
     # As runs have them that were told otherwise what is prunable; see `models.Form`.

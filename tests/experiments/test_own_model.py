@@ -99,7 +99,8 @@ def test_what_it_trained_is_read_with_the_model_alone(file, tmp_path, prunable):
   )
   experiment = build(config)
   train.run(config, experiment, directory)
-  with pytest.raises(ValueError, match=r"is a model of the class '.*mine.py:plain', .* as model="):
+  told = r"class '.*mine.py:plain', .* as model= \(to a command --model="
+  with pytest.raises(ValueError, match=told):
     sf.load_model(directory)
   loaded = sf.load_model(directory, model=make_model(config, (8, 8, 1), 10))
   x = np.asarray(experiment.x_test[:7])

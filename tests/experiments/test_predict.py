@@ -97,6 +97,9 @@ def test_an_npz_of_other_things_is_refused(tmp_path):
   np.savez(path, x=np.array([object()]))
   with pytest.raises(flags.ConfigError, match="must be an npz of numbers"):
     predict.read_examples(path)
+  path.write_text("a text")
+  with pytest.raises(flags.ConfigError, match=r"numbers \(is another kind of file, or damaged\)$"):
+    predict.read_examples(path)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from experiments.run.build import build, program_key
 from experiments.run.checks import check
 from experiments.run.data import load
 from experiments.run.learning import recorded_judgement
+from experiments.run.tasks import describe_data
 from experiments.sweeps import results
 from experiments.sweeps.grid import Run, place_of
 from experiments.terminal import closing_table
@@ -277,3 +278,16 @@ def test_what_was_given_in_vain_is_noted():
   assert "text_clients" in flags.ignored(flags.DEFAULTS)
   config = flags.DEFAULTS._replace(**TEXT)
   assert "text_clients" not in flags.ignored(config) and "text_pattern" in flags.ignored(config)
+
+
+@pytest.mark.parametrize(
+  ("task", "outputs", "said"),
+  [
+    ("regression", 1, "90 examples of 1 number, inputs as they are"),
+    ("multi_label", 3, "90 examples of 3 labels, inputs as they are"),
+  ],
+)
+def test_the_first_line_says_what_is_predicted(task, outputs, said):
+  facts = dict(train_examples=90, num_classes=outputs, input_shape=(4,), input_range=None)
+  config = PLAIN._replace(dataset="npz:there.npz", task=task)
+  assert describe_data(config, facts) == said

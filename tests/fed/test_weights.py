@@ -297,3 +297,22 @@ def test_layers_that_cannot_be_followed_may_be_frozen():
   held = sf.with_weights(task, init(KEY), freeze="mixed|scale")
   assert held.kernels == ("head",)
   cases.form("topk" if "topk" in cases.VARIANTS else cases.FORMS[0], cases.make_setup(held))
+
+
+@pytest.mark.parametrize(("before", "now"), [("", "^b"), ("^b", ""), ("^a", "^b")])
+def test_what_was_prunable_before_does_not_matter(before, now):
+  def apply(params, x):
+    return x.reshape(x.shape[0], -1) @ params["a"]["w"] @ params["b"]["kernel"]
+
+  def init(key):
+    one, other = jax.random.split(key)
+    return {
+      "a": {"w": jax.random.normal(one, (5, 4))},
+      "b": {"kernel": jax.random.normal(other, (4, 3))},
+    }
+
+  earlier, later = (classification((init, apply), (5,), prunable=what) for what in (before, now))
+  trained = earlier.init(KEY)
+  found = later.to_model(sf.with_weights(later, trained).init(jax.random.key(9)))
+  assert set(later.kernels) != set(earlier.kernels)
+  jax.tree.map(np.testing.assert_array_equal, found, earlier.to_model(trained))
