@@ -27,7 +27,7 @@ from sparsyfed_jax.data.remarks import remarks
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
-from sparsyfed_jax.fed.devices import AXIS, place, put, rows_of_shares, sum_over_devices
+from sparsyfed_jax.fed.devices import AXIS, place, put, sum_over_devices
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.measures import NO_MEASURES
 from sparsyfed_jax.fed.measures import measures as make_measures
@@ -38,7 +38,7 @@ from sparsyfed_jax.fed.sampling import AVAILABILITIES
 from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES
 from sparsyfed_jax.fed.server import CLIENT_WEIGHTS
 from sparsyfed_jax.fed.simulation import Simulation, simulate
-from sparsyfed_jax.fed.streaming import rows_of_rounds
+from sparsyfed_jax.fed.streaming import rows_needed
 from sparsyfed_jax.metrics.flops import LayerCost
 from sparsyfed_jax.types import Keys, make_keys
 
@@ -143,19 +143,9 @@ def build(config: Config) -> Experiment:
   is_alone = mesh.size == 1 and config.data_placement != "streamed"
   placement = "replicated" if is_alone else config.data_placement
   scales = density_scales(config, num_clients, keys.partition)
-  federation = Federation(
-    x=dataset.x_train,
-    y=dataset.y_train,
-    indices=prepared.indices[:num_clients],
-    sizes=prepared.sizes[:num_clients],
-    density_scales=scales,
-  )
-  after = federation
-  if prepared.parts_after:
-    after = federation._replace(
-      indices=prepared.indices[num_clients:], sizes=prepared.sizes[num_clients:]
-    )
-  num_rows = _num_rows(config, (federation.sizes, after.sizes), mesh)
+  federation, after = _phases(prepared, dataset, scales)
+  sizes = (federation.sizes, after.sizes)
+  num_rows = rows_needed(placement, sizes, config.clients_per_round, mesh.size)
   federation, after = _place_phases(federation, after, mesh, placement, num_rows)
   example = jax.ShapeDtypeStruct(dataset.x_train.shape[1:], dataset.x_train.dtype)
   most = -(-config.clients_per_round // mesh.size)
@@ -371,14 +361,22 @@ def make_hyper(config: Config, total_weight: float) -> Hyper:
   return with_own(common, own_hyper(config))
 
 
-def _num_rows(config: Config, phases: Sequence[np.ndarray], mesh: Mesh) -> int:
-  """Counts the examples that each device needs room for in every phase, of clients' sizes."""
-  match config.data_placement:
-    case "streamed":
-      return max(rows_of_rounds(sizes, config.clients_per_round, mesh.size) for sizes in phases)
-    case "sharded":
-      return max(rows_of_shares(sizes, mesh.size) for sizes in phases)
-  return 0
+def _phases(
+  prepared: _OnHost, dataset: sources.Dataset, scales: Any
+) -> tuple[Federation, Federation]:
+  """Makes the data before and after a shift, the same where there is none."""
+  num_clients = len(prepared.parts)
+  before = Federation(
+    x=dataset.x_train,
+    y=dataset.y_train,
+    indices=prepared.indices[:num_clients],
+    sizes=prepared.sizes[:num_clients],
+    density_scales=scales,
+  )
+  if not prepared.parts_after:
+    return before, before
+  indices, sizes = prepared.indices[num_clients:], prepared.sizes[num_clients:]
+  return before, before._replace(indices=indices, sizes=sizes)
 
 
 def _place_phases(

@@ -4,7 +4,7 @@ What clients keep between rounds stays on the host too. A round may have clients
 so memories are sent once that has ended, and only the examples are ahead.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sparsyfed_jax.fed.cohort import Federation
-from sparsyfed_jax.fed.devices import deal_numbers, put_sizes, send_memories, shard_examples
+from sparsyfed_jax.fed.devices import (
+  deal_numbers,
+  put_sizes,
+  rows_of_shares,
+  send_memories,
+  shard_examples,
+)
 from sparsyfed_jax.fed.sampling import Cohort
 from sparsyfed_jax.types import Memory
 
@@ -22,6 +28,18 @@ class Staged(NamedTuple):
 
   federation: Federation
   cohort: Cohort
+
+
+def rows_needed(
+  placement: str, phases: Sequence[np.ndarray], clients_per_round: int, num_devices: int
+) -> int:
+  """Counts the examples that a device needs room for, in any phase, of the sizes of clients."""
+  match placement:
+    case "streamed":
+      return max(rows_of_rounds(sizes, clients_per_round, num_devices) for sizes in phases)
+    case "sharded":
+      return max(rows_of_shares(sizes, num_devices) for sizes in phases)
+  return 0
 
 
 def rows_of_rounds(sizes: np.ndarray, clients_per_round: int, num_devices: int) -> int:

@@ -107,6 +107,15 @@ def test_several_devices_give_what_one_gives_wherever_the_data_is(request):
   assert result.stdout.strip() == "equal", result.stderr
 
 
+def test_there_may_be_room_for_more_examples():
+  host = jax.device_get(cases.problem("mlp").federation)
+  mesh = Mesh(np.array(jax.devices()[:1]), (devices.AXIS,))
+  least = devices.rows_of_shares(host.sizes, 1) + 3
+  placed = devices.place(host, mesh, "sharded", least)
+  assert len(placed.x) == len(placed.y) == least
+  assert not np.any(placed.x[-3:])
+
+
 def test_a_device_holds_its_clients_and_no_others():
   host = jax.device_get(cases.problem("mlp").federation)
   mesh = Mesh(np.array(jax.devices()[:1]), (devices.AXIS,))
