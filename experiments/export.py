@@ -17,7 +17,7 @@ from experiments import flags
 from experiments.exports import formats, loading
 from experiments.exports.network import ExportError
 from experiments.exports.table import make_table, use_one_core
-from sparsyfed_jax.loaded import WHICH
+from sparsyfed_jax.io.model_places import WHICH
 
 
 def main(argv: Sequence[str], flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:

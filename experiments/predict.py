@@ -20,8 +20,9 @@ from absl import flags as absl_flags
 
 from experiments import flags
 from experiments.exports import loading
+from sparsyfed_jax.io.model_places import WHICH
 from sparsyfed_jax.io.writers import replace_file
-from sparsyfed_jax.loaded import WHICH, Loaded
+from sparsyfed_jax.loaded import Loaded
 
 _SLACK = 0.5  # of the width of what was seen in training, by which inputs may exceed it
 _LEAST = 0.02  # of that width, which inputs use at least

@@ -1,11 +1,9 @@
 """Trained models read back from what a run has left."""
 
 import dataclasses
-import os
 import pathlib
-import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +16,13 @@ from sparsyfed_jax.data.scaling import as_range
 from sparsyfed_jax.fed.task import Task, classification
 from sparsyfed_jax.fed.tasks import multi_label, next_token, regression
 from sparsyfed_jax.io import model_file
-from sparsyfed_jax.io.model_file import SUFFIX, ModelFileError
+from sparsyfed_jax.io.model_file import ModelFileError, PathLike
+from sparsyfed_jax.io.model_places import find_file
 from sparsyfed_jax.models import CNN, LSTM, MLP, ResNet18, Transformer, ViT, functions_of
 from sparsyfed_jax.ops.layers import NATIVE
 from sparsyfed_jax.types import Batch, Variables
 
-PathLike: TypeAlias = str | os.PathLike[str]
-
-LAST_NAME = f"model{SUFFIX}"
-BEST_DIRECTORY = "best"
-WHICH = ("last", "best")
 BATCH_SIZE = 256
-_BEST = re.compile(rf"(\d{{8,}}){re.escape(SUFFIX)}")
 _OURS: dict[str, Any] = {
   kind.__name__: kind for kind in (CNN, LSTM, MLP, ResNet18, Transformer, ViT)
 }
@@ -215,42 +208,6 @@ def load_model(path: PathLike, which: str = "last", model: Any = None) -> Loaded
     round=int(known.number("round")) if "round" in description else 0,
     description=description,
   )
-
-
-def find_file(path: PathLike, which: str = "last") -> pathlib.Path:
-  """Finds the model file that `load_model` reads; raises ModelFileError where there is none."""
-  if which not in WHICH:
-    raise ModelFileError(f"which={which!r}: must be one of {', '.join(WHICH)}")
-  place = pathlib.Path(path)
-  if place.is_file():
-    return place
-  if not place.is_dir():
-    raise ModelFileError(f"{place}: no such file or folder, must be that of a run or a {SUFFIX}")
-  if which == "best":
-    rounds = best_rounds(place)
-    if not rounds:
-      raise ModelFileError(
-        f"{place / BEST_DIRECTORY}: holds no model; a run with --keep_best keeps its best there"
-      )
-    return best_path(place, rounds[-1])
-  if not (place / LAST_NAME).is_file():
-    raise ModelFileError(
-      f"{place / LAST_NAME}: no such file; a run writes it with its checkpoints and at its end, and"
-      " one of an earlier version when it is gone on with (--resume)"
-    )
-  return place / LAST_NAME
-
-
-def best_rounds(directory: PathLike) -> list[int]:
-  """Lists the rounds of which a run keeps models of good evaluations, in order."""
-  folder = pathlib.Path(directory) / BEST_DIRECTORY
-  names = os.listdir(folder) if folder.is_dir() else []
-  return sorted(int(found[1]) for name in names if (found := _BEST.fullmatch(name)))
-
-
-def best_path(directory: PathLike, round_number: int) -> pathlib.Path:
-  """Names the file of the model of a good evaluation."""
-  return pathlib.Path(directory) / BEST_DIRECTORY / f"{round_number:08d}{SUFFIX}"
 
 
 class _Description(NamedTuple):

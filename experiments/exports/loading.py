@@ -6,7 +6,8 @@ from typing import Any
 from experiments import flags
 from experiments.run.models import make_strange
 from sparsyfed_jax.io import model_file
-from sparsyfed_jax.loaded import Loaded, find_file, load_model
+from sparsyfed_jax.io.model_places import find_file
+from sparsyfed_jax.loaded import Loaded, load_model
 
 HELP = (
   "package.module:factory or ./file.py:factory, where the run's model was somebody else's: that"

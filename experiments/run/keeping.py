@@ -11,7 +11,7 @@ from experiments.run.measures import rounds_to_accuracy
 from experiments.run.member import Member
 from experiments.run.models import is_strange
 from sparsyfed_jax import loaded
-from sparsyfed_jax.io import model_file
+from sparsyfed_jax.io import model_file, model_places
 from sparsyfed_jax.io.writers import sync_directory
 from sparsyfed_jax.types import Variables
 
@@ -20,7 +20,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 def save_model(member: Member, variables: Variables, row: Mapping[str, Any]) -> None:
   """Writes the model file of a run, in place of the one before."""
-  model_file.write(member.directory / loaded.LAST_NAME, _describe(member, row), variables)
+  model_file.write(member.directory / model_places.LAST_NAME, _describe(member, row), variables)
 
 
 def save_best(
@@ -36,18 +36,18 @@ def save_best(
       with by another version, say, what was better since may not come again.
   """
   done = int(row["round"])
-  place = loaded.best_path(member.directory, done)
+  place = model_places.best_path(member.directory, done)
   place.parent.mkdir(exist_ok=True)
   model_file.write(place, _describe(member, row), variables)
-  known = [number for number in loaded.best_rounds(member.directory) if number <= done]
+  known = [number for number in model_places.best_rounds(member.directory) if number <= done]
   needed = {max((n for n in known if n <= one), default=done) for one in (*checkpoints, done)}
   for number in set(known) - needed:
-    loaded.best_path(member.directory, number).unlink(missing_ok=True)
+    model_places.best_path(member.directory, number).unlink(missing_ok=True)
 
 
 def drop_stale(member: Member, done: int) -> None:
   """Removes the model of a round that is not the best now, and was before the run was stopped."""
-  place = loaded.best_path(member.directory, done)
+  place = model_places.best_path(member.directory, done)
   if place.exists():
     place.unlink()
     sync_directory(place.parent)

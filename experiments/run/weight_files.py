@@ -19,7 +19,7 @@ from sparsyfed_jax import trees
 from sparsyfed_jax.fed.task import Task
 from sparsyfed_jax.fed.weights import with_weights
 from sparsyfed_jax.io import model_file
-from sparsyfed_jax.loaded import LAST_NAME, find_file
+from sparsyfed_jax.io.model_places import LAST_NAME, find_file
 from sparsyfed_jax.types import Key, Variables
 
 _RUN_NAMES = ("config.json", LAST_NAME)

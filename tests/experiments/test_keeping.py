@@ -12,8 +12,7 @@ from experiments import flags, sweep, train
 from experiments.run import build as building
 from experiments.run import keeping, loop
 from experiments.run.data import load
-from sparsyfed_jax import loaded
-from sparsyfed_jax.io import checkpoint
+from sparsyfed_jax.io import checkpoint, model_places
 from sparsyfed_jax.io.writers import read_metrics
 from tests import cases
 from tests.experiments import exported, test_sweep
@@ -97,12 +96,12 @@ def test_a_resumed_run_keeps_the_same_models(tmp_path, whole, last):
   place = tmp_path / "run"
   shutil.copytree(whole, place)
   keep_rounds(place, last)
-  best = loaded.best_rounds(place)[-1]
-  for stale in set(range(last + 1, 9)) - set(loaded.best_rounds(place)):
-    shutil.copy(loaded.best_path(place, best), loaded.best_path(place, stale))
+  best = model_places.best_rounds(place)[-1]
+  for stale in set(range(last + 1, 9)) - set(model_places.best_rounds(place)):
+    shutil.copy(model_places.best_path(place, best), model_places.best_path(place, stale))
   run(place, CONFIG._replace(resume=True))
   assert_same_run(place, whole, CONFIG)
-  assert loaded.best_rounds(place)[-1] == loaded.best_rounds(whole)[-1]
+  assert model_places.best_rounds(place)[-1] == model_places.best_rounds(whole)[-1]
   for name, content in kept(place).items():
     if name in kept(whole):
       assert content == kept(whole)[name]
@@ -199,10 +198,10 @@ def test_models_are_kept_from_which_a_run_may_go_on(tmp_path):
   for number, checkpoints in [(2, ()), (4, (3,)), (5, (3,)), (8, (3, 6)), (9, (3, 6))]:
     keeping.save_best(member, exported.variables_of("mlp"), {"round": number}, checkpoints)
   # Of round 2 for a start at 3, of 5 for one at 6.
-  assert loaded.best_rounds(tmp_path) == [2, 5, 9]
+  assert model_places.best_rounds(tmp_path) == [2, 5, 9]
   keeping.drop_stale(member, 9)
   keeping.drop_stale(member, 9)
-  assert loaded.best_rounds(tmp_path) == [2, 5]
+  assert model_places.best_rounds(tmp_path) == [2, 5]
 
 
 def test_a_run_ends_early_and_goes_on_when_it_is_told_to(tmp_path, whole, capsys):
