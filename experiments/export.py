@@ -80,15 +80,6 @@ def define(flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
   )
 
 
-def parse(argv: list[str], flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> list[str]:
-  """Parses flags for `absl.app.run`; what is left names the run."""
-  flags.print_anywhere()
-  try:
-    return flag_values(argv)
-  except absl_flags.Error as error:
-    flags.fail(error)
-
-
 def check(
   argv: Sequence[str], flag_values: absl_flags.FlagValues
 ) -> tuple[pathlib.Path, pathlib.Path]:
@@ -153,4 +144,4 @@ if __name__ == "__main__":
   define()
   absl_flags.adopt_module_key_flags(sys.modules[__name__])  # for --help
   logging.set_verbosity(logging.WARNING)
-  app.run(main, flags_parser=parse)
+  app.run(main, flags_parser=flags.parse_with_names)

@@ -116,6 +116,15 @@ def parse(argv: list[str], flag_values: flags.FlagValues = _FLAGS) -> list[str]:
     fail(error)
 
 
+def parse_with_names(argv: list[str], flag_values: flags.FlagValues = _FLAGS) -> list[str]:
+  """Parses flags for `absl.app.run`; what is left names what the command reads."""
+  print_anywhere()
+  try:
+    return flag_values(argv)
+  except flags.Error as error:
+    fail(error)
+
+
 def parse_or_raise(argv: list[str], flag_values: flags.FlagValues = _FLAGS) -> list[str]:
   """Parses flags; absl's Error, of one line, for a mistake."""
   try:

@@ -52,15 +52,6 @@ def define(flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
   )
 
 
-def parse(argv: list[str], flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> list[str]:
-  """Parses flags for `absl.app.run`; what is left names the folder."""
-  flags.print_anywhere()
-  try:
-    return flag_values(argv)
-  except absl_flags.Error as error:
-    flags.fail(error)
-
-
 def check(argv: Sequence[str], out: pathlib.Path, overwrite: bool) -> pathlib.Path:
   """Checks the arguments before anything is read.
 
@@ -95,4 +86,4 @@ if __name__ == "__main__":
   define()
   absl_flags.adopt_module_key_flags(sys.modules[__name__])  # for --help
   logging.set_verbosity(logging.WARNING)
-  app.run(main, flags_parser=parse)
+  app.run(main, flags_parser=flags.parse_with_names)

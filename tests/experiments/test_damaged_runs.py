@@ -34,7 +34,7 @@ def write(root, algorithms=("topk", "sparsyfed")):
 def run_command(*arguments):
   table = FlagValues()
   command.define(table)
-  command.main(command.parse(["report", *map(str, arguments)], table), table)
+  command.main(flags.parse_with_names(["report", *map(str, arguments)], table), table)
 
 
 def set_in(path, **changes):

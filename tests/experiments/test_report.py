@@ -181,7 +181,7 @@ def svgs_of(text):
 def run_command(*arguments):
   table = FlagValues()
   command.define(table)
-  command.main(command.parse(["report", *map(str, arguments)], table), table)
+  command.main(flags.parse_with_names(["report", *map(str, arguments)], table), table)
 
 
 def expect(values, factor, decimals):
