@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 from experiments.run.config import FREE, VALUE
-from sparsyfed_jax.data.characters import CLIENTS, HEADINGS, READING, Reading
+from sparsyfed_jax.data.characters import CLIENTS
+from sparsyfed_jax.data.reading import HEADINGS, READING, Reading
 from sparsyfed_jax.fed.method import Choice, Knob, Pattern
 from sparsyfed_jax.fed.tasks import TASKS, Judgement
 
