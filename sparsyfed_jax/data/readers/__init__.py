@@ -10,14 +10,16 @@ import pathlib
 import jax
 
 from sparsyfed_jax.data.dataset import DataError
-from sparsyfed_jax.data.readers import leaf
+from sparsyfed_jax.data.readers import images, leaf, pfllib, speech, tff
 from sparsyfed_jax.data.readers.finish import Opened, finish
 from sparsyfed_jax.data.readers.record import Found, Part, Reader
 from sparsyfed_jax.data.reading import READING, Reading
 
 __all__ = ["READERS", "Found", "Opened", "Part", "Reader", "open_with"]
 
-READERS: dict[str, Reader] = {module.READER.name: module.READER for module in (leaf,)}
+READERS: dict[str, Reader] = {
+  module.READER.name: module.READER for module in (leaf, tff, pfllib, images, speech)
+}
 
 
 def open_with(

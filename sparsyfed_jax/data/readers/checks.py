@@ -98,7 +98,7 @@ def numbers(where: str, values: Any, like: tuple[int, ...] | None = None) -> np.
     return array
   with np.errstate(over="ignore"):
     array = array.astype(np.float32, copy=False)
-  bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))
+  bad = np.flatnonzero(~np.isfinite(array).all(tuple(range(1, array.ndim))))
   if len(bad):
     raise DataError(
       f"{where}: holds NaN or infinity in example {bad[0]}, must be finite in float32"
@@ -147,6 +147,6 @@ def joined(where: object, arrays: Sequence[np.ndarray]) -> np.ndarray:
   return np.concatenate(arrays)
 
 
-def repeated(names: Sequence[str], sizes: Sequence[int]) -> np.ndarray:
+def repeated(names: Sequence[str], sizes: Sequence[int] | np.ndarray) -> np.ndarray:
   """Names the client of each example."""
   return np.repeat(np.array(names, dtype=np.str_), sizes)

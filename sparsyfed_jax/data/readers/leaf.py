@@ -1,8 +1,8 @@
 """The JSON files of LEAF (Caldas et al. 2018, https://arxiv.org/abs/1812.01097).
 
-A folder `data/train` and one `data/test` hold files of `users`, `num_samples` and `user_data`, the x
-and y of each user. Users are the clients, over all files. Where its script has split by user, those
-of the test take part in no round.
+A folder `data/train` and one `data/test` hold files of `users`, `num_samples` and `user_data`, the
+x and y of each user. Users are the clients, over all files. Where its script has split by user,
+those of the test take part in no round.
 """
 
 import pathlib
@@ -51,7 +51,7 @@ def read(path: pathlib.Path, reading: Reading, task: str) -> Found:
     return from_windows(name, _windows(train), _windows(test), str(path))
   first = _numbers(train[0], None)
   shape = first.shape[1:]
-  return Found(name, *(_part(top, users, shape) for users in (train, test)))
+  return Found(name, _part(top, train, shape), _part(top, test, shape))
 
 
 def _users(folder: pathlib.Path, is_test: bool) -> Iterator[_User]:
