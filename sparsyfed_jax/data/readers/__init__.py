@@ -10,7 +10,7 @@ import pathlib
 import jax
 
 from sparsyfed_jax.data.dataset import DataError
-from sparsyfed_jax.data.readers import images, leaf, pfllib, speech, tff
+from sparsyfed_jax.data.readers import hf, images, leaf, pfllib, speech, tff
 from sparsyfed_jax.data.readers.finish import Opened, finish
 from sparsyfed_jax.data.readers.record import Found, Part, Reader
 from sparsyfed_jax.data.reading import READING, Reading
@@ -18,7 +18,7 @@ from sparsyfed_jax.data.reading import READING, Reading
 __all__ = ["READERS", "Found", "Opened", "Part", "Reader", "open_with"]
 
 READERS: dict[str, Reader] = {
-  module.READER.name: module.READER for module in (leaf, tff, pfllib, images, speech)
+  module.READER.name: module.READER for module in (hf, leaf, tff, pfllib, images, speech)
 }
 
 
