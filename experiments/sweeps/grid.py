@@ -15,7 +15,10 @@ from experiments.run.settings import all_flags, flags_of
 # Of the sweep, which always resumes, or of a run of several processes, which a sweep is not.
 OWN = ("output_dir", "resume", "discard_rounds", "coordinator", "num_processes", "process_id")
 # Lists already, which are not swept.
-LISTS = ("client_sparsities", "client_sparsity_shares", "trackers", "input_range")
+LISTS = (
+  *("client_sparsities", "client_sparsity_shares", "trackers", "input_range"),
+  *("text_columns", "image_size"),
+)
 _MOST_BYTES = 100  # of the readable part of a name; file systems take 255
 _DIGITS = 8  # of the hash behind it
 

@@ -17,7 +17,7 @@ import numpy as np
 from sparsyfed_jax.data import characters, prepared, scaling
 from sparsyfed_jax.data.arrays import from_arrays
 from sparsyfed_jax.data.dataset import DataError, Dataset, split_80_20
-from sparsyfed_jax.data.readers import READERS, open_with
+from sparsyfed_jax.data.readers import READERS, Opened, open_with
 from sparsyfed_jax.data.reading import READING, Reading
 
 _KINDS = {
@@ -50,32 +50,44 @@ def load(
       'auto' for what `scaling.find_range` finds in the training set.
     task: what is learned, one of `dataset.TASKS`; by default of a text the next token, and of
       others classification.
-    reading: how a text is read.
+    reading: how a text is read, and which columns of a table.
 
   Raises:
     DataError: the name is unknown or the data cannot be used.
   """
-  dataset = _load(name, key, task, reading)
+  return open_source(name, key, input_range, task, reading).dataset
+
+
+def open_source(
+  name: str,
+  key: jax.Array,
+  input_range: InputRange = "auto",
+  task: str = "",
+  reading: Reading = READING,
+) -> Opened:
+  """Loads a data set as `load` does, with the names of its clients where a reader tells them."""
+  opened = _open(name, key, task, reading)
+  dataset = opened.dataset
   if task not in ("", dataset.kind):
     raise DataError(f"--task={task}: must be {dataset.kind}, which --dataset={name} is for")
   if input_range == "auto" or dataset.kind == "next_token":
-    return dataset
+    return opened
   mean, std = scaling.mean_and_std(input_range)
-  return dataset._replace(mean=mean, std=std)
+  return opened._replace(dataset=dataset._replace(mean=mean, std=std))
 
 
-def _load(name: str, key: jax.Array, task: str, reading: Reading) -> Dataset:
+def _open(name: str, key: jax.Array, task: str, reading: Reading) -> Opened:
   kind, _, path = name.partition(":")
   if name == "digits":
-    return digits(key)
+    return Opened(digits(key))
   if kind == "npz" and path:
-    return npz(path, key, task)
+    return Opened(npz(path, key, task))
   if kind == "text" and path:
-    return characters.load(path, reading)
+    return Opened(characters.load(path, reading))
   if kind == "tfds" and path:
-    return prepared.load(path, key)
+    return Opened(prepared.load(path, key))
   if kind in READERS and path:
-    return open_with(READERS[kind], path, key, reading, task).dataset
+    return open_with(READERS[kind], path, key, reading, task)
   others = ", ".join(f"'{reader}:PATH'" for reader in READERS)
   raise DataError(
     f"--dataset={name}: unknown data set, must be {others}, 'tfds:NAME', 'text:PATH', 'digits' or"

@@ -41,6 +41,8 @@ def finish(found: Found, key: jax.Array, where: str, task: str = "") -> Opened:
     DataError: the examples cannot be used.
   """
   train, test = found.train, found.test
+  if found.classes and not found.is_text and task not in ("", "classification"):
+    raise DataError(f"--task={task}: must be classification, as the labels of {where} are classes")
   ids = np.unique(train.clients) if train.clients is not None else np.zeros(0, np.int64)
   others = ids[:0]
   if test is None:

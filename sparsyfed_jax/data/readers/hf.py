@@ -207,4 +207,4 @@ def _text(
   return from_snippets(name, whole[0], tested, reading.sequence_length, where)
 
 
-READER = Reader("hf", read, extra="readers")
+READER = Reader("hf", read, extra="readers", has_text=True)

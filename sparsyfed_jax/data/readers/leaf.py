@@ -123,4 +123,4 @@ def _windows(users: list[_User]) -> Windows:
   )
 
 
-READER = Reader("leaf", read)
+READER = Reader("leaf", read, has_text=True)

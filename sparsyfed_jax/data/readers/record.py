@@ -58,3 +58,4 @@ class Reader(NamedTuple):
   name: str  # NAME of --dataset=NAME:PATH
   open: Open  # of the path, how to read it, and the task, "" for the usual one; raises DataError
   extra: str = ""  # of the packages that it needs
+  has_text: bool = False  # whether the next character may be what is learned

@@ -240,4 +240,4 @@ def _as_images(x: np.ndarray) -> np.ndarray:
   return x
 
 
-READER = Reader("tff", read, extra="readers")
+READER = Reader("tff", read, extra="readers", has_text=True)
