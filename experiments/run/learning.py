@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
-from experiments.run.config import FREE, VALUE
+from experiments.run.config import FREE, VALUE, ConfigError
 from sparsyfed_jax.data.characters import CLIENTS
-from sparsyfed_jax.data.readers import READERS
+from sparsyfed_jax.data.dataset import DataError
+from sparsyfed_jax.data.readers import find
 from sparsyfed_jax.data.readers.record import Reader
 from sparsyfed_jax.data.reading import HEADINGS, READING, Reading
 from sparsyfed_jax.fed.method import Choice, Knob, Pattern
@@ -88,8 +89,12 @@ def is_text(config: Any) -> bool:
 
 
 def reader_of(config: Any) -> Reader | None:
-  """Finds the reader of the data of a run, if it is one of `READERS`."""
-  return READERS.get(config.dataset.partition(":")[0])
+  """Finds the reader of the data of a run, if it has one; raises ConfigError."""
+  try:
+    found = find(config.dataset)
+  except DataError as error:
+    raise ConfigError(str(error)) from error
+  return found[0] if found else None
 
 
 def task_of(config: Any) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from sparsyfed_jax.data import characters, prepared, scaling
 from sparsyfed_jax.data.arrays import from_arrays
 from sparsyfed_jax.data.dataset import DataError, Dataset, split_80_20
-from sparsyfed_jax.data.readers import READERS, Opened, open_with
+from sparsyfed_jax.data.readers import READERS, Opened, find, open_with
 from sparsyfed_jax.data.reading import READING, Reading
 
 _KINDS = {
@@ -86,8 +86,8 @@ def _open(name: str, key: jax.Array, task: str, reading: Reading) -> Opened:
     return Opened(characters.load(path, reading))
   if kind == "tfds" and path:
     return Opened(prepared.load(path, key))
-  if kind in READERS and path:
-    return open_with(READERS[kind], path, key, reading, task)
+  if found := find(name):
+    return open_with(*found, key, reading, task)
   others = ", ".join(f"'{reader}:PATH'" for reader in READERS)
   raise DataError(
     f"--dataset={name}: unknown data set, must be {others}, 'tfds:NAME', 'text:PATH', 'digits' or"

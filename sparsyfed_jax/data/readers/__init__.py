@@ -9,17 +9,53 @@ import pathlib
 
 import jax
 
+from sparsyfed_jax import strangers
 from sparsyfed_jax.data.dataset import DataError
 from sparsyfed_jax.data.readers import hf, images, leaf, pfllib, speech, tff
 from sparsyfed_jax.data.readers.finish import Opened, finish
 from sparsyfed_jax.data.readers.record import Found, Part, Reader
 from sparsyfed_jax.data.reading import READING, Reading
 
-__all__ = ["READERS", "Found", "Opened", "Part", "Reader", "open_with"]
+__all__ = ["READERS", "Found", "Opened", "Part", "Reader", "find", "open_with"]
 
 READERS: dict[str, Reader] = {
   module.READER.name: module.READER for module in (hf, leaf, tff, pfllib, images, speech)
 }
+
+
+def find(name: str) -> tuple[Reader, str] | None:
+  """Finds the reader that a name of a data set begins with, and the path that follows.
+
+  Args:
+    name: FORMAT:PATH with a format of `READERS`, or package.module:READER:PATH or
+      ./file.py:READER:PATH with a reader of one's own, whose code runs.
+
+  Returns:
+    None where the name is of another kind.
+
+  Raises:
+    DataError: a reader of one's own cannot be used.
+
+  Example:
+    >>> find("leaf:femnist")[1], find("npz:x.npz")
+    ('femnist', None)
+  """
+  kind, _, path = name.partition(":")
+  if kind in READERS:
+    return (READERS[kind], path) if path else None
+  if "." not in kind or not path:
+    return None
+  attribute, _, place = path.partition(":")
+  right = f"{kind}:READER:PATH, of a Reader"
+  if not attribute or not place:
+    raise DataError(f"--dataset={name}: must be {right}")
+  try:
+    reader = strangers.load(kind, attribute)
+  except ValueError as error:
+    raise DataError(f"--dataset={name}: cannot be loaded ({error}), must be {right}") from error
+  if not isinstance(reader, Reader):
+    raise DataError(f"--dataset={name}: {attribute} is a {type(reader).__name__}, must be a Reader")
+  return reader, place
 
 
 def open_with(
