@@ -16,7 +16,8 @@ from absl import flags as absl_flags
 
 from experiments import flags
 from experiments.pictures.split import facts_of, plot_split
-from experiments.run.data import deal_phases, load, partition_of
+from experiments.run.data import deal_phases, load
+from experiments.run.defaults import with_partition
 from experiments.run.split import count_phases
 from experiments.run.tasks import classes_of
 from sparsyfed_jax.data import assignment
@@ -51,7 +52,7 @@ def draw(config: flags.Config) -> pathlib.Path:
     FileExistsError: the directory holds something.
   """
   dataset = load(config)
-  config = config._replace(partition=partition_of(config, dataset))
+  config = with_partition(config, dataset)
   phases = deal_phases(config, dataset, make_keys(jax.random.key(config.seed)).partition)
   split = count_phases(config, phases, *classes_of(dataset))
   directory = create_run_dir(config.output_dir or _named())

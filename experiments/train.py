@@ -17,7 +17,7 @@ from absl import flags as absl_flags
 from experiments import flags
 from experiments.run import begun, processes
 from experiments.run import directory as run_directory
-from experiments.run.build import Experiment, build, with_partition
+from experiments.run.build import Experiment, build
 from experiments.run.chance import chance_note
 from experiments.run.directory import CONFIG_NAME, RunDirectory, remove_unused
 from experiments.run.environment import describe_environment, keep_compiled
@@ -93,7 +93,7 @@ def run(config: flags.Config, experiment: Experiment, directory: pathlib.Path) -
     DivergedError: the training loss is not finite any more; the rounds up to there are recorded.
     StoppedError: after a signal.
   """
-  config = with_partition(config, experiment)
+  config = config._replace(partition=experiment.facts["partition"])
   if processes.is_first():
     if not config.resume:
       write_json(directory / CONFIG_NAME, begun.describe(config, experiment.facts))

@@ -11,14 +11,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.run import processes
 from experiments.run.config import VALUE, Config, ConfigError
-from experiments.run.data import (
-  TestOwners,
-  deal_phases,
-  deal_tests,
-  density_scales,
-  load,
-  partition_of,
-)
+from experiments.run.data import TestOwners, deal_phases, deal_tests, density_scales, load
+from experiments.run.defaults import with_partition
 from experiments.run.identity import digest, examples_digest
 from experiments.run.models import choose_chunk, make_model
 from experiments.run.settings import all_flags, method_of, own_hyper, own_options
@@ -98,7 +92,7 @@ def check(config: Config, dataset: sources.Dataset) -> None:
   Raises:
     ConfigError: a flag does not fit the data set.
   """
-  config = config._replace(partition=partition_of(config, dataset))
+  config = with_partition(config, dataset)
   prepared = _prepare(config, dataset, make_keys(jax.random.key(config.seed)))
   if starting_of(config).init_from or any(getattr(config, flag) for flag in _patterns(config)):
     _check_patterns(config, make_task(config, dataset).layer_names)
@@ -141,7 +135,7 @@ def build(config: Config) -> Experiment:
   """
   keys = make_keys(jax.random.key(config.seed))
   dataset = load(config)
-  config = config._replace(partition=partition_of(config, dataset))
+  config = with_partition(config, dataset)
   prepared = _prepare(config, dataset, keys)
   setup = _make_setup(config, prepared, dataset)
   algorithm = _make_algorithm(config, setup)
@@ -176,7 +170,7 @@ def build(config: Config) -> Experiment:
     num_clients=num_clients if placement == "replicated" else 1,
   )
   facts = _facts(prepared, dataset, setup, chunk, scales) | facts_of(config)
-  facts["partition"] = config.partition
+  facts |= {"partition": config.partition}
   total_weight = float(jnp.sum(setup.client_weight(jnp.asarray(prepared.sizes[:num_clients]))))
   others = (dataset.x_test, dataset.y_test, make_hyper(config, total_weight), keys)
   x_test, y_test, hyper, keys = put(others, everywhere(mesh))
@@ -203,11 +197,6 @@ def build(config: Config) -> Experiment:
     remarks=(*remarks(dataset), *setup.task.remarks),
     split=count_phases(config, phases, *classes_of(dataset)),
   )
-
-
-def with_partition(config: Config, experiment: Experiment) -> Config:
-  """Fills in the split that suits the data, where --partition is left out."""
-  return config._replace(partition=experiment.facts["partition"])
 
 
 def _make_setup(config: Config, prepared: _OnHost, dataset: sources.Dataset) -> Setup:

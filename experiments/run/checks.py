@@ -42,12 +42,7 @@ def check(config: Config) -> None:
   for name, flag in known.items():
     right = refusal(flag.rule, getattr(config, name))
     require(not right, name, right)
-  chosen = config.partition
-  require(
-    chosen in (None, *PARTITIONS) or (chosen.startswith(FILE) and chosen != FILE),
-    "partition",
-    f"one of {', '.join(PARTITIONS)}, or file:CLIENTS.csv",
-  )
+  _check_partition(config, require)
   _check_method(completed(config))
   _check_task(config, require)
   _check_starting(config, require)
@@ -98,6 +93,15 @@ def check(config: Config) -> None:
     chunk == AUTO or (chunk.isascii() and chunk.isdigit() and int(chunk) >= 1),
     "clients_per_chunk",
     "auto or a whole number of at least 1",
+  )
+
+
+def _check_partition(config: Config, require: Callable[[bool, str, str], None]) -> None:
+  chosen = config.partition
+  require(
+    chosen in (None, *PARTITIONS) or (chosen.startswith(FILE) and chosen != FILE),
+    "partition",
+    f"one of {', '.join(PARTITIONS)}, or file:CLIENTS.csv",
   )
 
 

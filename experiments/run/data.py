@@ -15,7 +15,6 @@ from sparsyfed_jax.data.shift import SHIFTS
 from sparsyfed_jax.types import make_keys
 
 DEFAULT_NUM_CLIENTS = 100
-_BY_CLASS = ("digits", "npz", "tfds")
 
 
 class TestOwners(NamedTuple):
@@ -23,22 +22,6 @@ class TestOwners(NamedTuple):
 
   before: np.ndarray
   after: np.ndarray  # --shift_round
-
-
-def partition_of(config: Config, dataset: sources.Dataset) -> str:
-  """Names the split: --partition, or where that is left out, what suits the data.
-
-  The data sets of `_BY_CLASS` are dealt by class where they have classes, as they always were, and
-  others by their own clients where no other clients are asked for.
-  """
-  if config.partition is not None:
-    return config.partition
-  has_classes = dataset.kind == "classification"
-  is_free = config.num_clients in (None, dataset.num_clients) and config.shift_round is None
-  is_natural = not has_classes or config.dataset.partition(":")[0] not in _BY_CLASS
-  if dataset.num_clients and is_natural and is_free:
-    return "natural"
-  return "dirichlet" if has_classes else "iid"
 
 
 def load(config: Config) -> sources.Dataset:

@@ -1,6 +1,10 @@
-"""Defaults of flags that follow from other flags."""
+"""Defaults of flags that follow from other flags, or from the data."""
 
 from typing import Any
+
+from sparsyfed_jax.data.dataset import Dataset
+
+_BY_CLASS = ("digits", "npz", "tfds")
 
 
 def default_client_lr(config: Any) -> float:
@@ -25,3 +29,19 @@ def default_shift_alpha(config: Any) -> float | None:
 
 def default_shift_seed(config: Any) -> int | None:
   return None if config.shift_round is None else (config.seed + 1) % 2**32
+
+
+def with_partition(config: Any, dataset: Dataset) -> Any:
+  """Fills in the split that suits the data where --partition is left out.
+
+  The data sets of `_BY_CLASS` are dealt by class where they have classes, as they always were, and
+  others by their own clients where no other clients are asked for.
+  """
+  if config.partition is not None:
+    return config
+  has_classes = dataset.kind == "classification"
+  is_free = config.num_clients in (None, dataset.num_clients) and config.shift_round is None
+  is_natural = not has_classes or config.dataset.partition(":")[0] not in _BY_CLASS
+  if dataset.num_clients and is_natural and is_free:
+    return config._replace(partition="natural")
+  return config._replace(partition="dirichlet" if has_classes else "iid")

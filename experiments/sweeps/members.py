@@ -11,7 +11,7 @@ from typing import Any
 from experiments import flags
 from experiments.run import begun
 from experiments.run import files as run_files
-from experiments.run.build import build, check, with_partition
+from experiments.run.build import build, check
 from experiments.run.data import load, source_of
 from experiments.run.directory import CONFIG_NAME, LOCK_NAME, locked
 from experiments.run.files import SUMMARY_NAME
@@ -200,7 +200,7 @@ def open_member(run: Run, directory: pathlib.Path, stack: contextlib.ExitStack) 
   if before:
     config = begun.with_recorded_chunk(config, begun.recorded_chunk(before))
   experiment = build(config)
-  config = with_partition(config, experiment)
+  config = config._replace(partition=experiment.facts["partition"])
   if before:
     begun.check_data(before, config, experiment.facts, place)
   else:

@@ -9,7 +9,8 @@ from experiments import flags, partition, train
 from experiments.run import begun
 from experiments.run.build import build
 from experiments.run.checks import check
-from experiments.run.data import load, partition_of
+from experiments.run.data import load
+from experiments.run.defaults import with_partition
 
 TINY = flags.DEFAULTS._replace(
   model="mlp", algorithm="fedavg", num_clients=4, clients_per_round=2, local_epochs=1, rounds=2,
@@ -68,7 +69,7 @@ def own(name, place, **changes):
 )
 def test_the_split_that_suits_the_data(place, name, changes, expected):
   config = resolved(**own(name, place, **changes))
-  assert partition_of(config, load(config)) == expected
+  assert with_partition(config, load(config)).partition == expected
 
 
 def test_it_is_recorded_and_a_run_goes_on_with_it(place, tmp_path):
