@@ -31,7 +31,7 @@ def place(tmp_path_factory):
   np.savez(folder / "own.npz", x=x, y=y, client=np.arange(20) % 5)
   np.savez(folder / "numbers.npz", x=x, y=x[:, 0], client=np.arange(20) % 5)
   np.savez(folder / "plain.npz", x=x, y=x[:, 0])
-  (folder / "text.txt").write_text("to be or not to be\n" * 40)
+  (folder / "text.txt").write_text("to be or not to be\n" * 110)
   users = {
     part: {
       "users": ["a", "b"],
