@@ -25,7 +25,7 @@ _IMAGE = 784  # values of an image of 28 x 28, which FEMNIST has in a row
 class _User(NamedTuple):
   where: str  # file and client
   name: str
-  x: list[Any]
+  x: list[str] | np.ndarray
   y: list[Any]
 
 
@@ -44,13 +44,12 @@ def read(path: pathlib.Path, reading: Reading, task: str) -> Found:
   for part, users in (("train", train), ("test", test)):
     if not users:
       raise DataError(f"{top / part}: holds no user with examples, must hold at least one")
-  if isinstance(train[0].x[0], str):
+  if isinstance(train[0].x, list):
     length: int | None = None
     for user in (*train, *test):
-      length = check_windows(user.where, user.x, user.y, length)
+      length = check_windows(user.where, list(user.x), user.y, length)
     return from_windows(name, _windows(train), _windows(test), str(path))
-  first = _numbers(train[0], None)
-  shape = first.shape[1:]
+  shape = np.shape(train[0].x)[1:]
   return Found(name, _part(top, train, shape), _part(top, test, shape))
 
 
@@ -86,7 +85,7 @@ def _users_of(file: pathlib.Path) -> Iterator[_User]:
     raise DataError(f"{file}: users: must be those of user_data, each once; differs in {apart[0]}")
   for name, count in zip(map(str, names), counts, strict=True):
     where = f"{file}: client {name!r}"
-    own = data[name]
+    own = data.pop(name)  # lists of floats take many times what arrays do
     for key in ("x", "y"):
       if not isinstance(own, dict) or not isinstance(own.get(key), list):
         raise DataError(f"{where}: {key} is missing, must be a list of examples")
@@ -94,19 +93,16 @@ def _users_of(file: pathlib.Path) -> Iterator[_User]:
       raise DataError(f"{where}: y: holds {len(own['y'])} labels, must be {len(own['x'])} like x")
     if len(own["y"]) != count:
       raise DataError(f"{where}: num_samples is {count}, must be {len(own['y'])}, as it has")
-    yield _User(where, name, own["x"], own["y"])
-
-
-def _numbers(user: _User, shape: tuple[int, ...] | None) -> np.ndarray:
-  return checks.numbers(f"{user.where}: x", user.x, shape)
+    is_text = bool(own["x"]) and isinstance(own["x"][0], str)
+    x = own["x"] if is_text or not own["x"] else checks.numbers(f"{where}: x", own["x"])
+    yield _User(where, name, x, own["y"])
 
 
 def _part(top: pathlib.Path, users: list[_User], shape: tuple[int, ...]) -> Part:
   x, y = [], []
   for user in users:
-    x.append(_numbers(user, shape))
+    x.append(checks.numbers(f"{user.where}: x", user.x, shape))
     y.append(checks.labels(f"{user.where}: y", user.y, len(user.x)))
-    user.x.clear()  # lists of floats take many times what arrays do
   images = checks.joined(top, x)
   if shape == (_IMAGE,):
     images = images.reshape(-1, 28, 28, 1)
