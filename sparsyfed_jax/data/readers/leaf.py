@@ -80,9 +80,13 @@ def _users_of(file: pathlib.Path) -> Iterator[_User]:
     raise DataError(f"{file}: users and num_samples must be lists, user_data an object")
   if len(names) != len(counts):
     raise DataError(f"{file}: num_samples: holds {len(counts)} numbers, must be {len(names)}")
-  if set(map(str, names)) != set(data) or len(set(map(str, names))) != len(names):
-    apart = sorted(set(map(str, names)) ^ set(data)) or ["one twice"]
-    raise DataError(f"{file}: users: must be those of user_data, each once; differs in {apart[0]}")
+  known = set(map(str, names))
+  if len(known) != len(names) or not known <= set(data):
+    apart = [*sorted(known - set(data)), "one twice"][0]
+    raise DataError(f"{file}: users: must be in user_data, each once; differs in {apart}")
+  for name in sorted(set(data) - known):  # LEAF leaves those with one example, without it
+    if not isinstance(data[name], dict) or data[name].get("y"):
+      raise DataError(f"{file}: client {name!r}: must be among users, as it has examples")
   for name, count in zip(map(str, names), counts, strict=True):
     where = f"{file}: client {name!r}"
     own = data.pop(name)  # lists of floats take many times what arrays do

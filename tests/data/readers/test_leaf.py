@@ -65,6 +65,15 @@ def test_images_are_read_to_the_last_example(written):
   assert clients.natural(data).sizes.tolist() == [1, 3, 3]
 
 
+def test_a_user_of_one_example_whom_the_splitter_empties_is_no_client(written):
+  path, _ = written
+  expected = sources.load(f"leaf:{path}", KEY)
+  edit(lambda content: content["user_data"].update(f5_55={"x": [], "y": []}))(path)
+  found = sources.load(f"leaf:{path}", KEY)
+  assert found.num_clients == expected.num_clients
+  np.testing.assert_array_equal(found.client_test, expected.client_test)
+
+
 def test_windows_of_text_predict_the_character_behind_them(tmp_path):
   rows = {"HAMLET": ["to be or", "o be or ", " be or n"], "OPHELIA": ["my lord,"]}
   for part in ("train", "test"):
@@ -111,7 +120,15 @@ BROKEN = {
   "unknown user": (edit(lambda c: c["users"].append("f9")), "num_samples: holds 2 .* must be 3"),
   "other users": (
     edit(lambda c: c.update(users=["f2_11", "f9"])),
-    "users: must be those of user_data, each once; differs in f0_01",
+    "users: must be in user_data, each once; differs in f9",
+  ),
+  "not a user": (
+    edit(lambda c: (c["users"].pop(), c["num_samples"].pop())),
+    "client 'f0_01': must be among users, as it has examples",
+  ),
+  "a user twice": (
+    edit(lambda c: c.update(users=["f2_11", "f2_11"])),
+    "users: must be in user_data, each once; differs in one twice",
   ),
   "counts": (
     edit(lambda c: c.update(num_samples=[3, 4])),
