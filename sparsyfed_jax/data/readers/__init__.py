@@ -74,6 +74,8 @@ def open_with(
     DataError: it cannot be read, or not used.
 
   Example:
+    >>> import jax
+    >>> from sparsyfed_jax.data.readers import READERS
     >>> open_with(READERS["leaf"], "missing", jax.random.key(0))
     Traceback (most recent call last):
     sparsyfed_jax.data.dataset.DataError: missing: no such folder, must be one of LEAF...

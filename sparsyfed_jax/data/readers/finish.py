@@ -16,6 +16,9 @@ class Opened(NamedTuple):
   """A data set, and the names of its clients.
 
   Example:
+    >>> import jax
+    >>> import numpy as np
+    >>> from sparsyfed_jax.data.readers import Found, Part
     >>> found = Found("toy", Part(np.eye(5), np.arange(5) % 2, np.array(list("abcba"))))
     >>> finish(found, jax.random.key(0), "toy").clients
     ('a', 'b', 'c')

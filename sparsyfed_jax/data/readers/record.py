@@ -15,6 +15,7 @@ class Part(NamedTuple):
   """Examples for training, or for the test.
 
   Example:
+    >>> import numpy as np
     >>> Part(np.zeros((2, 3)), np.array([0, 1]), np.array(["ann", "bob"])).clients.tolist()
     ['ann', 'bob']
   """
@@ -28,6 +29,7 @@ class Found(NamedTuple):
   """What a reader finds.
 
   Example:
+    >>> import numpy as np
     >>> part = Part(np.zeros((2, 3)), np.array([0, 1]))
     >>> Found("toy", part, classes=("cat", "dog")).test is None
     True
@@ -48,6 +50,7 @@ class Reader(NamedTuple):
   """A format of data.
 
   Example:
+    >>> import numpy as np
     >>> def rows(path, reading, task):
     ...   table = np.loadtxt(path, delimiter=",")
     ...   return Found(path.stem, Part(table[:, :-1], table[:, -1].astype(int)))

@@ -28,8 +28,8 @@ def parse(data: bytes) -> dict[str, Value]:
     ValueError: they are no tf.Example.
 
   Example:
-    >>> parse(bytes.fromhex("0a0d0a0b0a0178120612040a020700")) == {}
-    False
+    >>> parse(bytes.fromhex("0a0d0a0b0a017812061a040a020700"))
+    {'x': array([7, 0])}
   """
   found: dict[str, Value] = {}
   for number, kind, features in _fields(data):
