@@ -62,9 +62,9 @@ def _of_clients(dataset: Dataset) -> list[str]:
   if not len(dataset.client_test):
     return []
   absent = np.setdiff1d(dataset.client_test, dataset.client_train)
-  strangers = int((absent >= dataset.num_clients).sum())
+  strangers = np.count_nonzero(absent >= dataset.num_clients)
   told = [
-    f"{strangers} clients of the data have test examples alone and take part in no round; with"
+    f"clients with test examples alone: {strangers}; they take part in no round, and with"
     " --partition=natural, --client_eval tells how good the model is for each"
   ]
   absent = absent[absent < dataset.num_clients]

@@ -9,8 +9,10 @@ from experiments import flags, partition, train
 from experiments.run import begun
 from experiments.run.build import build
 from experiments.run.checks import check
+from experiments.run.clients import client_scores
 from experiments.run.data import load
 from experiments.run.defaults import with_partition
+from sparsyfed_jax.types import Mean
 
 TINY = flags.DEFAULTS._replace(
   model="mlp", algorithm="fedavg", num_clients=4, clients_per_round=2, local_epochs=1, rounds=2,
@@ -40,6 +42,8 @@ def place(tmp_path_factory):
     }
     for part in ("train", "test")
   }
+  users["test"]["users"] = ["b", "new"]
+  users["test"]["user_data"]["new"] = users["test"]["user_data"].pop("a")
   for part, content in users.items():
     (folder / part).mkdir()
     (folder / part / "all.json").write_text(json.dumps(content))
@@ -70,6 +74,15 @@ def own(name, place, **changes):
 def test_the_split_that_suits_the_data(place, name, changes, expected):
   config = resolved(**own(name, place, **changes))
   assert with_partition(config, load(config)).partition == expected
+
+
+def test_clients_that_only_test_are_told_apart(place):
+  experiment = build(resolved(**own("leaf", place, client_eval=True)))
+  owners = experiment.test_owners.before
+  assert experiment.facts["num_clients"] == 2 and owners.tolist() == [1, 1, 2, 2]
+  hits = Mean(np.array([1.0, 0.0, 1.0, 1.0]), np.ones(4))
+  assert client_scores(hits, owners, 2) == [None, 0.5, 1.0]
+  assert any("clients with test examples alone: 1;" in line for line in experiment.remarks)
 
 
 def test_it_is_recorded_and_a_run_goes_on_with_it(place, tmp_path):
