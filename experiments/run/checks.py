@@ -153,7 +153,7 @@ def _check_task(config: Config, require: Callable[[bool, str, str], None]) -> No
     return
   classes = f"without --task={task}, which has no classes"
   is_file = (config.partition or "").startswith(FILE)
-  right = f"natural, iid, power_law or file:PATH with --task={task}, which has no classes"
+  right = f"natural, iid or power_law with --task={task}, which has no classes to deal by"
   allowed = (None, "natural", "iid", "power_law")
   require(config.partition in allowed or is_file, "partition", right)
   require(config.shift_round is None, "shift_round", f"given {classes}")
