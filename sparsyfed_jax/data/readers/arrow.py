@@ -104,7 +104,16 @@ def encoded(column: Any) -> list[bytes]:
 
 
 def values(where: str, column: Any) -> np.ndarray:
-  """Makes an array of a column of numbers or strings; raises DataError."""
+  """Makes a vector of a column of numbers or strings, or rows of one of lists; raises DataError."""
+  import pyarrow.types
+
+  kind = _storage(column.type)
+  if _is_list(kind):
+    return nested(where, column, {})
+  is_number = pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind)
+  is_string = pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
+  if not (is_number or is_string or pyarrow.types.is_boolean(kind)):
+    raise DataError(f"{where}: is of {kind}, must be numbers or strings")
   if column.null_count:
     missing = next(i for i, value in enumerate(column) if not value.is_valid)
     raise DataError(f"{where}: example {missing} is null, must be a value")

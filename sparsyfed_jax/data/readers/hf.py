@@ -147,10 +147,9 @@ def _split(where: str, table: Any, columns: _Columns) -> _Split:
   clients = None
   if columns.client:
     clients = arrow.values(f"{where}: {columns.client}", table[columns.client])
-    if clients.dtype.kind not in "iuU":
-      raise DataError(
-        f"{where}: {columns.client}: is of {clients.dtype}, must be integers or strings"
-      )
+    if clients.dtype.kind not in "iuU" or clients.ndim != 1:
+      kind = table[columns.client].type
+      raise DataError(f"{where}: {columns.client}: is of {kind}, must be integers or strings")
   return _Split(where, table, clients)
 
 

@@ -9,9 +9,8 @@ splits `digits_only_train` and `digits_only_test`.
 import math
 import pathlib
 import re
-import sqlite3
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +19,9 @@ from sparsyfed_jax.data.readers import checks, tf_example
 from sparsyfed_jax.data.readers.record import Found, Part, Reader
 from sparsyfed_jax.data.readers.texts import Snippets, from_snippets
 from sparsyfed_jax.data.reading import Reading
+
+if TYPE_CHECKING:
+  import sqlite3
 
 _EXAMPLES = ("pixels", "image", "snippets")  # the first that a set has
 _LABELS = ("label",)
@@ -124,6 +126,8 @@ def _values(where: str, dataset: Any) -> Any:
 
 
 def _sqlite(file: pathlib.Path, chosen: str) -> _Source:
+  with checks.importing(file, "readers"):
+    import sqlite3
   with checks.parsing(file, f"{_RIGHT}, SQLite with examples and client_metadata"):
     link = sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)
     rows = link.execute(
@@ -148,7 +152,7 @@ def _sqlite(file: pathlib.Path, chosen: str) -> _Source:
 
 
 def _rows(
-  file: pathlib.Path, link: sqlite3.Connection, split: str, counts: dict[str, int]
+  file: pathlib.Path, link: "sqlite3.Connection", split: str, counts: dict[str, int]
 ) -> Iterator[_Client]:
   for name, count in counts.items():
     where = f"{file}: {split}: client {name!r}"

@@ -160,6 +160,23 @@ def test_one_split_of_lists_of_numbers(tmp_path):
   np.testing.assert_array_equal(again.x_test, data.x_test)
 
 
+def test_several_labels_an_example_and_numbers_to_predict(tmp_path):
+  x = np.arange(20).reshape(10, 2)
+  content = {"x": x.tolist(), "y": (x % 3 > 1).tolist(), "z": (x[:, 0] / 7).tolist()}
+  save_to_disk(tmp_path / "own", table(content, None))
+
+  def load(column, task):
+    reading = sources.READING._replace(label_column=column, example_column="x")
+    return sources.load(f"hf:{tmp_path}/own", KEY, task=task, reading=reading)
+
+  data = load("y", "multi_label")
+  assert (data.y_train == (data.x_train % 3 > 1)).all() and data.y_train.dtype == bool
+  data = load("z", "regression")
+  np.testing.assert_array_equal(data.y_train, np.float32(data.x_train[:, 0] / 7))
+  with pytest.raises(sources.DataError, match=r"y_train: has shape \(8, 2\)"):
+    load("y", "")
+
+
 @pytest.mark.parametrize("is_windows", [False, True])
 def test_text(tmp_path, is_windows):
   who = ["ann", "bob", "bob"]
