@@ -91,6 +91,8 @@ def _check_new(out: pathlib.Path) -> None:
 
 if __name__ == "__main__":
   flags.define()
-  absl_flags.adopt_module_key_flags(sys.modules[__name__])  # for --help
+  if {"--help", "-help", "-h", "--helpshort"} & set(sys.argv):
+    print(f"{__doc__}\n{flags.describe()}")
+    sys.exit()
   logging.set_verbosity(logging.WARNING)
   app.run(main, flags_parser=flags.parse_with_names)

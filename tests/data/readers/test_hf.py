@@ -114,6 +114,15 @@ def test_images_classes_and_clients(tmp_path, form):
   assert opened.clients == (0, 1) and opened.dataset.client_test.tolist() == [0, 1, 0, 1]
 
 
+@pytest.mark.parametrize("names", ["{}.parquet", "default/{}/0000.parquet"])
+def test_other_names_of_parquet_files(tmp_path, names):
+  for split in SIZES:
+    file = tmp_path / names.format(split)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table(columns(split)), file)
+  check(open_with(READERS["hf"], str(tmp_path), KEY))
+
+
 @pytest.mark.parametrize("form", ["disk", "parquet"])
 def test_what_datasets_itself_writes(tmp_path, form):
   datasets = pytest.importorskip("datasets", reason="writes the files")
