@@ -16,12 +16,11 @@ from sparsyfed_jax import trees
 from sparsyfed_jax.data.batches import batch_rows
 from sparsyfed_jax.data.clients import Clients
 from sparsyfed_jax.data.dataset import Dataset
-from sparsyfed_jax.data.partition import stack_clients
 from sparsyfed_jax.fed import simulation as engine
 from sparsyfed_jax.fed import task as tasks
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.client import LocalTraining
-from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
+from sparsyfed_jax.fed.cohort import Federation, federation_of, sum_over_clients
 from sparsyfed_jax.fed.devices import AXIS, place, put, sum_over_devices
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.measures import measures
@@ -349,13 +348,12 @@ def _check_functions(
 
 
 def _federation(clients: Clients) -> Federation:
-  indices, sizes = stack_clients(clients.parts)
-  scales = np.ones(len(sizes), np.float32)
+  federation = federation_of(clients.data.x_train, clients.data.y_train, clients.parts)
   size = len(clients.data.y_train)
-  outside = indices[(indices < 0) | (indices >= size)]
+  outside = federation.indices[(federation.indices < 0) | (federation.indices >= size)]
   if len(outside):
     raise ValueError(f"clients: parts hold {outside[0]}, must hold indices from 0 to {size - 1}")
-  return Federation(clients.data.x_train, clients.data.y_train, indices, sizes, scales)
+  return federation
 
 
 def _chunk(setup: Setup, federation: Federation, clients_per_device: int) -> int:

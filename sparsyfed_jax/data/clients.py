@@ -12,6 +12,7 @@ import numpy as np
 from sparsyfed_jax.data import partition, sources
 from sparsyfed_jax.data.characters import READING, cut, from_pieces
 from sparsyfed_jax.data.dataset import Dataset
+from sparsyfed_jax.data.lists import sizes_of
 from sparsyfed_jax.data.sources import InputRange
 from sparsyfed_jax.types import make_keys
 
@@ -36,7 +37,7 @@ class Clients(NamedTuple):
   @property
   def sizes(self) -> np.ndarray:
     """The number of examples of each client; (num_clients,) int."""
-    return np.array([len(part) for part in self.parts])
+    return sizes_of(self.parts).astype(int)
 
 
 def load(

@@ -21,7 +21,7 @@ class Cohort(NamedTuple):
   numbers: jax.Array  # (clients_per_round,) int32
   is_present: jax.Array  # (clients_per_round,) bool, False for one that vanished
   work: jax.Array  # (clients_per_round,) float32, share of each local epoch that is done
-  rows: jax.Array  # (clients_per_round,) int32, where in `Federation.indices` their lists are
+  rows: jax.Array  # (clients_per_round,) int32, where in `Federation.starts` they are
 
 
 def uniformly(sizes: jax.Array) -> jax.Array:
