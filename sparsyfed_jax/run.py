@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sparsyfed_jax import trees
 from sparsyfed_jax.data.batches import batch_rows
 from sparsyfed_jax.data.clients import Clients
-from sparsyfed_jax.data.dataset import Dataset
+from sparsyfed_jax.data.dataset import Dataset, flat
 from sparsyfed_jax.fed import simulation as engine
 from sparsyfed_jax.fed import task as tasks
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
@@ -70,7 +70,7 @@ class Run(NamedTuple):
   algorithm: Algorithm
   simulation: engine.Simulation  # the compiled functions, for a loop of your own
   federation: Federation  # the clients' examples, on the devices
-  x_test: jax.Array
+  x_test: jax.Array  # images flat, as those of `federation`
   y_test: jax.Array
   hyper: Hyper  # of numbers; the state holds its own copy
   num_rounds: int  # for which the run is planned
@@ -251,7 +251,7 @@ def simulate(  # noqa: D417 (`checked` describes the others)
     total_weight=jnp.sum(client_weight(jnp.asarray(sizes, jnp.int32))),
   )
   setup = Setup(
-    task=task,
+    task=tasks.of_flat(task, clients.data.x_train.shape[1:]),
     local=LocalTraining(
       batch_rows(batch_size, sizes),
       local_epochs,
@@ -311,7 +311,7 @@ def _on_devices(
     num_clients=len(clients.parts),
   )
   everywhere = NamedSharding(mesh, PartitionSpec())
-  x_test, y_test, hyper = put((data.x_test, data.y_test, hyper), everywhere)
+  x_test, y_test, hyper = put((flat(data.x_test), data.y_test, hyper), everywhere)
   return Run(
     algorithm=algorithm,
     simulation=simulation,
@@ -348,7 +348,7 @@ def _check_functions(
 
 
 def _federation(clients: Clients) -> Federation:
-  federation = federation_of(clients.data.x_train, clients.data.y_train, clients.parts)
+  federation = federation_of(flat(clients.data.x_train), clients.data.y_train, clients.parts)
   size = len(clients.data.y_train)
   outside = federation.indices[(federation.indices < 0) | (federation.indices >= size)]
   if len(outside):

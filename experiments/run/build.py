@@ -22,7 +22,7 @@ from experiments.run.weight_files import facts_of, started_once
 from sparsyfed_jax import trees
 from sparsyfed_jax.data import sources
 from sparsyfed_jax.data.batches import batch_rows
-from sparsyfed_jax.data.dataset import Signature
+from sparsyfed_jax.data.dataset import Signature, flat
 from sparsyfed_jax.data.lists import Parts, join_clients, join_phases
 from sparsyfed_jax.data.remarks import remarks
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
@@ -40,6 +40,7 @@ from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES
 from sparsyfed_jax.fed.server import CLIENT_WEIGHTS
 from sparsyfed_jax.fed.simulation import Simulation, simulate
 from sparsyfed_jax.fed.streaming import rows_needed
+from sparsyfed_jax.fed.task import of_flat
 from sparsyfed_jax.metrics.flops import LayerCost
 from sparsyfed_jax.types import Keys, make_keys
 
@@ -166,7 +167,7 @@ def build(config: Config) -> Experiment:
   )
   facts = _facts(prepared, dataset, setup, chunk, scales) | facts_of(config)
   total_weight = float(jnp.sum(setup.client_weight(jnp.asarray(prepared.sizes[:num_clients]))))
-  others = (dataset.x_test, dataset.y_test, make_hyper(config, total_weight), keys)
+  others = (flat(dataset.x_test), dataset.y_test, make_hyper(config, total_weight), keys)
   x_test, y_test, hyper, keys = put(others, everywhere(mesh))
   layers = tuple(trees.layer_names(jax.eval_shape(setup.task.init, keys.init)["params"]))
   phases = [phase for phase in (prepared.parts, prepared.parts_after) if phase is not None]
@@ -195,7 +196,7 @@ def build(config: Config) -> Experiment:
 
 def _make_setup(config: Config, prepared: _OnHost, dataset: sources.Dataset) -> Setup:
   return Setup(
-    task=make_task(config, dataset),
+    task=of_flat(make_task(config, dataset), dataset.x_train.shape[1:]),
     local=LocalTraining(
       batch_rows(config.batch_size, prepared.sizes),
       config.local_epochs,
@@ -367,7 +368,7 @@ def _phases(
   if after is not None:
     parts, after = join_phases(parts, after)
   longest = int(prepared.sizes.max())
-  before = federation_of(dataset.x_train, dataset.y_train, parts, scales, longest)
+  before = federation_of(flat(dataset.x_train), dataset.y_train, parts, scales, longest)
   if after is None:
     return before, before
   return before, before._replace(starts=after.starts, sizes=after.sizes)

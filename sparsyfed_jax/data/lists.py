@@ -23,8 +23,9 @@ class Parts(Sequence[np.ndarray]):
     sizes: (num_clients,) int32, how long it is.
 
   Example:
+    >>> import numpy as np
     >>> parts = Parts(np.array([4, 7, 2]), np.array([2, 0, 1]))
-    >>> [part.tolist() for part in parts]
+    >>> list(map(np.ndarray.tolist, parts))
     [[4, 7], [], [2]]
   """
 
