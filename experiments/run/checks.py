@@ -131,7 +131,7 @@ def _check_task(config: Config, require: Callable[[bool, str, str], None]) -> No
   if is_text(config):
     require(task == "next_token", "task", f"next_token {data}")
     require(config.input_range == (AUTO,), "input_range", f"left out {data}: tokens have no scale")
-  elif reader and reader.has_text:
+  elif config.dataset.startswith("folder:") or (reader and reader.has_text):
     is_plain = config.input_range == (AUTO,) or task != "next_token"
     require(is_plain, "input_range", f"left out {data}: tokens have no scale")
   elif reader or config.dataset.startswith("npz:"):

@@ -1,6 +1,6 @@
 """The data of a run: loaded, and dealt to the clients."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -59,7 +59,7 @@ def density_scales(config: Config, num_clients: int, key: jax.Array) -> np.ndarr
 
 def deal_phases(
   config: Config, dataset: sources.Dataset, key: jax.Array
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
+) -> tuple[Sequence[np.ndarray], Sequence[np.ndarray]]:
   """Deals the training examples to the clients, before and after --shift_round, if there is one."""
   if config.shift_round is None:
     return _deal(config, dataset, key), []
@@ -81,8 +81,8 @@ def deal_phases(
 def deal_tests(
   config: Config,
   dataset: sources.Dataset,
-  parts: list[np.ndarray],
-  parts_after: list[np.ndarray],
+  parts: Sequence[np.ndarray],
+  parts_after: Sequence[np.ndarray],
   key: jax.Array,
 ) -> TestOwners:
   nobody = np.zeros(0, np.int32)
@@ -109,7 +109,7 @@ def deal_tests(
   return TestOwners(before, after)
 
 
-def _deal(config: Config, dataset: sources.Dataset, key: jax.Array) -> list[np.ndarray]:
+def _deal(config: Config, dataset: sources.Dataset, key: jax.Array) -> Sequence[np.ndarray]:
   if (config.partition or "").startswith(FILE):
     return _deal_by_file(config, len(dataset.y_train))
   if config.partition == "natural":
@@ -143,7 +143,7 @@ def _deal(config: Config, dataset: sources.Dataset, key: jax.Array) -> list[np.n
     raise ConfigError(f"--partition={config.partition}: {error}") from error
 
 
-def _deal_by_file(config: Config, num_examples: int) -> list[np.ndarray]:
+def _deal_by_file(config: Config, num_examples: int) -> Sequence[np.ndarray]:
   assert config.partition is not None
   try:
     clients, names = assignment.read(config.partition.removeprefix(FILE), num_examples)

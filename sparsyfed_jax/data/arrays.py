@@ -6,6 +6,7 @@ import numpy as np
 from sparsyfed_jax.data import scaling
 from sparsyfed_jax.data.dataset import DataError, Dataset, split_80_20
 from sparsyfed_jax.data.labels import Label
+from sparsyfed_jax.data.mapped import blocks
 from sparsyfed_jax.data.targets import numbered, targets
 
 
@@ -83,7 +84,8 @@ def _examples(path: str, name: str, arrays: dict[str, np.ndarray]) -> np.ndarray
   if x.dtype.kind == "f":
     with np.errstate(over="ignore"):  # a float64 too large becomes infinite, and is then reported
       x = x.astype(np.float32, copy=False)
-    bad = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(1))
+    finite = [np.isfinite(block).reshape(len(block), -1).all(1) for block in blocks(x)]
+    bad = np.flatnonzero(~np.concatenate(finite))
     if len(bad):
       raise DataError(
         f"{where}: holds NaN or infinity in {len(bad)} of {len(x)} examples, the first at index"

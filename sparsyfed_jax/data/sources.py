@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 import jax
 import numpy as np
 
-from sparsyfed_jax.data import characters, prepared, scaling
+from sparsyfed_jax.data import characters, folders, prepared, scaling
 from sparsyfed_jax.data.arrays import from_arrays
 from sparsyfed_jax.data.dataset import DataError, Dataset, split_80_20
 from sparsyfed_jax.data.readers import READERS, Opened, find, open_with
@@ -43,8 +43,8 @@ def load(
   """Loads the data set that the flag --dataset names.
 
   Args:
-    name: 'digits', 'npz:PATH', 'text:PATH', 'tfds:NAME', a set that tensorflow_datasets has
-      prepared, or 'FORMAT:PATH' with a format of `READERS`.
+    name: 'digits', 'npz:PATH', 'folder:PATH' (as `folders` opens it), 'text:PATH', 'tfds:NAME', a
+      set that tensorflow_datasets has prepared, or 'FORMAT:PATH' with a format of `READERS`.
     key: a JAX PRNG key; decides the train/test split where the source has none.
     input_range: the stored values that a model sees as -1 and 1; None for the values as they are,
       'auto' for what `scaling.find_range` finds in the training set.
@@ -86,12 +86,14 @@ def _open(name: str, key: jax.Array, task: str, reading: Reading) -> Opened:
     return Opened(characters.load(path, reading))
   if kind == "tfds" and path:
     return Opened(prepared.load(path, key))
+  if kind == "folder" and path:
+    return Opened(folders.load(path, key, task))
   if found := find(name):
     return open_with(*found, key, reading, task)
   others = ", ".join(f"'{reader}:PATH'" for reader in READERS)
   raise DataError(
-    f"--dataset={name}: unknown data set, must be {others}, 'tfds:NAME', 'text:PATH', 'digits' or"
-    " 'npz:PATH'"
+    f"--dataset={name}: unknown data set, must be {others}, 'tfds:NAME', 'text:PATH',"
+    " 'folder:PATH', 'digits' or 'npz:PATH'"
   )
 
 

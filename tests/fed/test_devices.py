@@ -121,15 +121,14 @@ def test_a_device_holds_its_clients_and_no_others():
   mesh = Mesh(np.array(jax.devices()[:1]), (devices.AXIS,))
   shares = [np.array([3, 1, 4])]
   laid = jax.device_get(
-    devices.shard_examples(devices.put_sizes(host, mesh), host, mesh, shares, num_rows=20)
+    devices.shard_examples(devices.put_common(host, mesh, 20), host, mesh, shares, num_rows=20)
   )
   assert laid.x.shape[0] == laid.y.shape[0] == 20
   taken = []
   for row, number in enumerate(shares[0]):
-    size = host.sizes[number]
-    rows = laid.indices[row, :size]
-    np.testing.assert_array_equal(laid.x[rows], host.x[host.indices[number, :size]])
-    np.testing.assert_array_equal(laid.y[rows], host.y[host.indices[number, :size]])
+    rows = laid.indices[laid.starts[row] :][: host.sizes[number]]
+    np.testing.assert_array_equal(laid.x[rows], host.x[cases.list_of(host, number)])
+    np.testing.assert_array_equal(laid.y[rows], host.y[cases.list_of(host, number)])
     taken += rows.tolist()
   assert taken == list(range(len(taken)))
   assert not laid.x[len(taken) :].any()
