@@ -2,7 +2,8 @@
 
 The folder has `examples.npy` and `labels.npy`, `test_examples.npy` and `test_labels.npy`, of
 natural clients their numbers, `clients.npy` and `test_clients.npy`, and `dataset.json`: the name,
-the classes, the names of clients, and the version of the layout.
+the classes, the names of clients, how many of them train (their numbers come first), and the version
+of the layout.
 """
 
 import json
@@ -10,6 +11,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -78,7 +80,13 @@ def write_folder(path: pathlib.Path, dataset: Dataset, clients: Sequence[str | i
     arrays["clients"] = dataset.client_train
     if len(dataset.client_test):
       arrays["test_clients"] = dataset.client_test
-  told = {"name": dataset.name, "classes": list(dataset.classes), "format_version": FORMAT_VERSION}
+  told: dict[str, Any] = {
+    "name": dataset.name,
+    "classes": list(dataset.classes),
+    "format_version": FORMAT_VERSION,
+  }
+  if dataset.num_clients:
+    told["num_clients"] = dataset.num_clients
   if clients:
     told["client_names"] = list(clients)
   _refuse_existing(path)

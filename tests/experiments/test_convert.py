@@ -69,6 +69,7 @@ def test_a_folder_has_numbers_and_names(source, tmp_path):
   assert json.loads((tmp_path / "own" / "dataset.json").read_text()) == {
     "name": data.name,
     "classes": ["cat", "dog", "owl"],
+    "num_clients": 3,
     "client_names": ["a", "b", "c", "d"],
     "format_version": 1,
   }
