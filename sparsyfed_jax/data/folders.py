@@ -73,8 +73,8 @@ def load(path: str, key: jax.Array, task: str = "") -> Dataset:
   low, high = min(own.min(initial=0) for own in owners), owners[0].max()
   if owners[0].dtype.kind not in "iu" or low < 0 or high >= num_clients:
     raise DataError(
-      f"{folder}/clients.npy: holds {low} to {high}, must be 0 to {num_clients - 1}, as dataset.json"
-      f" has {num_clients} clients"
+      f"{folder}/clients.npy: holds {low} to {high}, must be 0 to {num_clients - 1}, as"
+      f" dataset.json has {num_clients} clients"
     )
   client_train, client_test = (own.astype(np.int32) for own in owners)
   return dataset._replace(

@@ -75,6 +75,20 @@ def test_a_folder_has_numbers_and_names(source, tmp_path):
   }
 
 
+def test_a_folder_is_read_as_its_source(source, tmp_path, capsys):
+  run(source, tmp_path / "own")
+  found, expected = (sources.load(name, KEY) for name in (f"folder:{tmp_path}/own", source))
+  for name, value in expected._asdict().items():
+    np.testing.assert_array_equal(getattr(found, name), value, err_msg=name)
+  (tmp_path / "text.txt").write_text("to be or not to be\n" * 40)
+  text = f"text:{tmp_path}/text.txt"
+  run(text, tmp_path / "text", "--num_clients=3", "--sequence_length=8")
+  reading = sources.READING._replace(num_clients=3, sequence_length=8)
+  found = sources.load(f"folder:{tmp_path}/text", KEY)
+  for name, value in sources.load(text, KEY, reading=reading)._asdict().items():
+    np.testing.assert_array_equal(getattr(found, name), value, err_msg=name)
+
+
 def test_texts_and_other_sources_are_folders_too(tmp_path, capsys):
   (tmp_path / "text.txt").write_text("to be or not to be\n" * 40)
   run(f"text:{tmp_path}/text.txt", tmp_path / "text", "--num_clients=3", "--sequence_length=8")
