@@ -2,8 +2,8 @@
 
 The folder has `examples.npy` and `labels.npy`, `test_examples.npy` and `test_labels.npy`, of
 natural clients their numbers, `clients.npy` and `test_clients.npy`, and `dataset.json`: the name,
-the classes, the names of clients, how many of them train (their numbers come first), and the version
-of the layout.
+the classes, the names of clients, how many of them train (their numbers come first), and the
+version of the layout.
 """
 
 import json
