@@ -31,17 +31,26 @@ def default_shift_seed(config: Any) -> int | None:
   return None if config.shift_round is None else (config.seed + 1) % 2**32
 
 
+def known_partition(config: Any) -> str | None:
+  """Names the split of data that is dealt by class whatever its clients; None of other data.
+
+  That is how all data with classes was dealt before there were other formats.
+  """
+  has_classes = config.task in (None, "classification")
+  is_one = config.dataset.partition(":")[0] in _BY_CLASS
+  return "dirichlet" if has_classes and is_one else None
+
+
 def with_partition(config: Any, dataset: Dataset) -> Any:
   """Fills in the split that suits the data where --partition is left out.
 
-  The data sets of `_BY_CLASS` are dealt by class where they have classes, as they always were, and
-  others by their own clients where no other clients are asked for.
+  Where the data has clients and no others are asked for, those, and else by class or at random.
   """
-  if config.partition is not None:
-    return config
-  has_classes = dataset.kind == "classification"
+  chosen = config.partition or known_partition(config)
+  if chosen:
+    return config._replace(partition=chosen)
   is_free = config.num_clients in (None, dataset.num_clients) and config.shift_round is None
-  is_natural = not has_classes or config.dataset.partition(":")[0] not in _BY_CLASS
-  if dataset.num_clients and is_natural and is_free:
+  if dataset.num_clients and is_free:
     return config._replace(partition="natural")
+  has_classes = dataset.kind == "classification"
   return config._replace(partition="dirichlet" if has_classes else "iid")

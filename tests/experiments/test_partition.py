@@ -12,6 +12,7 @@ from experiments.run.checks import check
 from experiments.run.clients import client_scores
 from experiments.run.data import load
 from experiments.run.defaults import with_partition
+from experiments.sweeps.grid import Run, name_of
 from sparsyfed_jax.types import Mean
 
 TINY = flags.DEFAULTS._replace(
@@ -74,6 +75,15 @@ def own(name, place, **changes):
 def test_the_split_that_suits_the_data(place, name, changes, expected):
   config = resolved(**own(name, place, **changes))
   assert with_partition(config, load(config)).partition == expected
+
+
+def test_a_split_that_the_data_has_anyway_makes_no_other_run(place):
+  def name(**changes):
+    return name_of(Run({}, resolved(**changes)))
+
+  assert name() == name(partition="dirichlet") != name(partition="iid")
+  leaf = own("leaf", place)
+  assert len({name(**leaf, partition=chosen) for chosen in (None, "dirichlet", "natural")}) == 3
 
 
 def test_clients_that_only_test_are_told_apart(place):
