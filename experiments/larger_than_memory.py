@@ -21,6 +21,7 @@ from absl import flags as absl_flags
 
 from experiments import flags
 from experiments.run.environment import describe_environment
+from sparsyfed_jax.algorithms import DENSE
 from sparsyfed_jax.io.writers import read_metrics
 
 _SHAPE = (32, 32, 3)
@@ -94,7 +95,12 @@ def train(folder: pathlib.Path, name: str, placement: str) -> dict[str, Any]:
   """Trains in a process of its own; returns its peak memory and what it took."""
   command = [
     *(sys.executable, "-m", "experiments.train", f"--dataset=folder:{folder / name}"),
-    *("--partition=natural", f"--data_placement={placement}", "--model=mlp", "--algorithm=fedavg"),
+    *(
+      "--partition=natural",
+      f"--data_placement={placement}",
+      "--model=mlp",
+      f"--algorithm={DENSE}",
+    ),
     *("--local_epochs=1", "--rounds=20", "--eval_every=20", "--seed=1", "--client_lr=0.01"),
     f"--clients_per_round={_CLIENTS_PER_ROUND}",
     f"--output_dir={folder / f'run_{name}_{placement}'}",

@@ -24,6 +24,7 @@ import sparsyfed_jax as sf
 from experiments import flags
 from experiments.bench.interleave import interleave
 from experiments.run.environment import describe_environment
+from sparsyfed_jax.algorithms import DENSE, METHODS
 
 LARGEST = 100_000
 _EXPONENT = -1.5
@@ -84,7 +85,7 @@ def start(sizes: np.ndarray, num_rounds: int, clients_per_round: int = 100) -> S
   clients = sf.data.natural(data)
   task = sf.classification(sf.models.MLP(10, hidden=(32,)), data)
   run = sf.simulate(
-    sf.fedavg(),
+    METHODS[DENSE](),
     task,
     clients,
     clients_per_round=clients_per_round,
