@@ -18,6 +18,7 @@ from sparsyfed_jax.data.reading import READING, Reading
 
 __all__ = ["READERS", "Found", "Opened", "Part", "Reader", "find", "open_with"]
 
+# The formats, by their names in --dataset=NAME:PATH.
 READERS: dict[str, Reader] = {
   module.READER.name: module.READER for module in (hf, leaf, tff, pfllib, images, speech)
 }
