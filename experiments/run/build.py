@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from experiments.run import processes
 from experiments.run.config import VALUE, Config, ConfigError
 from experiments.run.data import TestOwners, deal_phases, deal_tests, density_scales, load
+from experiments.run.defaults import with_partition
 from experiments.run.identity import digest, examples_digest
 from experiments.run.models import choose_chunk, make_model
 from experiments.run.settings import all_flags, method_of, own_hyper, own_options
@@ -20,13 +21,15 @@ from experiments.run.starting import starting_of
 from experiments.run.tasks import classes_of, costs_of, make_task, scale_facts
 from experiments.run.weight_files import facts_of, started_once
 from sparsyfed_jax import trees
-from sparsyfed_jax.data import partition, sources
+from sparsyfed_jax.data import sources
 from sparsyfed_jax.data.batches import batch_rows
-from sparsyfed_jax.data.dataset import Signature
+from sparsyfed_jax.data.dataset import Signature, flat
+from sparsyfed_jax.data.lists import Parts, join_clients, join_phases
+from sparsyfed_jax.data.mapped import ends
 from sparsyfed_jax.data.remarks import remarks
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.client import LocalTraining
-from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
+from sparsyfed_jax.fed.cohort import Federation, federation_of, sum_over_clients
 from sparsyfed_jax.fed.devices import AXIS, place, put, sum_over_devices
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.measures import NO_MEASURES
@@ -39,6 +42,7 @@ from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES
 from sparsyfed_jax.fed.server import CLIENT_WEIGHTS
 from sparsyfed_jax.fed.simulation import Simulation, simulate
 from sparsyfed_jax.fed.streaming import rows_needed
+from sparsyfed_jax.fed.task import of_flat
 from sparsyfed_jax.metrics.flops import LayerCost
 from sparsyfed_jax.types import Keys, make_keys
 
@@ -73,10 +77,9 @@ class _OnHost(NamedTuple):
   """What data and flags make together, before anything is placed on devices."""
 
   model: Any
-  parts: list[np.ndarray]  # indices of each client's examples
-  parts_after: list[np.ndarray]  # after --shift_round; [] without
-  indices: np.ndarray  # of both phases
-  sizes: np.ndarray
+  parts: Parts  # indices of each client's examples
+  parts_after: Parts | None  # after --shift_round
+  sizes: np.ndarray  # of both phases
   mesh: Mesh
   test_owners: TestOwners
 
@@ -91,6 +94,7 @@ def check(config: Config, dataset: sources.Dataset) -> None:
   Raises:
     ConfigError: a flag does not fit the data set.
   """
+  config = with_partition(config, dataset)
   prepared = _prepare(config, dataset, make_keys(jax.random.key(config.seed)))
   if starting_of(config).init_from or any(getattr(config, flag) for flag in _patterns(config)):
     _check_patterns(config, make_task(config, dataset).layer_names)
@@ -102,22 +106,20 @@ def check(config: Config, dataset: sources.Dataset) -> None:
 def _prepare(config: Config, dataset: sources.Dataset, keys: Keys) -> _OnHost:
   input_shape = dataset.x_train.shape[1:]
   model = make_model(config, input_shape, dataset.num_classes)
-  parts, parts_after = deal_phases(config, dataset, keys.partition)
+  before, later = deal_phases(config, dataset, keys.partition)
+  parts, parts_after = join_clients(before), join_clients(later) if later else None
   if config.clients_per_round > len(parts):
     raise ConfigError(
       f"--clients_per_round={config.clients_per_round}: must be at most the"
       f" {len(parts)} clients of the data"
     )
-  # Together, so that the lists of both phases have one length.
-  indices, sizes = partition.stack_clients([*parts, *parts_after])
   return _OnHost(
     model,
     parts,
     parts_after,
-    indices,
-    sizes,
+    np.concatenate([parts.sizes, *([parts_after.sizes] if parts_after else [])]),
     _make_mesh(config),
-    deal_tests(config, dataset, parts, parts_after, keys.partition),
+    deal_tests(config, dataset, parts, parts_after or (), keys.partition),
   )
 
 
@@ -133,6 +135,7 @@ def build(config: Config) -> Experiment:
   """
   keys = make_keys(jax.random.key(config.seed))
   dataset = load(config)
+  config = with_partition(config, dataset)
   prepared = _prepare(config, dataset, keys)
   setup = _make_setup(config, prepared, dataset)
   algorithm = _make_algorithm(config, setup)
@@ -167,11 +170,12 @@ def build(config: Config) -> Experiment:
     num_clients=num_clients if placement == "replicated" else 1,
   )
   facts = _facts(prepared, dataset, setup, chunk, scales) | facts_of(config)
+  facts |= {"partition": config.partition}
   total_weight = float(jnp.sum(setup.client_weight(jnp.asarray(prepared.sizes[:num_clients]))))
-  others = (dataset.x_test, dataset.y_test, make_hyper(config, total_weight), keys)
+  others = (flat(dataset.x_test), dataset.y_test, make_hyper(config, total_weight), keys)
   x_test, y_test, hyper, keys = put(others, everywhere(mesh))
   layers = tuple(trees.layer_names(jax.eval_shape(setup.task.init, keys.init)["params"]))
-  phases = prepared.parts, prepared.parts_after
+  phases = [phase for phase in (prepared.parts, prepared.parts_after) if phase is not None]
   return Experiment(
     model=prepared.model,
     signature=dataset.signature,
@@ -197,7 +201,7 @@ def build(config: Config) -> Experiment:
 
 def _make_setup(config: Config, prepared: _OnHost, dataset: sources.Dataset) -> Setup:
   return Setup(
-    task=make_task(config, dataset),
+    task=of_flat(make_task(config, dataset), dataset.x_train.shape[1:]),
     local=LocalTraining(
       batch_rows(config.batch_size, prepared.sizes),
       config.local_epochs,
@@ -218,7 +222,7 @@ def _make_setup(config: Config, prepared: _OnHost, dataset: sources.Dataset) -> 
 def _facts(
   prepared: _OnHost, dataset: sources.Dataset, setup: Setup, chunk: int, scales: np.ndarray
 ) -> dict[str, Any]:
-  parts, parts_after, sizes = prepared.parts, prepared.parts_after, prepared.sizes
+  parts, parts_after, sizes = prepared.parts, prepared.parts_after or (), prepared.sizes
   return dict(
     num_clients=len(parts),
     natural_clients=dataset.num_clients,
@@ -235,7 +239,7 @@ def _facts(
     processes=jax.process_count(),
     mean=dataset.mean,
     std=dataset.std,
-    seen_range=(float(dataset.x_train.min()), float(dataset.x_train.max())),
+    seen_range=ends(dataset.x_train),
     classes=dataset.classes,
     examples_sha256=examples_digest(dataset),
     split_sha256=digest([*parts, len(parts), *parts_after, scales]),
@@ -365,18 +369,14 @@ def _phases(
   prepared: _OnHost, dataset: sources.Dataset, scales: Any
 ) -> tuple[Federation, Federation]:
   """Makes the data before and after a shift, the same where there is none."""
-  num_clients = len(prepared.parts)
-  before = Federation(
-    x=dataset.x_train,
-    y=dataset.y_train,
-    indices=prepared.indices[:num_clients],
-    sizes=prepared.sizes[:num_clients],
-    density_scales=scales,
-  )
-  if not prepared.parts_after:
+  parts, after = prepared.parts, prepared.parts_after
+  if after is not None:
+    parts, after = join_phases(parts, after)
+  longest = int(prepared.sizes.max())
+  before = federation_of(flat(dataset.x_train), dataset.y_train, parts, scales, longest)
+  if after is None:
     return before, before
-  indices, sizes = prepared.indices[num_clients:], prepared.sizes[num_clients:]
-  return before, before._replace(indices=indices, sizes=sizes)
+  return before, before._replace(starts=after.starts, sizes=after.sizes)
 
 
 def _place_phases(
@@ -390,5 +390,5 @@ def _place_phases(
     return placed, placed
   if placement == "sharded":
     return placed, place(after, mesh, placement, num_rows)
-  indices, sizes = put((after.indices, after.sizes), everywhere(mesh))
-  return placed, placed._replace(indices=indices, sizes=sizes)
+  starts, sizes = put((after.starts, after.sizes), everywhere(mesh))
+  return placed, placed._replace(starts=starts, sizes=sizes)
