@@ -123,7 +123,7 @@ def measure(num_clients: int, num_examples: int, turns: int) -> dict[str, Any]:
   sizes = power_law_sizes(num_clients, num_examples)
   num_rounds = _ROUNDS * (turns + 1)
   large = start(sizes, num_rounds)
-  small = start(sizes[::_EVERY], num_rounds)
+  small = start(sizes[_EVERY // 2 :: _EVERY], num_rounds)
   states = [large.state, small.state]
 
   def turn(i: int) -> float:
