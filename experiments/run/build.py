@@ -149,7 +149,7 @@ def outline(config: Config, dataset: sources.Dataset, machine: Machine) -> Exper
   """Does as `build` for a machine that need not be there, as far as programs are concerned.
 
   Of the examples nothing is read but the shapes and the classes; `facts` has only what programs
-  depend on, and `split` is empty.
+  depend on, with the clients' `sizes`, and `split` is empty.
 
   Args:
     config: checked and resolved flags.
@@ -160,7 +160,11 @@ def outline(config: Config, dataset: sources.Dataset, machine: Machine) -> Exper
     ConfigError: a flag does not fit the data set or the machine.
   """
   keys = make_keys(jax.random.key(config.seed))
-  return _assemble(config, dataset, _prepare(config, dataset, keys, machine), keys, machine)
+  prepared = _prepare(config, dataset, keys, machine)
+  experiment = _assemble(config, dataset, prepared, keys, machine)
+  return experiment._replace(
+    facts=experiment.facts | {"sizes": prepared.sizes[: len(prepared.parts)]}
+  )
 
 
 def _assemble(
