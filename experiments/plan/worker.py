@@ -38,9 +38,9 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 class Request(NamedTuple):
   """A point of a plan."""
 
-  flags: Sequence[str]  # of `experiments.train`, expanded
-  algorithm: str
-  clients_per_chunk: str
+  flags: Sequence[str]  # of `experiments.train`
+  algorithm: str  # instead of that in the flags; "" for that
+  clients_per_chunk: str  # as `algorithm`
   shape: Sequence[Any] | None = None  # the fields of a `Shape`; None reads the data
   is_whole: bool = True  # with the evaluation, and with what the program does
 
@@ -60,7 +60,7 @@ def answer(target: targets.Target, request: Request) -> dict[str, Any]:
     compiler's words, and where it says so `needed_bytes`.
   """
   try:
-    config = _config(request)
+    config = config_of(request)
     shape = Shape(*request.shape) if request.shape else None
     dataset, told = _data(tuple(request.flags), shape)
     experiment = outline(config, dataset, machine_of(target))
@@ -83,24 +83,24 @@ def answer(target: targets.Target, request: Request) -> dict[str, Any]:
     return facts | _parts(experiment, lowering) | _too_large(str(error))
 
 
-def _config(request: Request) -> flags.Config:
+def config_of(request: Request) -> flags.Config:
+  """Reads and completes the flags of a request, whose empty fields leave them as they are.
+
+  Raises:
+    ConfigError: a flag is wrong.
+    absl's Error: one is unknown or of another type.
+  """
+  own = {"algorithm": request.algorithm, "clients_per_chunk": request.clients_per_chunk}
+  arguments = ["", *request.flags, *(f"--{name}={value}" for name, value in own.items() if value)]
   table = absl_flags.FlagValues()
-  flags.define(table, flags.strangers_in(["", *request.flags, f"--algorithm={request.algorithm}"]))
-  flags.parse_or_raise(
-    [
-      "",
-      *request.flags,
-      f"--algorithm={request.algorithm}",
-      f"--clients_per_chunk={request.clients_per_chunk}",
-    ],
-    table,
-  )
+  flags.define(table, flags.strangers_in(arguments))
+  flags.parse_or_raise(arguments, table)
   return flags.resolve(flags.read(table))
 
 
 @functools.lru_cache(maxsize=1)
 def _data(given: tuple[str, ...], shape: Shape | None) -> tuple[Dataset, str]:
-  return take(_config(Request(given, flags.DEFAULTS.algorithm, flags.AUTO)), shape)
+  return take(config_of(Request(given, "", "")), shape)
 
 
 def _compile(

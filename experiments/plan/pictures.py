@@ -1,0 +1,70 @@
+"""The picture of a plan: memory against what a chip has, and what a round is made of."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.pictures.panels import GREY, INK, PALETTE, styled
+from experiments.plan.pages import MEMORY, name_of
+
+_ROW = 0.5  # inches of a bar
+_PANEL = 1.5  # inches of a panel without its bars
+_COLORS = (*PALETTE[:6], "#B3B3B3", GREY, INK)
+
+
+@styled
+def plot_plan(plan: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+  """Draws plan.png: a bar for each point, by part of the memory, and by part of a round.
+
+  Args:
+    plan: the contents of plan.json.
+    path: the PNG to write.
+  """
+  points = [point for point in plan["points"] if "temporaries" in point["bytes"]]
+  if not points:
+    return
+  height = 2 * (_PANEL + _ROW * len(points))
+  figure = Figure(figsize=(9.5, height))
+  memory, effort = figure.subplots(2, 1)
+  memory.set_title(f"Memory of a chip of {plan['target']}")
+  sizes = [[point["bytes"][key] / 1e9 for point in points] for key in MEMORY]
+  _bars(memory, points, list(MEMORY.values()), sizes, "GB")
+  usable = plan["usable_bytes"] / 1e9
+  memory.axvline(usable, color=INK, linestyle="--", linewidth=1.2)
+  memory.annotate(
+    f" {usable:.3g} GB", (usable, 1), xycoords=("data", "axes fraction"), color=INK, va="bottom"
+  )
+  key = "cycles" if any(point["round"]["cycles"] for point in points) else "operations"
+  unit = "cycles, as the compiler estimates them" if key == "cycles" else "kernels"
+  effort.set_title("A round")
+  parts = list(dict.fromkeys(row["name"] for point in points for row in point["round"]["by_part"]))
+  values = [
+    [sum(row[key] for row in point["round"]["by_part"] if row["name"] == part) for point in points]
+    for part in parts
+  ]
+  _bars(effort, points, parts, values, unit)
+  figure.savefig(path, format="png")
+
+
+def _bars(
+  axes: Axes,
+  points: Sequence[Mapping[str, Any]],
+  parts: Sequence[str],
+  values: Sequence[Sequence[float]],
+  unit: str,
+) -> None:
+  places = np.arange(len(points))
+  left = np.zeros(len(points))
+  for color, part, own in zip(_COLORS, parts, values, strict=False):
+    if any(own):
+      axes.barh(places, own, left=left, color=color, label=part, height=0.6)
+      left = left + np.array(own)
+  axes.set_yticks(places, [name_of(point) for point in points])
+  axes.invert_yaxis()
+  axes.set_xlabel(unit)
+  axes.grid(axis="x")
+  axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
