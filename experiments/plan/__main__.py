@@ -36,6 +36,7 @@ def main(argv: Sequence[str]) -> None:
   directory: pathlib.Path | None = None
   try:
     chosen, rest = options.read(argv[1:])
+    options.shape_of(chosen)  # raises
     given = flag_files.expand(rest)
     target = targets.parse(chosen.target)
     algorithms = check(chosen, given, target)

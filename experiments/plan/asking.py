@@ -1,5 +1,6 @@
 """The process that compiles a plan's points: asked, waited for, and ended when time is up."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -24,6 +25,7 @@ class PlanError(RuntimeError):
 class _Process(NamedTuple):
   process: subprocess.Popen[str]
   answers: queue.Queue[str]  # "" at the end
+  reader: threading.Thread  # that fills them
 
 
 class Worker:
@@ -94,26 +96,27 @@ class Worker:
 
     def read() -> None:
       assert process.stdout is not None
-      for line in process.stdout:
-        if line.startswith("{"):
-          answers.put(line)
+      with process.stdout:
+        for line in process.stdout:
+          if line.startswith("{"):
+            answers.put(line)
       answers.put("")
 
-    threading.Thread(target=read, daemon=True).start()
-    return _Process(process, answers)
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    return _Process(process, answers, reader)
 
   def _end(self) -> None:
-    if self._running:
-      process = self._running.process
-      process.kill()
-      process.wait()
-      for pipe in (process.stdin,):
-        if pipe:
-          try:
-            pipe.close()
-          except BrokenPipeError:
-            pass
-      self._running = None
+    if self._running is None:
+      return
+    process = self._running.process
+    process.kill()
+    process.wait()
+    self._running.reader.join()
+    with contextlib.suppress(BrokenPipeError):
+      assert process.stdin is not None
+      process.stdin.close()
+    self._running = None
 
   def _last_words(self) -> str:
     self._said.seek(0)

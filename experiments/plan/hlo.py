@@ -171,9 +171,9 @@ def _told_by(loop: Instruction, trips: Mapping[str, float]) -> str:
   scope, inside = "", ""
   path = _path(loop)
   for word in _WORD.finditer(path):
-    if word[0] in trips:
+    if word[0] in trips or word[0] in PARTS:
       scope, inside = word[0], path[word.end() :]
-  return scope if len(re.findall(r"\bwhile\b", inside)) == 1 else ""
+  return scope if scope in trips and len(re.findall(r"\bwhile\b", inside)) == 1 else ""
 
 
 def _count(program: Program, each: Instruction, times: float, around: str) -> Counted:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 Answer = Mapping[str, Any]  # what `worker.answer` makes of a point
 
-_BY_LINES = 3  # trials that a straight line proposes, before the bracket is halved
+_HALVED = 4  # one trial in so many halves the bracket, should memory not grow along a line
 
 
 class Largest(NamedTuple):
@@ -47,8 +47,8 @@ def find_largest(
 ) -> Largest:
   """Searches for the largest number of clients side by side that fits.
 
-  A line through the two nearest points proposes the next; where that has not ended the search soon,
-  the bracket is halved. Each trial is a compilation.
+  A line through the two nearest points proposes the next; now and then the bracket is halved. Each
+  trial is a compilation.
 
   Args:
     ask: (clients side by side, seconds) -> the point; None where the time was not enough.
@@ -66,7 +66,9 @@ def find_largest(
     left = end - time.monotonic()
     if low == most or high == low + 1 or left <= 0:
       return Largest(low, high, low == most)
-    size = most if high is None else _between(points, low, high, usable, trials < _BY_LINES)
+    size = (
+      most if high is None else _between(points, low, high, usable, trials % _HALVED != _HALVED - 1)
+    )
     answer = ask(size, left)
     if answer is None:
       return Largest(low, high, False)
@@ -81,7 +83,7 @@ def _between(points: Mapping[int, Answer], low: int, high: int, usable: int, by_
   }
   nearest = sorted(
     (size for size, total in sizes.items() if total is not None),
-    key=lambda size: min(abs(size - low), abs(size - high)),
+    key=lambda size: (size not in (low, high), min(abs(size - low), abs(size - high))),
   )[:2]
   middle = (low + high) // 2
   if not by_line or len(nearest) < 2:
