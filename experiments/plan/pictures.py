@@ -30,14 +30,13 @@ def plot_plan(plan: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
   height = 2 * (_PANEL + _ROW * len(points))
   figure = Figure(figsize=(9.5, height))
   memory, effort = figure.subplots(2, 1)
-  memory.set_title(f"Memory of a chip of {plan['target']}")
+  usable = plan["usable_bytes"]
+  memory.set_title(f"Memory of a chip of {plan['target']}, which has {format_bytes(usable)}")
   sizes = [[point["bytes"][key] / 1e9 for point in points] for key in MEMORY]
   _bars(memory, points, list(MEMORY.values()), sizes, "GB")
-  usable = plan["usable_bytes"] / 1e9
-  memory.axvline(usable, color=INK, linestyle="--", linewidth=1.2)
-  memory.annotate(
-    f" {usable:.3g} GB", (usable, 1), xycoords=("data", "axes fraction"), color=INK, va="bottom"
-  )
+  largest = max(map(sum, zip(*sizes, strict=True)))
+  if largest > _NEAR * usable / 1e9:  # or it would leave no room for the bars
+    memory.axvline(usable / 1e9, color=INK, linestyle="--", linewidth=1.2)
   key = "cycles" if any(point["round"]["cycles"] for point in points) else "operations"
   unit = "cycles, as the compiler estimates them" if key == "cycles" else "kernels"
   effort.set_title("A round")
