@@ -1,5 +1,6 @@
 """The picture of a plan: memory against what a chip has, and what a round is made of."""
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,9 +11,11 @@ from matplotlib.figure import Figure
 
 from experiments.pictures.panels import GREY, INK, PALETTE, styled
 from experiments.plan.pages import MEMORY, name_of
+from experiments.terminal import format_bytes
 
 _ROW = 0.5  # inches of a bar
 _PANEL = 1.5  # inches of a panel without its bars
+_NEAR = 0.1  # of what a chip has, from which on a line shows it
 _COLORS = (*PALETTE[:6], "#B3B3B3", GREY, INK)
 
 
@@ -40,11 +43,9 @@ def plot_plan(plan: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
   key = "cycles" if any(point["round"]["cycles"] for point in points) else "operations"
   unit = "cycles, as the compiler estimates them" if key == "cycles" else "kernels"
   effort.set_title("A round")
-  parts = list(dict.fromkeys(row["name"] for point in points for row in point["round"]["by_part"]))
-  values = [
-    [sum(row[key] for row in point["round"]["by_part"] if row["name"] == part) for point in points]
-    for part in parts
-  ]
+  shares = [{row["name"]: row[key] for row in point["round"]["by_part"]} for point in points]
+  parts = sorted({*itertools.chain(*shares)}, key=lambda part: -sum(s.get(part, 0) for s in shares))
+  values = [[share.get(part, 0) for share in shares] for part in parts]
   _bars(effort, points, parts, values, unit)
   figure.savefig(path, format="png")
 
