@@ -73,12 +73,17 @@ def name_of(point: Mapping[str, Any]) -> str:
   return f"{title}, {point['clients_per_chunk']} side by side"
 
 
+def noun_of(plan: Mapping[str, Any]) -> str:
+  """Names what is counted of a program: on a GPU each operation is a kernel."""
+  return "kernels" if plan["platform"] == "gpu" else "operations"
+
+
 def _overview(plan: Mapping[str, Any]) -> list[list[str]]:
   is_tpu = any(point.get("round", {}).get("cycles") for point in plan["points"])
   effort = ["cycles a round", f"ms at {plan['hertz'] / 1e9:g} GHz"] if is_tpu else []
   cells = [
-    ["method", "clients side by side", "memory", "fits", *effort, "operations a round"]
-    + ["collectives a round", "compilation"]
+    ["method", "clients side by side", "memory", "fits", *effort]
+    + [f"{noun_of(plan)} a round", "collectives a round", "compilation"]
   ]
   for point in plan["points"]:
     total, found = total_bytes(point), point.get("round", {})
@@ -178,7 +183,7 @@ def advice(point: Mapping[str, Any]) -> str:
 
 def _of_round(point: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
   found = point["round"]
-  noun = "kernels" if plan["platform"] == "gpu" else "operations"
+  noun = noun_of(plan)
   lines = [f"## A round: {name_of(point)}", ""]
   for key, title in (("by_part", "part"), ("by_operation", "operation")):
     lines.append(markdown(_shares(found[key], title, found["cycles"], noun), num_texts=1))

@@ -1,6 +1,7 @@
 """The picture of a plan: memory against what a chip has, and what a round is made of."""
 
 import itertools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.pictures.panels import GREY, INK, PALETTE, styled
-from experiments.plan.pages import MEMORY, name_of
-from experiments.terminal import format_bytes
+from experiments.plan.pages import MEMORY, name_of, noun_of
+from experiments.terminal import BYTE_UNITS, format_bytes
 
 _ROW = 0.5  # inches of a bar
 _PANEL = 1.5  # inches of a panel without its bars
@@ -35,13 +36,14 @@ def plot_plan(plan: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
   memory, effort = figure.subplots(2, 1)
   usable = plan["usable_bytes"]
   memory.set_title(f"Memory of a chip of {plan['target']}, which has {format_bytes(usable)}")
-  sizes = [[point["bytes"][key] / 1e9 for point in points] for key in MEMORY]
-  _bars(memory, points, list(MEMORY.values()), sizes, "GB")
-  largest = max(map(sum, zip(*sizes, strict=True)))
-  if largest > _NEAR * usable / 1e9:  # or it would leave no room for the bars
-    memory.axvline(usable / 1e9, color=INK, linestyle="--", linewidth=1.2)
+  largest = max(sum(point["bytes"].values()) for point in points)
+  power = min(int(math.log10(largest)) // 3, len(BYTE_UNITS) - 1)
+  sizes = [[point["bytes"][key] / 1000**power for point in points] for key in MEMORY]
+  _bars(memory, points, list(MEMORY.values()), sizes, BYTE_UNITS[power])
+  if largest > _NEAR * usable:  # or it would leave no room for the bars
+    memory.axvline(usable / 1000**power, color=INK, linestyle="--", linewidth=1.2)
   key = "cycles" if any(point["round"]["cycles"] for point in points) else "operations"
-  unit = "cycles, as the compiler estimates them" if key == "cycles" else "kernels"
+  unit = "cycles, as the compiler estimates them" if key == "cycles" else noun_of(plan)
   effort.set_title("A round")
   shares = [{row["name"]: row[key] for row in point["round"]["by_part"]} for point in points]
   parts = sorted({*itertools.chain(*shares)}, key=lambda part: -sum(s.get(part, 0) for s in shares))
