@@ -16,7 +16,7 @@ class Options(NamedTuple):
   target: str
   compare: tuple[str, ...] = ()  # methods; () for that of the run
   chunks: tuple[int, ...] = ()  # clients side by side; () for what --clients_per_chunk says
-  search_seconds: int = 180
+  search_seconds: int = 240
   plan_dir: str | None = None
   data_shape: tuple[str, ...] = ()
   data_classes: int = 10

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 
@@ -9,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import flags
+from experiments import flag_files, flags
 from experiments.plan import __main__ as plan
 from experiments.plan import examples, hlo, options, pages, targets, worker
 from experiments.plan.asking import PlanError, Worker
@@ -480,6 +482,15 @@ def test_a_gpu_tells_kernels():
   answer = compiled_for("h100:1")
   assert answer["round"]["operations"] > 50 and not answer["round"]["cycles"]
   assert fits(answer, targets.usable_bytes(targets.parse("h100:1"))[0])
+
+
+def test_the_commands_of_the_page_are_right(request):
+  text = (request.config.rootpath / "docs" / "plan.md").read_text().replace("\\\n", "")
+  commands = re.findall(r"-m experiments\.plan (.*)", text)
+  assert len(commands) == 3
+  for command in commands:
+    chosen, rest = options.read(shlex.split(command))
+    assert plan.check(chosen, flag_files.expand(rest), targets.parse(chosen.target))
 
 
 def test_devices_of_a_cpu_target_are_those_there_are():
