@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import jax
 from absl import flags as absl_flags
 from absl import logging
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     targets.require_compiler(target)
     directory = _open_directory(chosen, target)
     with Worker(target) as worker:
-      plan = make_plan(worker, target, chosen, given, algorithms)
+      plan = make_plan(worker, target, chosen, rest, algorithms)
   except (flags.ConfigError, absl_flags.Error, FileExistsError) as error:
     _remove_empty(directory)
     flags.fail(error)
@@ -87,7 +88,7 @@ def make_plan(
   worker: Worker,
   target: targets.Target,
   chosen: Options,
-  given: Sequence[str],
+  rest: Sequence[str],
   algorithms: Sequence[str],
 ) -> dict[str, Any]:
   """Compiles all points of a plan, and says on stderr how it goes on.
@@ -96,7 +97,7 @@ def make_plan(
     worker: that compiles.
     target: for which.
     chosen: flags of the plan.
-    given: flags of the run, checked and expanded.
+    rest: flags of the run, checked.
     algorithms: names of methods.
 
   Returns:
@@ -106,9 +107,11 @@ def make_plan(
     ConfigError: the data cannot be used, or a flag does not fit it.
     PlanError: the compiler ended by itself.
   """
+  given = flag_files.expand(rest)
   usable, source = targets.usable_bytes(target)
   shape = options.shape_of(chosen)
   points: list[dict[str, Any]] = []
+  tried: list[dict[str, Any]] = []
   largest = {}
 
   def ask(algorithm: str, chunk: str | int, seconds: float | None, is_whole: bool = False) -> Any:
@@ -119,12 +122,12 @@ def make_plan(
     elif "refusal" in answer:
       raise flags.ConfigError(answer["refusal"])
     else:
+      (points if is_whole else tried).append(answer)
       _say(answer, usable)
     return answer
 
   for algorithm in algorithms:
     own = [ask(algorithm, chunk, None, is_whole=True) for chunk in map(str, chosen.chunks or ("",))]
-    points += own
     if chosen.search_seconds:
       found = find_largest(partial(ask, algorithm), own, usable, chosen.search_seconds)
       largest[algorithm] = found._asdict() | {"is_exact": found.is_exact}
@@ -136,11 +139,13 @@ def make_plan(
     "hertz": target.chip.hertz,
     "usable_bytes": usable,
     "memory_source": source,
+    "given": list(rest),
     "flags": list(given),
     "compiler": _compiler(target),
     "most_per_chip": points[0]["most_per_chip"],
     "largest": largest,
     "points": points,
+    "tried": tried,
   }
 
 
@@ -182,5 +187,6 @@ if __name__ == "__main__":
     print(f"{__doc__}\n{options.describe()}\n\n{flags.describe()}")
     sys.exit()
   logging.set_verbosity(logging.WARNING)
+  jax.config.update("jax_platforms", "cpu")  # flags are checked here, and no device is opened
   flags.print_anywhere()
   main(sys.argv)

@@ -50,7 +50,7 @@ def page(plan: Mapping[str, Any]) -> str:
   ]
   lines += [
     f"A run may use {format_bytes(plan['usable_bytes'])} of each ({plan['memory_source']}).",
-    f"Flags: `{' '.join(plan['flags'])}`." if plan["flags"] else "Flags: the defaults.",
+    f"Flags: `{' '.join(plan['given'])}`." if plan["given"] else "Flags: the defaults.",
     f"Data: {plan['points'][0]['data']}. Compiled with {plan['compiler']}.",
     "",
     markdown(_overview(plan)),
@@ -85,7 +85,7 @@ def _overview(plan: Mapping[str, Any]) -> list[list[str]]:
     ["method", "clients side by side", "memory", "fits", *effort]
     + [f"{noun_of(plan)} a round", "collectives a round", "compilation"]
   ]
-  for point in plan["points"]:
+  for point in sorted([*plan["points"], *plan["tried"]], key=lambda each: each["algorithm"]):
     total, found = total_bytes(point), point.get("round", {})
     row = [_title(point), str(point["clients_per_chunk"])]
     row += [_needs(point, total), "yes" if fits(point, plan["usable_bytes"]) else "no"]

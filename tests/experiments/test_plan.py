@@ -425,6 +425,8 @@ def test_a_plan_is_made_compared_and_written(tmp_path, capsys):
   said = capsys.readouterr()
   assert said.out == text and "files in" in said.err
   assert made["chips"] == 2 and made["most_per_chip"] == 2
+  assert [each["clients_per_chunk"] for each in made["tried"]] == [2, 2]
+  assert text.count("| FedAvg | 2 |") == text.count("| SparsyFed | 1 |") == 1
   assert [each["algorithm"] for each in made["points"]] == ["fedavg", "sparsyfed"]
   plain, sparse = made["points"]
   for each in made["points"]:
