@@ -77,7 +77,8 @@ def sum_over_devices(
     )
     if placement == "replicated":
       memories = _exchange_memories(memories, mine)
-    upload, metrics = _add_up((upload, metrics))
+    with jax.named_scope("aggregation"):
+      upload, metrics = _add_up((upload, metrics))
     return upload, memories, metrics
 
   run = jax.shard_map(
