@@ -31,6 +31,7 @@ from sparsyfed_jax.fed.devices import AXIS, place, put, sum_over_devices
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.measures import NO_MEASURES
 from sparsyfed_jax.fed.measures import measures as make_measures
+from sparsyfed_jax.fed.memory import Target, target_of
 from sparsyfed_jax.fed.method import Pattern, with_own
 from sparsyfed_jax.fed.optimizers import SERVER_OPTIMIZERS, ClientOptimizer, adamw, clipped, sgd
 from sparsyfed_jax.fed.ragged import are_uneven
@@ -121,11 +122,12 @@ def _prepare(config: Config, dataset: sources.Dataset, keys: Keys) -> _OnHost:
   )
 
 
-def build(config: Config) -> Experiment:
+def build(config: Config, target: Target | None = None) -> Experiment:
   """Loads the data and makes the simulation; nothing is compiled and nothing written.
 
   Args:
     config: checked and resolved flags.
+    target: what the clients side by side are chosen for, instead of the devices of this process.
 
   Raises:
     DataError: the data set cannot be used.
@@ -149,8 +151,9 @@ def build(config: Config) -> Experiment:
   federation, after = _place_phases(federation, after, mesh, placement, num_rows)
   example = jax.ShapeDtypeStruct(dataset.x_train.shape[1:], dataset.x_train.dtype)
   most = -(-config.clients_per_round // mesh.size)
-  target = jax.ShapeDtypeStruct(dataset.y_train.shape[1:], dataset.y_train.dtype)
-  own_chunk = choose_chunk(config.clients_per_chunk, prepared.model, setup, example, most, target)
+  label = jax.ShapeDtypeStruct(dataset.y_train.shape[1:], dataset.y_train.dtype)
+  target = target or target_of(mesh.local_devices[0])
+  own_chunk = choose_chunk(config.clients_per_chunk, setup, example, most, target, label)
   chunk = processes.smallest(own_chunk)  # all have to run the same program
   simulation = simulate(
     algorithm,

@@ -2,13 +2,13 @@
 
 import math
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from sparsyfed_jax.fed.algorithm import Setup
-from sparsyfed_jax.fed.task import plain_layers
+from sparsyfed_jax.fed.task import Task, plain_layers
 from sparsyfed_jax.types import Batch, Params
 
 # Of the parameters, in a step: those trained and their update, the gradient, powers of them with
@@ -21,31 +21,62 @@ _MOST = 128  # clients side by side, where nothing better was measured
 CLASS = jax.ShapeDtypeStruct((), jnp.int32)
 
 
+class Target(NamedTuple):
+  """The devices that programs are made for, which need not be there.
+
+  Example:
+    >>> Target("tpu", free_bytes=16e9).platform
+    'tpu'
+  """
+
+  platform: str  # "cpu", "gpu" or "tpu", as a `jax.Device` has it
+  free_bytes: float = float("inf")  # of one device
+
+
+def target_of(device: jax.Device) -> Target:
+  """Makes the target of programs for a device of this process."""
+  return Target(device.platform, free_bytes(device))
+
+
 def choose_chunk(
   setup: Setup,
   example: jax.ShapeDtypeStruct,
   clients_per_device: int,
-  target: jax.ShapeDtypeStruct = CLASS,
+  target: Target,
+  label: jax.ShapeDtypeStruct = CLASS,
 ) -> int:
-  """Chooses how many clients to vmap, as far as memory allows.
+  """Chooses how many clients to vmap: as many as is fast and fits.
+
+  On CPU the layers of most models fill the cores one client at a time, and batching them only costs
+  cache; small dense layers need many clients side by side.
 
   Args:
     setup: of the method.
     example: shape and dtype of one example, as stored.
     clients_per_device: of a round.
-    target: shape and dtype of what is predicted of an example.
+    target: what the program is made for.
+    label: shape and dtype of what is predicted of an example.
 
   Returns:
     A size of which all chunks of a round are as full as they can be.
   """
-  fitting = _SHARE * free_bytes() // client_bytes(setup, example, target)
+  if target.platform == "cpu" and not _is_dense(setup.task):
+    return 1
+  fitting = _SHARE * target.free_bytes // client_bytes(setup, example, label)
   most = int(max(1, min(clients_per_device, _MOST, fitting)))
   return -(-clients_per_device // -(-clients_per_device // most))
 
 
-def free_bytes() -> float:
+def _is_dense(task: Task) -> bool:
+  """Tells whether a model is dense layers of single vectors, as far as its layers are known."""
+  return bool(task.products) and all(
+    one.kind == "dot_general" and len(one.x_shape) == 2 and not one.inside for one in task.products
+  )
+
+
+def free_bytes(device: jax.Device) -> float:
   """Returns the memory that is free on a device of this process; infinity where nobody says."""
-  known = jax.local_devices()[0].memory_stats()
+  known = device.memory_stats()
   if known and "bytes_limit" in known:
     return known["bytes_limit"] - known["bytes_in_use"]
   try:
@@ -57,7 +88,7 @@ def free_bytes() -> float:
 
 
 def client_bytes(
-  setup: Setup, example: jax.ShapeDtypeStruct, target: jax.ShapeDtypeStruct = CLASS
+  setup: Setup, example: jax.ShapeDtypeStruct, label: jax.ShapeDtypeStruct = CLASS
 ) -> int:
   """Estimates the bytes that each client of a chunk takes besides what all clients share.
 
@@ -67,7 +98,7 @@ def client_bytes(
   Args:
     setup: of the method.
     example: shape and dtype of one example, as stored.
-    target: shape and dtype of what is predicted of it.
+    label: shape and dtype of what is predicted of it.
   """
   task, size = setup.task, setup.local.batch_size
   key = jax.eval_shape(lambda: jax.random.key(0))
@@ -75,7 +106,7 @@ def client_bytes(
 
   def zeros() -> Batch:
     x = jnp.zeros((size, *example.shape), example.dtype)
-    y = jnp.zeros((size, *target.shape), target.dtype)
+    y = jnp.zeros((size, *label.shape), label.dtype)
     return Batch(x, y, jnp.zeros(size, bool))
 
   batch = jax.eval_shape(zeros)

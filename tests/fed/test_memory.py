@@ -2,8 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 
-from sparsyfed_jax.fed.memory import client_bytes
+from sparsyfed_jax.fed.memory import Target, choose_chunk, client_bytes
 from tests import cases
 
 
@@ -29,3 +30,17 @@ def test_a_larger_batch_takes_more():
   example = jax.ShapeDtypeStruct((6, 6, 1), jnp.float32)
   small, large = (client_bytes(cases.make_setup(task, batch_size=n), example) for n in (4, 40))
   assert 2 * small < large < 10 * small
+
+
+@pytest.mark.parametrize(
+  ("model", "platform", "expected"),
+  [("mlp", "cpu", 10), ("cnn", "cpu", 1), ("mlp", "gpu", 10), ("cnn", "gpu", 10)],
+)
+def test_clients_side_by_side_follow_the_target(model, platform, expected):
+  problem = cases.problem(model)
+  example = jax.ShapeDtypeStruct(problem.federation.x.shape[1:], jnp.float32)
+  setup = cases.make_setup(problem.task)
+  assert choose_chunk(setup, example, 10, Target(platform)) == expected
+  one = client_bytes(setup, example)
+  assert choose_chunk(setup, example, 10, Target(platform, 2 * one)) == 1
+  assert choose_chunk(setup, example, 10, Target(platform, 2 * 6 * one)) == min(expected, 5)
