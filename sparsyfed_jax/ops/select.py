@@ -24,7 +24,7 @@ from jax import lax
 
 from sparsyfed_jax.ops.backend.choice import by_platform
 from sparsyfed_jax.ops.backend.count import count_one, count_true
-from sparsyfed_jax.ops.backend.digits import kth_key
+from sparsyfed_jax.ops.backend.digits import kth_key, laid_out
 from sparsyfed_jax.ops.share import num_kept
 
 _PIVOTS_PER_PASS = 3
@@ -174,9 +174,11 @@ def _mask_of(leaves: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
 
 
 def _mark(leaves: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
-  keys = _stored_keys(leaves)
-  least = _least_marked(keys, k, kth_key)
-  return [leaf >= least for leaf in keys]
+  # Behind a barrier: the compiler might compute the leaves anew for the search, and if they were
+  # rounded differently then, the k-th entry would not reach itself.
+  leaves = lax.optimization_barrier(leaves)
+  least = _least_marked(list(map(_keys, laid_out(leaves))), k, kth_key)
+  return [_keys(leaf) >= least for leaf in leaves]
 
 
 def _mark_small_on_cpu(leaves: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
@@ -232,18 +234,12 @@ def _flat_keys(leaves: Sequence[jax.Array]) -> list[jax.Array]:
   return [_keys(leaf).reshape(-1) for leaf in leaves]
 
 
-def _stored_keys(leaves: Sequence[jax.Array]) -> list[jax.Array]:
-  # Behind a barrier: the compiler would compute the leaves anew for every pass, and if they were
-  # rounded differently then, the k-th entry would not reach itself.
-  return list(map(_keys, lax.optimization_barrier(leaves)))
-
-
 def _is_large(leaves: Sequence[jax.Array]) -> bool:
   return sum(leaf.size for leaf in leaves) >= _WORTH_A_SAMPLE
 
 
 def _find(leaves: Sequence[jax.Array], k: jax.Array) -> jax.Array:
-  return kth_key(_stored_keys(leaves), k)
+  return kth_key(list(map(_keys, laid_out(leaves))), k)
 
 
 def _find_small_on_cpu(leaves: Sequence[jax.Array], k: jax.Array) -> jax.Array:

@@ -18,6 +18,27 @@ _LANES = 128  # of a TPU's registers, along the last axis
 _MOST_SMALL = 2**14  # entries of an array that is searched as it is, or together with others
 
 
+def laid_out(leaves: Sequence[jax.Array]) -> list[jax.Array]:
+  """Writes arrays to memory as they are searched best; together they have the same entries.
+
+  Small ones become one, and large ones rows that fill registers. What is searched is read from
+  there in every pass; else the compiler would lay out anew what comes of each comparison.
+
+  Args:
+    leaves: arrays of one dtype.
+  """
+  small = [leaf for leaf in leaves if leaf.size <= _MOST_SMALL]
+  large = [_in_rows(leaf) for leaf in leaves if leaf.size > _MOST_SMALL]
+  if len(small) > 1:
+    small = [jnp.concatenate([leaf.reshape(-1) for leaf in small])]
+  return lax.optimization_barrier(small + large)
+
+
+def _in_rows(leaf: jax.Array) -> jax.Array:
+  is_wide = leaf.ndim > 0 and leaf.shape[-1] % _LANES == 0
+  return leaf if is_wide or leaf.size % _LANES else leaf.reshape(-1, _LANES)
+
+
 def kth_key(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
   """Finds the k-th largest of the keys of all arrays.
 
@@ -28,7 +49,7 @@ def kth_key(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
   Returns:
     () array of the keys' dtype; 0 where there are fewer.
   """
-  keys, dtype = _laid_out(keys), keys[0].dtype
+  dtype = keys[0].dtype
   found = jnp.zeros((), dtype)
   for shift in reversed(range(0, jnp.iinfo(dtype).bits - 1, _BITS)):
     digits = range(1, 2 ** min(_BITS, jnp.iinfo(dtype).bits - 1 - shift))
@@ -37,22 +58,3 @@ def kth_key(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
     for pivot, *of_leaves in zip(pivots, *counts, strict=True):
       found = jnp.where(sum(of_leaves[1:], of_leaves[0]) >= k, pivot, found)
   return found
-
-
-def _laid_out(keys: Sequence[jax.Array]) -> list[jax.Array]:
-  """Puts small arrays into one, and large ones into rows that fill registers."""
-  small = [leaf for leaf in keys if leaf.size <= _MOST_SMALL]
-  large = [_in_rows(leaf) for leaf in keys if leaf.size > _MOST_SMALL]
-  if len(small) > 1:
-    small = [_written(jnp.concatenate([leaf.reshape(-1) for leaf in small]))]
-  return small + large
-
-
-def _in_rows(leaf: jax.Array) -> jax.Array:
-  is_wide = leaf.ndim > 0 and leaf.shape[-1] % _LANES == 0
-  return leaf if is_wide or leaf.size % _LANES else _written(leaf.reshape(-1, _LANES))
-
-
-def _written(keys: jax.Array) -> jax.Array:
-  """Has an array laid out once; else the compiler would lay out what it is compared with."""
-  return lax.optimization_barrier(keys)
