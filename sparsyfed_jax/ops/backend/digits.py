@@ -52,9 +52,17 @@ def kth_key(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
   dtype = keys[0].dtype
   found = jnp.zeros((), dtype)
   for shift in reversed(range(0, jnp.iinfo(dtype).bits - 1, _BITS)):
-    digits = range(1, 2 ** min(_BITS, jnp.iinfo(dtype).bits - 1 - shift))
-    pivots = [found + jnp.asarray(digit << shift, dtype) for digit in digits]
-    counts = [count_together([leaf >= pivot for pivot in pivots]) for leaf in keys]
-    for pivot, *of_leaves in zip(pivots, *counts, strict=True):
-      found = jnp.where(sum(of_leaves[1:], of_leaves[0]) >= k, pivot, found)
+    found = _with_digit(keys, k, found, jnp.asarray(shift, dtype))
+  return found
+
+
+@jax.jit  # traced once for all digits
+def _with_digit(
+  keys: Sequence[jax.Array], k: jax.Array, found: jax.Array, shift: jax.Array
+) -> jax.Array:
+  # Of the highest digit the last pivots have the highest bit, and no key reaches them.
+  pivots = [found + (jnp.asarray(digit, found.dtype) << shift) for digit in range(1, 2**_BITS)]
+  counts = [count_together([leaf >= pivot for pivot in pivots]) for leaf in keys]
+  for pivot, *of_leaves in zip(pivots, *counts, strict=True):
+    found = jnp.where(sum(of_leaves[1:], of_leaves[0]) >= k, pivot, found)
   return found
