@@ -1,23 +1,13 @@
 """The max pools against flax's."""
 
-import contextlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
 
-from sparsyfed_jax.ops import untuned
 from sparsyfed_jax.ops.backend.pool import max_pool, max_pool_overlapping
 from tests import reference
-
-
-@pytest.fixture(params=["tuned", "untuned"])
-def on_any_platform(request):
-  """Runs a test as it is lowered here, and as it is for accelerators."""
-  with untuned() if request.param == "untuned" else contextlib.nullcontext():
-    yield
 
 
 def flax_pool(x, window, stride, padding):
