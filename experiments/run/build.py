@@ -193,8 +193,9 @@ def _assemble(
   federation, after = place_phases(machine, federation, after, mesh, placement, num_rows)
   example = jax.ShapeDtypeStruct(dataset.x_train.shape[1:], dataset.x_train.dtype)
   most = -(-config.clients_per_round // mesh.size)
-  target = jax.ShapeDtypeStruct(dataset.y_train.shape[1:], dataset.y_train.dtype)
-  own_chunk = choose_chunk(config.clients_per_chunk, prepared.model, setup, example, most, target)
+  label = jax.ShapeDtypeStruct(dataset.y_train.shape[1:], dataset.y_train.dtype)
+  target = machine.target(mesh)
+  own_chunk = choose_chunk(config.clients_per_chunk, setup, example, most, target, label)
   chunk = processes.smallest(own_chunk)  # all have to run the same program
   simulation = simulate(
     algorithm,

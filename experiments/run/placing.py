@@ -12,6 +12,7 @@ from sparsyfed_jax.data.dataset import Dataset, flat
 from sparsyfed_jax.data.lists import Parts, join_phases
 from sparsyfed_jax.fed.cohort import Federation, federation_of
 from sparsyfed_jax.fed.devices import AXIS, place, put
+from sparsyfed_jax.fed.memory import Target, target_of
 
 
 class Machine(NamedTuple):
@@ -21,9 +22,10 @@ class Machine(NamedTuple):
   put: Callable[..., Any]  # (tree, sharding) -> the tree with arrays that lie so
   # (federation on the host, mesh, placement, least_rows) -> federation, as `devices.place`
   place: Callable[..., Federation]
+  target: Callable[[Mesh], Target]  # what clients side by side are chosen for
 
 
-HERE = Machine(jax.devices, put, place)
+HERE = Machine(jax.devices, put, place, lambda mesh: target_of(mesh.local_devices[0]))
 
 
 def everywhere(mesh: Mesh) -> NamedSharding:

@@ -97,6 +97,12 @@ def sum_over_devices(
   return run(download, memories, federation, cohort, key)
 
 
+def platform_of(mesh: Mesh) -> str:
+  """Tells what programs for a mesh are compiled for: "cpu", "gpu" or "tpu"."""
+  device: jax.Device = mesh.devices.flat[0]
+  return device.platform
+
+
 def put(tree: Any, sharding: Sharding) -> Any:
   """Puts arrays on devices, which may belong to several processes.
 
