@@ -143,6 +143,7 @@ def make_plan(
     "flags": list(given),
     "compiler": _compiler(target),
     "most_per_chip": points[0]["most_per_chip"],
+    "search_seconds": chosen.search_seconds,
     "largest": largest,
     "points": points,
     "tried": tried,

@@ -72,6 +72,7 @@ def answer(target: targets.Target, request: Request) -> dict[str, Any]:
     "clients_per_chunk": experiment.facts["clients_per_chunk"],
     "most_per_chip": -(-config.clients_per_round // experiment.mesh.size),
     "chips": experiment.mesh.size,
+    "client_bytes": experiment.facts["client_bytes"],
     "placement": experiment.placement,
     "data": told,
   }

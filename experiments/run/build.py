@@ -14,7 +14,7 @@ from experiments.run.config import VALUE, Config, ConfigError
 from experiments.run.data import TestOwners, deal_phases, deal_tests, density_scales, load
 from experiments.run.identity import digest, examples_digest
 from experiments.run.models import choose_chunk, make_model
-from experiments.run.placing import HERE, Machine, everywhere, make_mesh, place_phases
+from experiments.run.placing import HERE, Machine, everywhere, make_mesh, phases, place_phases
 from experiments.run.settings import all_flags, method_of, own_hyper, own_options
 from experiments.run.split import Split, count_phases
 from experiments.run.starting import starting_of
@@ -32,6 +32,7 @@ from sparsyfed_jax.fed.devices import sum_over_devices
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.measures import NO_MEASURES
 from sparsyfed_jax.fed.measures import measures as make_measures
+from sparsyfed_jax.fed.memory import client_bytes
 from sparsyfed_jax.fed.method import Pattern, with_own
 from sparsyfed_jax.fed.optimizers import SERVER_OPTIMIZERS, ClientOptimizer, adamw, clipped, sgd
 from sparsyfed_jax.fed.ragged import are_uneven
@@ -137,7 +138,7 @@ def build(config: Config) -> Experiment:
   dataset = load(config)
   keys = make_keys(jax.random.key(config.seed))
   prepared = _prepare(config, dataset, keys)
-  experiment = _assemble(config, dataset, prepared, keys, HERE)
+  experiment, _ = _assemble(config, dataset, prepared, keys, HERE)
   return experiment._replace(
     facts=experiment.facts | _facts(config, prepared, dataset, keys) | facts_of(config),
     remarks=(*remarks(dataset), *experiment.remarks),
@@ -149,7 +150,7 @@ def outline(config: Config, dataset: sources.Dataset, machine: Machine) -> Exper
   """Does as `build` for a machine that need not be there, as far as programs are concerned.
 
   Of the examples nothing is read but the shapes and the classes; `facts` has only what programs
-  depend on, with the clients' `sizes`, and `split` is empty.
+  depend on, besides the clients' `sizes` and `client_bytes`, and `split` is empty.
 
   Args:
     config: checked and resolved flags.
@@ -161,15 +162,17 @@ def outline(config: Config, dataset: sources.Dataset, machine: Machine) -> Exper
   """
   keys = make_keys(jax.random.key(config.seed))
   prepared = _prepare(config, dataset, keys, machine)
-  experiment = _assemble(config, dataset, prepared, keys, machine)
-  return experiment._replace(
-    facts=experiment.facts | {"sizes": prepared.sizes[: len(prepared.parts)]}
-  )
+  experiment, setup = _assemble(config, dataset, prepared, keys, machine)
+  more = {
+    "sizes": prepared.sizes[: len(prepared.parts)],
+    "client_bytes": client_bytes(setup, *_entries(dataset)),
+  }
+  return experiment._replace(facts=experiment.facts | more)
 
 
 def _assemble(
   config: Config, dataset: sources.Dataset, prepared: _OnHost, keys: Keys, machine: Machine
-) -> Experiment:
+) -> tuple[Experiment, Setup]:
   setup = _make_setup(config, prepared, dataset)
   algorithm = _make_algorithm(config, setup)
   _check_shift(config, algorithm, setup, prepared)
@@ -178,15 +181,13 @@ def _assemble(
   mesh, num_clients = prepared.mesh, len(prepared.parts)
   is_alone = mesh.size == 1 and config.data_placement != "streamed"
   placement = "replicated" if is_alone else config.data_placement
-  federation, after = _phases(
-    prepared, dataset, density_scales(config, num_clients, keys.partition)
-  )
+  scales = density_scales(config, num_clients, keys.partition)
+  federation, after = phases(dataset, prepared.indices, prepared.sizes, scales)
   sizes = (federation.sizes, after.sizes)
   num_rows = rows_needed(placement, sizes, config.clients_per_round, mesh.size)
   federation, after = place_phases(machine, federation, after, mesh, placement, num_rows)
-  example = jax.ShapeDtypeStruct(dataset.x_train.shape[1:], dataset.x_train.dtype)
+  example, target = _entries(dataset)
   most = -(-config.clients_per_round // mesh.size)
-  target = jax.ShapeDtypeStruct(dataset.y_train.shape[1:], dataset.y_train.dtype)
   own_chunk = choose_chunk(config.clients_per_chunk, prepared.model, setup, example, most, target)
   chunk = processes.smallest(own_chunk)  # all have to run the same program
   simulation = simulate(
@@ -206,7 +207,7 @@ def _assemble(
   total_weight = float(jnp.sum(setup.client_weight(jnp.asarray(prepared.sizes[:num_clients]))))
   others = (dataset.x_test, dataset.y_test, make_hyper(config, total_weight), keys)
   x_test, y_test, hyper, placed_keys = machine.put(others, everywhere(mesh))
-  return Experiment(
+  made = Experiment(
     model=prepared.model,
     signature=dataset.signature,
     algorithm=algorithm,
@@ -237,6 +238,13 @@ def _assemble(
     remarks=tuple(setup.task.remarks),
     split=(),
   )
+  return made, setup
+
+
+def _entries(dataset: sources.Dataset) -> Sequence[jax.ShapeDtypeStruct]:
+  """Makes the shapes of an example and of what is predicted of it."""
+  both = dataset.x_train, dataset.y_train
+  return [jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for array in both]
 
 
 def _make_setup(config: Config, prepared: _OnHost, dataset: sources.Dataset) -> Setup:
@@ -380,21 +388,3 @@ def make_hyper(config: Config, total_weight: float) -> Hyper:
   }
   common = Hyper(**{name: jnp.float32(value) for name, value in values.items()})
   return with_own(common, own_hyper(config))
-
-
-def _phases(
-  prepared: _OnHost, dataset: sources.Dataset, scales: Any
-) -> tuple[Federation, Federation]:
-  """Makes the data before and after a shift, the same where there is none."""
-  num_clients = len(prepared.parts)
-  before = Federation(
-    x=dataset.x_train,
-    y=dataset.y_train,
-    indices=prepared.indices[:num_clients],
-    sizes=prepared.sizes[:num_clients],
-    density_scales=scales,
-  )
-  if not prepared.parts_after:
-    return before, before
-  indices, sizes = prepared.indices[num_clients:], prepared.sizes[num_clients:]
-  return before, before._replace(indices=indices, sizes=sizes)

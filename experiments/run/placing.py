@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.run.config import Config, ConfigError
+from sparsyfed_jax.data.dataset import Dataset
 from sparsyfed_jax.fed.cohort import Federation
 from sparsyfed_jax.fed.devices import AXIS, place, put
 
@@ -38,6 +39,24 @@ def make_mesh(config: Config, machine: Machine) -> Mesh:
       " machine"
     )
   return Mesh(np.array(devices[: config.num_devices]), (AXIS,))
+
+
+def phases(
+  dataset: Dataset, indices: np.ndarray, sizes: np.ndarray, scales: np.ndarray
+) -> tuple[Federation, Federation]:
+  """Makes the clients' data before and after a shift, the same where there is none.
+
+  Args:
+    dataset: of all clients.
+    indices: (phases * num_clients, max_size) int32, those of the second phase behind the others.
+    sizes: (phases * num_clients,) int32.
+    scales: (num_clients,) float32 of densities.
+  """
+  count = len(scales)
+  before = Federation(dataset.x_train, dataset.y_train, indices[:count], sizes[:count], scales)
+  if len(sizes) == count:
+    return before, before
+  return before, before._replace(indices=indices[count:], sizes=sizes[count:])
 
 
 def place_phases(

@@ -331,9 +331,9 @@ def point(size, total, most=100, **more):
     "algorithm": "fedavg",
     "clients_per_chunk": size,
     "most_per_chip": most,
+    "client_bytes": 10,
     "bytes": {**parts, "temporaries": total - 1},
-    **more,
-  }
+  } | more
 
 
 def too_large(size, needed=None):
@@ -404,6 +404,32 @@ def test_advice_names_the_largest_part_and_a_flag(sizes, message):
   large = point(4, 100)
   large["bytes"].update(sizes)
   assert message in pages.advice(large)
+
+
+@pytest.mark.parametrize(
+  ("found", "message"),
+  [
+    (Largest(100, None, True), "FedAvg: all 100 clients that a chip has in a round fit"),
+    (Largest(7, 8, False), "FedAvg: --clients_per_chunk=7 is the largest that fits; 8 does not."),
+    (Largest(0, 1, False), "FedAvg: not even one client at a time fits."),
+    (Largest(4, None, False), "4 side by side fit; --search_seconds=9 did not suffice to compile"),
+    (Largest(4, None, False), "up to 100. 24 would if each further client takes 10 B, as the"),
+    (Largest(4, 9, False), "4 side by side fit and 9 do not; --search_seconds=9"),
+    (Largest(4, 9, False), "up to 100. 8 would if each further"),
+    (Largest(0, 50, False), "0 side by side fit and 50 do not"),
+  ],
+)
+def test_verdicts_say_what_was_compiled_and_what_is_an_estimate(found, message):
+  plan = {
+    "points": [point(4, 100), point(4, 10, algorithm="topk")],
+    "tried": [],
+    "usable_bytes": 300,
+    "most_per_chip": 100,
+    "search_seconds": 9,
+    "largest": {"fedavg": found._asdict() | {"is_exact": found.is_exact}},
+  }
+  (line,) = pages._verdicts(plan)
+  assert message in line
 
 
 def test_one_client_at_a_time_cannot_be_fewer():
