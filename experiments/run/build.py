@@ -216,7 +216,7 @@ def _assemble(
     shifted=after,
     test_owners=prepared.test_owners,
     layers=tuple(trees.layer_names(jax.eval_shape(setup.task.init, keys.init)["params"])),
-    costs=costs_of(config, prepared.model, dataset, setup.task) if config.metrics else (),
+    costs=costs_of(config, dataset, setup.task) if config.metrics else (),
     x_test=x_test,
     y_test=y_test,
     hyper=hyper,
