@@ -62,6 +62,8 @@ def answer(target: targets.Target, request: Request) -> dict[str, Any]:
   try:
     config = config_of(request)
     shape = Shape(*request.shape) if request.shape else None
+    if shape:
+      shape = shape._replace(example=tuple(shape.example))  # a list in JSON
     dataset, told = _data(tuple(request.flags), shape)
     experiment = outline(config, dataset, machine_of(target))
   except (flags.ConfigError, DataError) as error:

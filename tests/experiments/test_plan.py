@@ -442,6 +442,7 @@ def test_a_plan_is_made_compared_and_written(tmp_path, capsys):
     [
       *("plan", "--target=cpu:2", "--compare=fedavg,sparsyfed", "--chunks=1"),
       *("--data_placement=sharded", f"--plan_dir={directory}", *TINY),
+      *("--dataset=npz:nowhere.npz", "--data_shape=60,8,8,1", "--data_classes=3"),
     ]
   )
   made = json.loads((directory / "plan.json").read_text())
@@ -474,6 +475,19 @@ def test_a_plan_is_made_compared_and_written(tmp_path, capsys):
     assert line in text
 
 
+def test_a_trial_that_ends_the_compiler_ends_the_search_alone(capsys):
+  class Ended:
+    def ask(self, request, seconds):
+      if not request.is_whole:
+        raise PlanError("the compiler ended with exit code -9")
+      return point(1, 10, most=4, chips=1, data="digits")
+
+  chosen = options.Options("cpu:1")
+  made = plan.make_plan(Ended(), targets.parse("cpu:1"), chosen, TINY, ["fedavg"])
+  assert made["largest"]["fedavg"]["fits"] == 1 and not made["largest"]["fedavg"]["is_exact"]
+  assert "exit code -9" in capsys.readouterr().err
+
+
 def test_a_worker_refuses_is_stopped_and_tells_why_it_ended():
   with Worker(targets.parse("cpu:1")) as asked:
     refused = asked.ask(Request([*TINY, "--dataset=npz:nowhere.npz"], "", ""))
@@ -498,7 +512,7 @@ def test_a_tpu_tells_cycles_and_refuses_what_is_too_large():
   assert answer["round"]["cycles"] > 0 and fits(answer, targets.parse("v5e:1x1").chip.memory_bytes)
   shape = examples.told(["30000", "512", "512", "3"], 10)
   with Worker(targets.parse("v5e:1x1")) as asked:
-    refused = asked.ask(Request([*TINY, "--batch_size=500"], "fedavg", "4", tuple(shape)))
+    refused = asked.ask(Request([*TINY, "--batch_size=500"], "fedavg", "4", shape))
   assert "too_large" in refused and refused["needed_bytes"] > 16e9
 
 
