@@ -175,8 +175,9 @@ def _describe(case: _Case, times: Sequence[float], peak: int, matmul_flops: floa
   workload = case.workload
   seconds = statistics.median(times)
   share = workload.clients_per_round / len(workload.sizes)
-  examples = share * sum(workload.sizes)
-  steps = share * sum(math.ceil(size / workload.batch_size) for size in workload.sizes)
+  examples = workload.epochs * share * sum(workload.sizes)
+  steps_of_epoch = sum(math.ceil(size / workload.batch_size) for size in workload.sizes)
+  steps = workload.epochs * share * steps_of_epoch
   flops = examples / workload.batch_size * _flops_per_step(workload, case.task)
   return {
     **case.facts,

@@ -11,7 +11,7 @@ import optax
 from flax import linen as nn
 
 from experiments import flags
-from experiments.run.build import make_hyper
+from experiments.run.settings import make_hyper
 from sparsyfed_jax.algorithms import METHODS
 from sparsyfed_jax.data.dataset import flat
 from sparsyfed_jax.data.lists import Parts
@@ -59,8 +59,32 @@ class FemnistCNN(nn.Module):
     return nn.Dense(self.num_classes)(x)
 
 
+class LeNet(nn.Module):
+  """Two 5x5 convolutions, each with ReLU and a 2x2 max pool, and three dense layers.
+
+  LeCun et al. (1998) with ReLU and max pools, as PyTorch's tutorial has it and BlazeFL measures.
+
+  Attributes:
+    num_classes: outputs.
+  """
+
+  num_classes: int
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, *, train: bool = False, valid: jax.Array | None = None
+  ) -> jax.Array:
+    """Maps images (batch, height, width, features) float32 to logits (batch, num_classes)."""
+    for features in (6, 16):
+      x = max_pool(nn.relu(nn.Conv(features, (5, 5), padding="VALID")(x)), 2)
+    x = x.reshape(x.shape[0], -1)
+    for width in (120, 84):
+      x = nn.relu(nn.Dense(width)(x))
+    return nn.Dense(self.num_classes)(x)
+
+
 class Workload(NamedTuple):
-  """One epoch of SGD at 0.1 on random examples."""
+  """SGD at 0.1 on random examples."""
 
   model: nn.Module
   num_classes: int
@@ -71,6 +95,7 @@ class Workload(NamedTuple):
   dtype: str = "float32"  # of the stored examples; uint8 is seen in [-1, 1]
   cpu_divisor: int = 1  # by which clients, and clients a round, are fewer on a CPU
   is_for_accelerators: bool = False  # measured on a CPU only where it is named
+  epochs: int = 1  # of local training; with several, measured only where it is named
   even: str | None = None  # the workload that deals as many examples out evenly, to compare with
 
 
@@ -96,6 +121,31 @@ WORKLOADS: dict[str, Workload] = {
   "resnet18-c10": Workload(
     ResNet18(10), 10, (32, 32, 3), (500,) * 100, 10, 16, "uint8", is_for_accelerators=True
   ),
+  # What BlazeFL 3 publishes times of, of CIFAR-10: five rounds of all clients.
+  "lenet-5e": Workload(
+    LeNet(10),
+    10,
+    (32, 32, 3),
+    (500,) * 100,
+    100,
+    50,
+    "uint8",
+    10,
+    is_for_accelerators=True,
+    epochs=5,
+  ),
+  "resnet18-5e": Workload(
+    ResNet18(10, stem="imagenet"),
+    10,
+    (32, 32, 3),
+    (500,) * 100,
+    100,
+    50,
+    "uint8",
+    10,
+    is_for_accelerators=True,
+    epochs=5,
+  ),  # fmt: skip
   # All clients take part, so that every round of the two has the same number of examples.
   "mlp64-even": Workload(_MLP, 10, (64,), _even(_MLP_SIZES), 200, 10),
   "mlp64-skewed": Workload(_MLP, 10, (64,), _MLP_SIZES, 200, 10, even="mlp64-even"),
@@ -111,7 +161,11 @@ WORKLOADS: dict[str, Workload] = {
 def suiting(backend: str) -> list[str]:
   """Names the workloads that a backend is measured with if none is named."""
   is_cpu = backend == "cpu"
-  return [name for name, item in WORKLOADS.items() if not (is_cpu and item.is_for_accelerators)]
+  return [
+    name
+    for name, item in WORKLOADS.items()
+    if item.epochs == 1 and not (is_cpu and item.is_for_accelerators)
+  ]
 
 
 def group_names(names: Iterable[str]) -> list[list[str]]:
@@ -163,7 +217,7 @@ def make_setup(workload: Workload, compute_dtype: str) -> Setup:
   task = of_flat(whole, workload.shape)
   local = LocalTraining(
     workload.batch_size,
-    1,
+    workload.epochs,
     sgd(),
     is_ragged=are_uneven(np.array(workload.sizes), workload.batch_size),
   )

@@ -103,7 +103,8 @@ def run_round(
     network.load_state_dict(model)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     size = y[client].shape[0]
-    for rows in torch.randperm(size, device=x.device).split(work.batch_size):
+    orders = [torch.randperm(size, device=x.device) for _ in range(work.epochs)]
+    for rows in (rows for order in orders for rows in order.split(work.batch_size)):
       inputs = x[client][rows]
       if work.is_uint8:
         inputs = (inputs.float() - 127.5) / 127.5
@@ -137,11 +138,21 @@ def make_network(nn: Any, workload: str, work: Work) -> Any:
       *(nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
       *(nn.Linear(64 * 7 * 7, 512), nn.ReLU(), nn.Linear(512, work.num_classes)),
     )
-  return _resnet18(nn, work.num_classes)
+  if workload == "lenet-5e":
+    return nn.Sequential(
+      *(nn.Conv2d(3, 6, 5), nn.ReLU(), nn.MaxPool2d(2)),
+      *(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+      *(nn.Linear(16 * 5 * 5, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU()),
+      nn.Linear(84, work.num_classes),
+    )
+  return _resnet18(nn, work.num_classes, is_for_small_images=workload == "resnet18-c10")
 
 
-def _resnet18(nn: Any, num_classes: int) -> Any:
-  """Makes a ResNet-18 for 32x32 images: a 3x3 stem without a pool, convolutions without biases."""
+def _resnet18(nn: Any, num_classes: int, is_for_small_images: bool) -> Any:
+  """Makes a ResNet-18 without biases of convolutions.
+
+  Small images have a 3x3 stem without a pool, others a 7x7 one of stride 2 and a pool.
+  """
 
   def conv(inputs: int, outputs: int, side: int, stride: int = 1) -> list[Any]:
     layer = nn.Conv2d(inputs, outputs, side, stride, (side - 1) // 2, bias=False)
@@ -166,7 +177,9 @@ def _resnet18(nn: Any, num_classes: int) -> Any:
       blocks.append(Block(inputs, outputs, 2 if stage > 0 and block == 0 else 1))
       inputs = outputs
   head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, num_classes))
-  return nn.Sequential(*conv(3, 64, 3), nn.ReLU(), *blocks, *head)
+  stem = conv(3, 64, 3) if is_for_small_images else conv(3, 64, 7, 2)
+  pool = [] if is_for_small_images else [nn.MaxPool2d(3, 2, 1)]
+  return nn.Sequential(*stem, nn.ReLU(), *pool, *blocks, *head)
 
 
 def _parse() -> argparse.Namespace:

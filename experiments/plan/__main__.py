@@ -116,7 +116,13 @@ def make_plan(
 
   def ask(algorithm: str, chunk: str | int, seconds: float | None, is_whole: bool = False) -> Any:
     print(f"{algorithm}, --clients_per_chunk={chunk or 'auto'}: compiling", file=sys.stderr)
-    answer = worker.ask(Request(given, algorithm, str(chunk), shape, is_whole), seconds)
+    try:
+      answer = worker.ask(Request(given, algorithm, str(chunk), shape, is_whole), seconds)
+    except PlanError as error:
+      if is_whole:
+        raise
+      print(f"  {error}", file=sys.stderr)
+      return None  # what was compiled before still counts
     if answer is None:
       print("  --search_seconds are over", file=sys.stderr)
     elif "refusal" in answer:
@@ -143,6 +149,7 @@ def make_plan(
     "flags": list(given),
     "compiler": _compiler(target),
     "most_per_chip": points[0]["most_per_chip"],
+    "search_seconds": chosen.search_seconds,
     "largest": largest,
     "points": points,
     "tried": tried,

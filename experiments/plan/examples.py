@@ -1,6 +1,5 @@
 """The data sets of plans: read where they are at hand, otherwise known by their shapes alone."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -37,7 +36,7 @@ KNOWN = {
 def told(values: Sequence[str], num_classes: int) -> Shape:
   """Reads --data_shape, the number of training examples and the shape of one, and --data_classes.
 
-  A fifth as many test examples are taken; numbers of bytes follow from uint8.
+  Values are taken for uint8, and test examples for a fifth as many.
 
   Raises:
     ConfigError: these are not numbers of at least 1.
@@ -104,8 +103,3 @@ def _pretend(name: str, known: Shape) -> Dataset:
     std=width,
     classes=tuple(range(known.num_classes)),
   )
-
-
-def num_values(dataset: Dataset) -> int:
-  """Counts the values of an example."""
-  return math.prod(dataset.x_train.shape[1:])

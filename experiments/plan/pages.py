@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.bench.rows import markdown
+from experiments.pictures.panels import method_title
 from experiments.plan.search import fits, total_bytes
 from experiments.terminal import format_bytes, format_seconds
-from sparsyfed_jax.algorithms import METHODS
 
 MEMORY = {
   "data": "data, with the test set",
@@ -68,9 +68,7 @@ def page(plan: Mapping[str, Any]) -> str:
 
 def name_of(point: Mapping[str, Any]) -> str:
   """Names a point in tables and pictures."""
-  algorithm = point["algorithm"]
-  title = METHODS[algorithm].title if algorithm in METHODS else algorithm
-  return f"{title}, {point['clients_per_chunk']} side by side"
+  return f"{method_title(point['algorithm'])}, {point['clients_per_chunk']} side by side"
 
 
 def noun_of(plan: Mapping[str, Any]) -> str:
@@ -87,11 +85,11 @@ def _overview(plan: Mapping[str, Any]) -> list[list[str]]:
   ]
   for point in sorted([*plan["points"], *plan["tried"]], key=lambda each: each["algorithm"]):
     total, found = total_bytes(point), point.get("round", {})
-    row = [_title(point), str(point["clients_per_chunk"])]
+    row = [method_title(point["algorithm"]), str(point["clients_per_chunk"])]
     row += [_needs(point, total), "yes" if fits(point, plan["usable_bytes"]) else "no"]
     if is_tpu:
       cycles = found.get("cycles")
-      row += [f"{cycles:,.0f}", f"{1e3 * cycles / plan['hertz']:.3g}"] if cycles else ["", ""]
+      row += [f"{cycles:,.0f}", _short(1e3 * cycles / plan["hertz"])] if cycles else ["", ""]
     row.append(f"{found['operations']:,.0f}" if found else "")
     row.append(_collectives(found) if found else "")
     row.append(format_seconds(point["compile_seconds"]) if "compile_seconds" in point else "")
@@ -99,8 +97,8 @@ def _overview(plan: Mapping[str, Any]) -> list[list[str]]:
   return cells
 
 
-def _title(point: Mapping[str, Any]) -> str:
-  return name_of(point).rpartition(",")[0]
+def _short(value: float) -> str:
+  return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _needs(point: Mapping[str, Any], total: int | None) -> str:
@@ -141,7 +139,7 @@ def _verdicts(plan: Mapping[str, Any]) -> list[str]:
     if not fits(point, plan["usable_bytes"]):
       lines.append(f"{name_of(point)}: does not fit. {advice(point)}")
   for algorithm, found in plan["largest"].items():
-    title = METHODS[algorithm].title if algorithm in METHODS else algorithm
+    title = method_title(algorithm)
     most = plan["most_per_chip"]
     if found["is_all"]:
       lines.append(f"{title}: all {most} clients that a chip has in a round fit side by side.")
@@ -153,12 +151,28 @@ def _verdicts(plan: Mapping[str, Any]) -> list[str]:
         else f"{title}: not even one client at a time fits."
       )
     else:
-      beyond = f" and {found['fails']} does not" if found["fails"] else ""
-      lines.append(
-        f"{title}: {found['fits']} clients side by side fit{beyond}; --search_seconds was not"
-        f" enough to look at more of up to {most}."
-      )
+      lines.append(_unfinished(algorithm, plan))
   return lines
+
+
+def _unfinished(algorithm: str, plan: Mapping[str, Any]) -> str:
+  """Says how far a search came, and what the estimate of --clients_per_chunk=auto makes of it."""
+  found, most = plan["largest"][algorithm], plan["most_per_chip"]
+  low, high = found["fits"], found["fails"] or most + 1
+  beyond = f" and {high} do not" if found["fails"] else ""
+  came = (
+    f"{method_title(algorithm)}: {low} side by side fit{beyond};"
+    f" --search_seconds={plan['search_seconds']} did not suffice to compile more of up to {most}."
+  )
+  for point in (*plan["points"], *plan["tried"]):
+    total, each = total_bytes(point), point["client_bytes"]
+    if (point["algorithm"], point["clients_per_chunk"]) == (algorithm, low) and total is not None:
+      guess = min(low + (plan["usable_bytes"] - total) // each, high - 1)
+      return (
+        f"{came} {guess} would if each further client takes {format_bytes(each)}, as the estimate"
+        " of --clients_per_chunk=auto has it."
+      )
+  return came
 
 
 def advice(point: Mapping[str, Any]) -> str:

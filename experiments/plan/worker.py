@@ -62,6 +62,8 @@ def answer(target: targets.Target, request: Request) -> dict[str, Any]:
   try:
     config = config_of(request)
     shape = Shape(*request.shape) if request.shape else None
+    if shape:
+      shape = shape._replace(example=tuple(shape.example))  # a list in JSON
     dataset, told = _data(tuple(request.flags), shape)
     experiment = outline(config, dataset, machine_of(target))
   except (flags.ConfigError, DataError) as error:
@@ -72,6 +74,7 @@ def answer(target: targets.Target, request: Request) -> dict[str, Any]:
     "clients_per_chunk": experiment.facts["clients_per_chunk"],
     "most_per_chip": -(-config.clients_per_round // experiment.mesh.size),
     "chips": experiment.mesh.size,
+    "client_bytes": experiment.facts["client_bytes"],
     "placement": experiment.placement,
     "data": told,
   }

@@ -16,7 +16,7 @@ from experiments.run.defaults import with_partition
 from experiments.run.identity import digest, examples_digest
 from experiments.run.models import choose_chunk, make_model
 from experiments.run.placing import HERE, Machine, everywhere, make_mesh, phases_of, place_phases
-from experiments.run.settings import all_flags, method_of, own_hyper, own_options
+from experiments.run.settings import all_flags, make_hyper, method_of, own_options
 from experiments.run.split import Split, count_phases
 from experiments.run.starting import starting_of
 from experiments.run.tasks import classes_of, costs_of, make_task, scale_facts
@@ -35,7 +35,8 @@ from sparsyfed_jax.fed.devices import sum_over_devices
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.measures import NO_MEASURES
 from sparsyfed_jax.fed.measures import measures as make_measures
-from sparsyfed_jax.fed.method import Pattern, with_own
+from sparsyfed_jax.fed.memory import client_bytes
+from sparsyfed_jax.fed.method import Pattern
 from sparsyfed_jax.fed.optimizers import SERVER_OPTIMIZERS, ClientOptimizer, adamw, clipped, sgd
 from sparsyfed_jax.fed.ragged import are_uneven
 from sparsyfed_jax.fed.sampling import AVAILABILITIES
@@ -140,7 +141,7 @@ def build(config: Config) -> Experiment:
   config = with_partition(config, dataset)
   keys = make_keys(jax.random.key(config.seed))
   prepared = _prepare(config, dataset, keys)
-  experiment = _assemble(config, dataset, prepared, keys, HERE)
+  experiment, _ = _assemble(config, dataset, prepared, keys, HERE)
   phases = [phase for phase in (prepared.parts, prepared.parts_after) if phase is not None]
   return experiment._replace(
     facts=experiment.facts
@@ -156,7 +157,7 @@ def outline(config: Config, dataset: sources.Dataset, machine: Machine) -> Exper
   """Does as `build` for a machine that need not be there, as far as programs are concerned.
 
   Of the examples nothing is read but the shapes and the classes; `facts` has only what programs
-  depend on, with the clients' `sizes`, and `split` is empty.
+  depend on, besides the clients' `sizes` and `client_bytes`, and `split` is empty.
 
   Args:
     config: checked and resolved flags.
@@ -169,15 +170,19 @@ def outline(config: Config, dataset: sources.Dataset, machine: Machine) -> Exper
   config = with_partition(config, dataset)
   keys = make_keys(jax.random.key(config.seed))
   prepared = _prepare(config, dataset, keys, machine)
-  experiment = _assemble(config, dataset, prepared, keys, machine)
-  return experiment._replace(
-    facts=experiment.facts | {"sizes": prepared.sizes[: len(prepared.parts)]}
-  )
+  experiment, setup = _assemble(config, dataset, prepared, keys, machine)
+  example, label = _entries(dataset)
+  platform = machine.target(prepared.mesh).platform
+  more = {
+    "sizes": prepared.sizes[: len(prepared.parts)],
+    "client_bytes": client_bytes(setup, example, platform, label),
+  }
+  return experiment._replace(facts=experiment.facts | more)
 
 
 def _assemble(
   config: Config, dataset: sources.Dataset, prepared: _OnHost, keys: Keys, machine: Machine
-) -> Experiment:
+) -> tuple[Experiment, Setup]:
   setup = _make_setup(config, prepared, dataset)
   algorithm = _make_algorithm(config, setup)
   _check_shift(config, algorithm, setup, prepared)
@@ -191,9 +196,8 @@ def _assemble(
   sizes = (federation.sizes, after.sizes)
   num_rows = rows_needed(placement, sizes, config.clients_per_round, mesh.size)
   federation, after = place_phases(machine, federation, after, mesh, placement, num_rows)
-  example = jax.ShapeDtypeStruct(dataset.x_train.shape[1:], dataset.x_train.dtype)
+  example, label = _entries(dataset)
   most = -(-config.clients_per_round // mesh.size)
-  label = jax.ShapeDtypeStruct(dataset.y_train.shape[1:], dataset.y_train.dtype)
   target = machine.target(mesh)
   own_chunk = choose_chunk(config.clients_per_chunk, setup, example, most, target, label)
   chunk = processes.smallest(own_chunk)  # all have to run the same program
@@ -214,7 +218,7 @@ def _assemble(
   total_weight = float(jnp.sum(setup.client_weight(jnp.asarray(prepared.sizes[:num_clients]))))
   others = (flat(dataset.x_test), dataset.y_test, make_hyper(config, total_weight), keys)
   x_test, y_test, hyper, placed_keys = machine.put(others, everywhere(mesh))
-  return Experiment(
+  made = Experiment(
     model=prepared.model,
     signature=dataset.signature,
     algorithm=algorithm,
@@ -245,6 +249,13 @@ def _assemble(
     remarks=tuple(setup.task.remarks),
     split=(),
   )
+  return made, setup
+
+
+def _entries(dataset: sources.Dataset) -> Sequence[jax.ShapeDtypeStruct]:
+  """Makes the shapes of an example and of what is predicted of it."""
+  both = dataset.x_train, dataset.y_train
+  return [jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for array in both]
 
 
 def _make_setup(config: Config, prepared: _OnHost, dataset: sources.Dataset) -> Setup:
@@ -376,15 +387,3 @@ def _refuse_memory(
       f"--{flag}={getattr(config, flag)}: must be {right} where clients keep something between"
       f" rounds, as those of --algorithm={config.algorithm} do"
     )
-
-
-def make_hyper(config: Config, total_weight: float) -> Hyper:
-  """Makes the values that the state carries of resolved flags and the clients' weights."""
-  values = {
-    **{name: getattr(config, name) for name in Hyper._fields if hasattr(config, name)},
-    "density": 1 - config.sparsity,
-    "ramp_rounds": config.sparsity_ramp_rounds,
-    "total_weight": total_weight,
-  }
-  common = Hyper(**{name: jnp.float32(value) for name, value in values.items()})
-  return with_own(common, own_hyper(config))

@@ -27,7 +27,7 @@ _AMOUNTS = (
   *("uplink_bytes_per_client_round", "downlink_bytes_per_client_round", "total_bytes"),
   *("dense_bytes", "bytes_to_target", "rounds_to_target", "rounds_to_regain", "shift_round"),
   *("client_flops_per_round", "dense_client_flops_per_round"),
-  *("seconds_per_round", "compile_seconds"),
+  *("seconds_per_round", "compile_seconds", "device_peak_bytes"),
 )
 _NUMBERS = ("train_loss", "test_loss", "target")
 _HUGE = 1e100  # beyond what is measured, and far enough from what no float holds

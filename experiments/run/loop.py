@@ -151,6 +151,8 @@ def train_loop(
   rounds_here = (done - start.done) * len(members)
   seconds = run_seconds / rounds_here if rounds_here else None
   cost: dict[str, Any] = {"seconds_per_round": seconds, "compile_seconds": programs.seconds}
+  known = members[0].experiment.mesh.local_devices[0].memory_stats() or {}  # of accelerators
+  cost |= {"device_peak_bytes": known["peak_bytes_in_use"]} if "peak_bytes_in_use" in known else {}
   cost |= {"stopped_because": stop} if stop else {}
   _note_never_updated(writers, books)
   if done == start.done:  # or they have just been saved

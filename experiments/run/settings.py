@@ -5,12 +5,15 @@ import typing
 from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
 
+import jax.numpy as jnp
+
 from experiments.run.config import VALUE, Config, ConfigError
 from experiments.run.learning import Learning
 from experiments.run.starting import Starting
 from sparsyfed_jax import algorithms
 from sparsyfed_jax.algorithms import METHODS
-from sparsyfed_jax.fed.method import Knob, Method, Rule, Setting
+from sparsyfed_jax.fed.hyper import Hyper
+from sparsyfed_jax.fed.method import Knob, Method, Rule, Setting, with_own
 
 # What config.json has besides flags, and what commands and absl have besides those of runs.
 _TAKEN = frozenset(
@@ -117,3 +120,15 @@ def own_options(config: Config) -> Any:
 def _own(config: Config, holder: Any, is_number: bool) -> Any:
   settings = method_of(config).settings()
   return holder(**{s.field: getattr(config, s.name) for s in settings if s.is_number == is_number})
+
+
+def make_hyper(config: Config, total_weight: float) -> Hyper:
+  """Makes the values that the state carries of resolved flags and the clients' weights."""
+  values = {
+    **{name: getattr(config, name) for name in Hyper._fields if hasattr(config, name)},
+    "density": 1 - config.sparsity,
+    "ramp_rounds": config.sparsity_ramp_rounds,
+    "total_weight": total_weight,
+  }
+  common = Hyper(**{name: jnp.float32(value) for name, value in values.items()})
+  return with_own(common, own_hyper(config))

@@ -284,9 +284,8 @@ for arguments in %s:
   for field in ("x_test", "y_test", "hyper", "keys"):
     same(getattr(known, field), getattr(real, field), (arguments, field))
   assert known.num_rows == real.num_rows
-  assert {key: real.facts[key] for key in known.facts if key != "sizes"} == {
-    key: known.facts[key] for key in known.facts if key != "sizes"
-  }
+  facts = {key: value for key, value in known.facts.items() if key in real.facts}
+  assert {key: real.facts[key] for key in facts} == facts and len(facts) > 5
   made = real.simulation.init(real.hyper, real.keys.init)
   if config.data_placement != "streamed":
     placed = layout_of(real).place(made)
@@ -331,9 +330,9 @@ def point(size, total, most=100, **more):
     "algorithm": "fedavg",
     "clients_per_chunk": size,
     "most_per_chip": most,
+    "client_bytes": 10,
     "bytes": {**parts, "temporaries": total - 1},
-    **more,
-  }
+  } | more
 
 
 def too_large(size, needed=None):
@@ -406,6 +405,32 @@ def test_advice_names_the_largest_part_and_a_flag(sizes, message):
   assert message in pages.advice(large)
 
 
+@pytest.mark.parametrize(
+  ("found", "message"),
+  [
+    (Largest(100, None, True), "FedAvg: all 100 clients that a chip has in a round fit"),
+    (Largest(7, 8, False), "FedAvg: --clients_per_chunk=7 is the largest that fits; 8 does not."),
+    (Largest(0, 1, False), "FedAvg: not even one client at a time fits."),
+    (Largest(4, None, False), "4 side by side fit; --search_seconds=9 did not suffice to compile"),
+    (Largest(4, None, False), "up to 100. 24 would if each further client takes 10 B, as the"),
+    (Largest(4, 9, False), "4 side by side fit and 9 do not; --search_seconds=9"),
+    (Largest(4, 9, False), "up to 100. 8 would if each further"),
+    (Largest(0, 50, False), "0 side by side fit and 50 do not"),
+  ],
+)
+def test_verdicts_say_what_was_compiled_and_what_is_an_estimate(found, message):
+  plan = {
+    "points": [point(4, 100), point(4, 10, algorithm="topk")],
+    "tried": [],
+    "usable_bytes": 300,
+    "most_per_chip": 100,
+    "search_seconds": 9,
+    "largest": {"fedavg": found._asdict() | {"is_exact": found.is_exact}},
+  }
+  (line,) = pages._verdicts(plan)
+  assert message in line
+
+
 def test_one_client_at_a_time_cannot_be_fewer():
   assert "clients_per_chunk" not in pages.advice(point(1, 10**6))
   assert "temporaries" in pages.advice(too_large(1))
@@ -417,6 +442,7 @@ def test_a_plan_is_made_compared_and_written(tmp_path, capsys):
     [
       *("plan", "--target=cpu:2", "--compare=fedavg,sparsyfed", "--chunks=1"),
       *("--data_placement=sharded", f"--plan_dir={directory}", *TINY),
+      *("--dataset=npz:nowhere.npz", "--data_shape=60,8,8,1", "--data_classes=3"),
     ]
   )
   made = json.loads((directory / "plan.json").read_text())
@@ -449,6 +475,19 @@ def test_a_plan_is_made_compared_and_written(tmp_path, capsys):
     assert line in text
 
 
+def test_a_trial_that_ends_the_compiler_ends_the_search_alone(capsys):
+  class Ended:
+    def ask(self, request, seconds):
+      if not request.is_whole:
+        raise PlanError("the compiler ended with exit code -9")
+      return point(1, 10, most=4, chips=1, data="digits")
+
+  chosen = options.Options("cpu:1")
+  made = plan.make_plan(Ended(), targets.parse("cpu:1"), chosen, TINY, ["fedavg"])
+  assert made["largest"]["fedavg"]["fits"] == 1 and not made["largest"]["fedavg"]["is_exact"]
+  assert "exit code -9" in capsys.readouterr().err
+
+
 def test_a_worker_refuses_is_stopped_and_tells_why_it_ended():
   with Worker(targets.parse("cpu:1")) as asked:
     refused = asked.ask(Request([*TINY, "--dataset=npz:nowhere.npz"], "", ""))
@@ -473,7 +512,7 @@ def test_a_tpu_tells_cycles_and_refuses_what_is_too_large():
   assert answer["round"]["cycles"] > 0 and fits(answer, targets.parse("v5e:1x1").chip.memory_bytes)
   shape = examples.told(["30000", "512", "512", "3"], 10)
   with Worker(targets.parse("v5e:1x1")) as asked:
-    refused = asked.ask(Request([*TINY, "--batch_size=500"], "fedavg", "4", tuple(shape)))
+    refused = asked.ask(Request([*TINY, "--batch_size=500"], "fedavg", "4", shape))
   assert "too_large" in refused and refused["needed_bytes"] > 16e9
 
 
