@@ -1,11 +1,17 @@
 #!/usr/bin/env bash
-# Measures on one GPU, in at most ten minutes, what a round costs beside a bare PyTorch loop, and how
-# it grows with its clients: experiments/measure_gpu.sh DIRECTORY (or OUT=DIRECTORY).
+# Measures on one GPU, in at most eleven minutes, what a round costs beside a bare PyTorch loop, and
+# what of the authors' runs on CIFAR-10 fits: experiments/measure_gpu.sh DIRECTORY (or OUT=DIRECTORY).
 #
+# CIFAR10            an npz of it: ResNet-18 with SparsyFed, then FedAvg, for as many of 700 rounds as
+#                    fit; the same DIRECTORY again goes on with them
+# PLAN               a folder of experiments.plan for this GPU and the preset cifar10-lda1000, made
+#                    before: a few rounds are held against it (needs CIFAR10)
+# STEPS              which of these, of those below; by default all
 # COMPUTE_DTYPE      float32, tf32 or bfloat16, for both sides
 # PYTHON             has jax and this project's requirements
 # TORCH_PYTHON       has PyTorch with CUDA; without PyTorch there are no peers
 # SCALING_WORKLOAD   of the picture
+# REFERENCE_LIMIT    seconds for the authors' runs
 # TIME_LIMIT         seconds for everything; what does not fit is left out
 set -uo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
@@ -21,13 +27,18 @@ compute_dtype="${COMPUTE_DTYPE:-float32}"
 python="${PYTHON:-python3}"
 torch_python="${TORCH_PYTHON:-$python}"
 scaling_workload="${SCALING_WORKLOAD:-mlp64}"
-deadline=$((SECONDS + ${TIME_LIMIT:-580}))
+steps="${STEPS:-planned resnet18-c10 cnn28-1k lenet-5e resnet18-5e reference cnn32 mlp64 lowerings \
+kth_magnitude scaling skewed}"
+deadline=$((SECONDS + ${TIME_LIMIT:-640}))
 failed=()
 
 # step NAME SECONDS COMMAND...: a step that fails or runs too long does not cost the others.
 step() {
   local name="$1" limit="$2" left=$((deadline - SECONDS))
   shift 2
+  if [[ " $steps " != *" $name "* ]]; then
+    return
+  fi
   if ((left < 20)); then
     echo "$name: left out, no time" >&2
     failed+=("$name")
@@ -35,11 +46,13 @@ step() {
   fi
   local start=$SECONDS
   # To the whole group, and hard in the end, so that nothing holds the GPU afterwards.
-  timeout --kill-after=5 "$((limit < left ? limit : left))" "$@" \
+  timeout --kill-after=15 "$((limit < left ? limit : left))" "$@" \
     >"$directory/$name.out" 2> >(tee "$directory/$name.err" >&2)
   local code=$?
   echo "$name: exit code $code after $((SECONDS - start)) s" >&2
-  if ((code)); then
+  if [[ "$name" == reference && $code -eq 124 ]]; then
+    echo "$name: not at its end; the same directory again goes on with it" >&2
+  elif ((code)); then
     failed+=("$name")
   fi
 }
@@ -68,10 +81,25 @@ peer() {
 }
 
 nvidia-smi >"$directory/nvidia-smi.txt" 2>&1 || true
+if [[ -n "${CIFAR10:-}" && -n "${PLAN:-}" && " $steps " == *" planned "* ]]; then
+  step planned 120 "$python" -m experiments.train --preset=cifar10-lda1000 --rounds=4 \
+    --eval_every=2 --dataset="npz:$CIFAR10" --output_dir="$directory/planned"
+  "$python" -m experiments.plan.checking "$PLAN" "$directory/planned" |
+    tee "$directory/planned.md" || failed+=("planned.md")
+fi
 peer resnet18-c10
-bench resnet18-c10 240 --workload=resnet18-c10 --repeats=6 "${peer[@]}"
+bench resnet18-c10 150 --workload=resnet18-c10 --repeats=4 "${peer[@]}"
 peer cnn28-1k
-bench cnn28-1k 120 --workload=cnn28-1k --repeats=6 "${peer[@]}"
+bench cnn28-1k 90 --workload=cnn28-1k --repeats=6 "${peer[@]}"
+peer lenet-5e
+bench lenet-5e 90 --workload=lenet-5e --repeats=5 --algorithm=fedavg "${peer[@]}"
+peer resnet18-5e
+bench resnet18-5e 150 --workload=resnet18-5e --repeats=3 --algorithm=fedavg "${peer[@]}"
+if [[ -n "${CIFAR10:-}" ]]; then
+  # SIGTERM ends it after a checkpoint.
+  step reference "${REFERENCE_LIMIT:-240}" "$python" -m experiments.reference \
+    --dataset="npz:$CIFAR10" --checkpoint_every=10 --output_dir="$directory/reference"
+fi
 peer cnn32
 bench cnn32 120 --workload=cnn32 --metrics=on,off "${peer[@]}"
 peer mlp64

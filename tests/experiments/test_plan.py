@@ -13,7 +13,7 @@ import pytest
 
 from experiments import flag_files, flags
 from experiments.plan import __main__ as plan
-from experiments.plan import examples, hlo, options, pages, targets, worker
+from experiments.plan import checking, examples, hlo, options, pages, targets, worker
 from experiments.plan.asking import PlanError, Worker
 from experiments.plan.outlining import trips_of
 from experiments.plan.search import Largest, find_largest, fits, total_bytes
@@ -536,3 +536,29 @@ def test_the_commands_of_the_page_are_right(request):
 
 def test_devices_of_a_cpu_target_are_those_there_are():
   assert list(targets.devices_of(targets.parse("cpu:1"))) == jax.devices("cpu")[:1]
+
+
+def test_a_run_is_held_against_its_plan(tmp_path, capsys):
+  point = {
+    **{"algorithm": "fedavg", "clients_per_chunk": 2, "compile_seconds": 12.0},
+    "bytes": {"data": 10, "state": 20, "memories": 0, "padding": 0, "temporaries": 70},
+    "round": {"operations": 1234.0, "cycles": 0},
+  }
+  point["bytes"] |= {"results": 0, "code": 0}
+  plan, run = tmp_path / "plan", tmp_path / "run"
+  summary = {"algorithm": "fedavg", "seconds_per_round": 0.25, "compile_seconds": 3.0}
+  for folder, name, content in [
+    (plan, "plan.json", {"platform": "gpu", "points": [point]}),
+    (run, "summary.json", summary | {"device_peak_bytes": 150}),
+    (run, "config.json", {"data": {"clients_per_chunk": 2}}),
+  ]:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(json.dumps(content))
+  checking.main([str(plan), str(run)])
+  row = [cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].strip("|").split("|")]
+  assert row == ["fedavg", "2", "100 B", "150 B", "1.50", "1,234", "", "0.25 s", "3 s", "12 s"]
+  (run / "config.json").write_text(json.dumps({"data": {"clients_per_chunk": 5}}))
+  with pytest.raises(SystemExit, match="fedavg with 5 clients side by side is not in the plan"):
+    checking.main([str(plan), str(run)])
+  with pytest.raises(SystemExit, match="error: name the folder of a plan"):
+    checking.main([str(plan)])
