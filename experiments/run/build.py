@@ -181,7 +181,7 @@ def build(config: Config) -> Experiment:
     shifted=after,
     test_owners=prepared.test_owners,
     layers=layers,
-    costs=costs_of(config, prepared.model, dataset, setup.task) if config.metrics else (),
+    costs=costs_of(config, dataset, setup.task) if config.metrics else (),
     x_test=x_test,
     y_test=y_test,
     hyper=hyper,
