@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sparsyfed_jax.data import sources
+from sparsyfed_jax.data.arrays import from_arrays
 from sparsyfed_jax.data.dataset import DataError, Dataset
 from sparsyfed_jax.data.targets import numbered
 
@@ -72,7 +72,7 @@ def load(path: str, key: jax.Array, task: str = "") -> Dataset:
   if "x_test" not in arrays:
     arrays = {_WHOLE[known]: np.asarray(array) for known, array in arrays.items()}
   try:
-    dataset = sources.from_arrays(arrays, key, str(folder), title, kind)
+    dataset = from_arrays(arrays, key, str(folder), title, kind)
   except DataError as error:
     raise DataError(_with_file_names(str(error))) from None
   if not classes or dataset.kind == "regression":
