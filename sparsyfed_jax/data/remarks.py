@@ -63,9 +63,15 @@ def _of_clients(dataset: Dataset) -> list[str]:
   if not len(dataset.client_test):
     return []
   absent = np.setdiff1d(dataset.client_test, dataset.client_train)
+  strangers = np.count_nonzero(absent >= dataset.num_clients)
+  told = [
+    f"clients with test examples alone: {strangers}; they take part in no round, and with"
+    " --partition=natural, --client_eval tells how good the model is for each"
+  ]
+  absent = absent[absent < dataset.num_clients]
   if not len(absent):
-    return []
-  return [
+    return told if strangers else []
+  return told[: bool(strangers)] + [
     f"{len(absent)} of the {dataset.num_clients} clients of the data have test examples alone; with"
     " --partition=natural they are empty clients"
   ]

@@ -2,7 +2,7 @@
 
 A file is checked when it is read, so that a mistake in it surfaces here, in one line that names the
 array, and not as a NaN or a shape error inside a compiled round. `load` also takes the sets that
-tensorflow_datasets has prepared, which `prepared` reads.
+tensorflow_datasets has prepared, which `prepared` reads, and the formats of `readers`.
 """
 
 import importlib.util
@@ -17,6 +17,8 @@ import numpy as np
 from sparsyfed_jax.data import characters, folders, prepared, scaling
 from sparsyfed_jax.data.arrays import from_arrays
 from sparsyfed_jax.data.dataset import DataError, Dataset, split_80_20
+from sparsyfed_jax.data.readers import READERS, Opened, find, open_with
+from sparsyfed_jax.data.reading import READING, Reading
 
 _KINDS = {
   stat.S_IFDIR: "a directory",
@@ -36,47 +38,62 @@ def load(
   key: jax.Array,
   input_range: InputRange = "auto",
   task: str = "",
-  reading: characters.Reading = characters.READING,
+  reading: Reading = READING,
 ) -> Dataset:
   """Loads the data set that the flag --dataset names.
 
   Args:
-    name: 'digits', 'npz:PATH', 'folder:PATH' (as `folders` opens it), 'text:PATH' or 'tfds:NAME',
-      a set that tensorflow_datasets has prepared.
+    name: 'digits', 'npz:PATH', 'folder:PATH' (as `folders` opens it), 'text:PATH', 'tfds:NAME', a
+      set that tensorflow_datasets has prepared, or 'FORMAT:PATH' with a format of `READERS`.
     key: a JAX PRNG key; decides the train/test split where the source has none.
     input_range: the stored values that a model sees as -1 and 1; None for the values as they are,
       'auto' for what `scaling.find_range` finds in the training set.
     task: what is learned, one of `dataset.TASKS`; by default of a text the next token, and of
       others classification.
-    reading: how a text is read.
+    reading: how a text is read, and which columns of a table.
 
   Raises:
     DataError: the name is unknown or the data cannot be used.
   """
-  dataset = _load(name, key, task, reading)
+  return open_source(name, key, input_range, task, reading).dataset
+
+
+def open_source(
+  name: str,
+  key: jax.Array,
+  input_range: InputRange = "auto",
+  task: str = "",
+  reading: Reading = READING,
+) -> Opened:
+  """Loads a data set as `load` does, with the names of its clients where a reader tells them."""
+  opened = _open(name, key, task, reading)
+  dataset = opened.dataset
   if task not in ("", dataset.kind):
     raise DataError(f"--task={task}: must be {dataset.kind}, which --dataset={name} is for")
   if input_range == "auto" or dataset.kind == "next_token":
-    return dataset
+    return opened
   mean, std = scaling.mean_and_std(input_range)
-  return dataset._replace(mean=mean, std=std)
+  return opened._replace(dataset=dataset._replace(mean=mean, std=std))
 
 
-def _load(name: str, key: jax.Array, task: str, reading: characters.Reading) -> Dataset:
+def _open(name: str, key: jax.Array, task: str, reading: Reading) -> Opened:
   kind, _, path = name.partition(":")
   if name == "digits":
-    return digits(key)
+    return Opened(digits(key))
   if kind == "npz" and path:
-    return npz(path, key, task)
+    return Opened(npz(path, key, task))
   if kind == "text" and path:
-    return characters.load(path, reading)
+    return Opened(characters.load(path, reading))
   if kind == "tfds" and path:
-    return prepared.load(path, key)
+    return Opened(prepared.load(path, key))
   if kind == "folder" and path:
-    return folders.load(path, key, task)
+    return Opened(folders.load(path, key, task))
+  if found := find(name):
+    return open_with(*found, key, reading, task)
+  others = ", ".join(f"'{reader}:PATH'" for reader in READERS)
   raise DataError(
-    f"--dataset={name}: unknown data set, must be 'tfds:NAME', 'text:PATH', 'folder:PATH',"
-    " 'digits' or 'npz:PATH'"
+    f"--dataset={name}: unknown data set, must be {others}, 'tfds:NAME', 'text:PATH',"
+    " 'folder:PATH', 'digits' or 'npz:PATH'"
   )
 
 
