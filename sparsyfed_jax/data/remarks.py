@@ -4,7 +4,7 @@ import numpy as np
 
 from sparsyfed_jax.data.dataset import Dataset
 from sparsyfed_jax.data.labels import Label, outsiders
-from sparsyfed_jax.data.mapped import blocks, ends, release
+from sparsyfed_jax.data.mapped import blocks, ends, every
 from sparsyfed_jax.data.scaling import as_range
 
 _SPREAD = 100.0  # times as wide as others is another unit
@@ -107,9 +107,7 @@ def _of_values(dataset: Dataset) -> list[str]:
 
 def _of_range(dataset: Dataset, least: float) -> list[str]:
   limits = as_range(dataset.mean, dataset.std)
-  values = dataset.x_train.reshape(-1)
-  values = np.array(values[:: 1 + values.size // _SAMPLE])
-  release(dataset.x_train)
+  values = every(dataset.x_train, 1 + dataset.x_train.size // _SAMPLE)
   values = values[values != least]  # masks and strokes are nearly all background
   if limits is None or not len(values):
     return []

@@ -154,6 +154,8 @@ def test_blocks_are_the_whole_array(monkeypatch):
   assert [len(block) for block in cut] == [3] * 5
   np.testing.assert_array_equal(np.concatenate(cut), x)
   assert mapped.ends(x) == (0, 59)
+  for step in (1, 2, 7, 12, 13, 100):
+    assert mapped.every(x, step).tolist() == x.reshape(-1)[::step].tolist()
   assert not list(mapped.blocks(x[:0])) and len(list(mapped.blocks(np.zeros((2, 99))))) == 2
 
 
