@@ -7,31 +7,34 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from experiments.run import processes
 from experiments.run.config import VALUE, Config, ConfigError
 from experiments.run.data import TestOwners, deal_phases, deal_tests, density_scales, load
+from experiments.run.defaults import with_partition
 from experiments.run.identity import digest, examples_digest
 from experiments.run.models import choose_chunk, make_model
+from experiments.run.placing import HERE, Machine, everywhere, make_mesh, phases_of, place_phases
 from experiments.run.settings import all_flags, method_of, own_hyper, own_options
 from experiments.run.split import Split, count_phases
 from experiments.run.starting import starting_of
 from experiments.run.tasks import classes_of, costs_of, make_task, scale_facts
 from experiments.run.weight_files import facts_of, started_once
 from sparsyfed_jax import trees
-from sparsyfed_jax.data import partition, sources
+from sparsyfed_jax.data import sources
 from sparsyfed_jax.data.batches import batch_rows
-from sparsyfed_jax.data.dataset import Signature
+from sparsyfed_jax.data.dataset import Signature, flat
+from sparsyfed_jax.data.lists import Parts, join_clients
+from sparsyfed_jax.data.mapped import ends
 from sparsyfed_jax.data.remarks import remarks
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
-from sparsyfed_jax.fed.devices import AXIS, place, put, sum_over_devices
+from sparsyfed_jax.fed.devices import sum_over_devices
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.measures import NO_MEASURES
 from sparsyfed_jax.fed.measures import measures as make_measures
-from sparsyfed_jax.fed.memory import Target, target_of
 from sparsyfed_jax.fed.method import Pattern, with_own
 from sparsyfed_jax.fed.optimizers import SERVER_OPTIMIZERS, ClientOptimizer, adamw, clipped, sgd
 from sparsyfed_jax.fed.ragged import are_uneven
@@ -40,6 +43,7 @@ from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES
 from sparsyfed_jax.fed.server import CLIENT_WEIGHTS
 from sparsyfed_jax.fed.simulation import Simulation, simulate
 from sparsyfed_jax.fed.streaming import rows_needed
+from sparsyfed_jax.fed.task import of_flat
 from sparsyfed_jax.metrics.flops import LayerCost
 from sparsyfed_jax.types import Keys, make_keys
 
@@ -74,10 +78,9 @@ class _OnHost(NamedTuple):
   """What data and flags make together, before anything is placed on devices."""
 
   model: Any
-  parts: list[np.ndarray]  # indices of each client's examples
-  parts_after: list[np.ndarray]  # after --shift_round; [] without
-  indices: np.ndarray  # of both phases
-  sizes: np.ndarray
+  parts: Parts  # indices of each client's examples
+  parts_after: Parts | None  # after --shift_round
+  sizes: np.ndarray  # of both phases
   mesh: Mesh
   test_owners: TestOwners
 
@@ -92,6 +95,7 @@ def check(config: Config, dataset: sources.Dataset) -> None:
   Raises:
     ConfigError: a flag does not fit the data set.
   """
+  config = with_partition(config, dataset)
   prepared = _prepare(config, dataset, make_keys(jax.random.key(config.seed)))
   if starting_of(config).init_from or any(getattr(config, flag) for flag in _patterns(config)):
     _check_patterns(config, make_task(config, dataset).layer_names)
@@ -100,42 +104,80 @@ def check(config: Config, dataset: sources.Dataset) -> None:
     _check_shift(config, _make_algorithm(config, setup), setup, prepared)
 
 
-def _prepare(config: Config, dataset: sources.Dataset, keys: Keys) -> _OnHost:
+def _prepare(
+  config: Config, dataset: sources.Dataset, keys: Keys, machine: Machine = HERE
+) -> _OnHost:
   input_shape = dataset.x_train.shape[1:]
   model = make_model(config, input_shape, dataset.num_classes)
-  parts, parts_after = deal_phases(config, dataset, keys.partition)
+  before, later = deal_phases(config, dataset, keys.partition)
+  parts, parts_after = join_clients(before), join_clients(later) if later else None
   if config.clients_per_round > len(parts):
     raise ConfigError(
       f"--clients_per_round={config.clients_per_round}: must be at most the"
       f" {len(parts)} clients of the data"
     )
-  # Together, so that the lists of both phases have one length.
-  indices, sizes = partition.stack_clients([*parts, *parts_after])
   return _OnHost(
     model,
     parts,
     parts_after,
-    indices,
-    sizes,
-    _make_mesh(config),
-    deal_tests(config, dataset, parts, parts_after, keys.partition),
+    np.concatenate([parts.sizes, *([parts_after.sizes] if parts_after else [])]),
+    make_mesh(config, machine),
+    deal_tests(config, dataset, parts, parts_after or (), keys.partition),
   )
 
 
-def build(config: Config, target: Target | None = None) -> Experiment:
+def build(config: Config) -> Experiment:
   """Loads the data and makes the simulation; nothing is compiled and nothing written.
 
   Args:
     config: checked and resolved flags.
-    target: what the clients side by side are chosen for, instead of the devices of this process.
 
   Raises:
     DataError: the data set cannot be used.
     ConfigError: a flag does not fit the data set.
   """
-  keys = make_keys(jax.random.key(config.seed))
   dataset = load(config)
+  config = with_partition(config, dataset)
+  keys = make_keys(jax.random.key(config.seed))
   prepared = _prepare(config, dataset, keys)
+  experiment = _assemble(config, dataset, prepared, keys, HERE)
+  phases = [phase for phase in (prepared.parts, prepared.parts_after) if phase is not None]
+  return experiment._replace(
+    facts=experiment.facts
+    | _facts(config, prepared, dataset, keys)
+    | facts_of(config)
+    | {"partition": config.partition},
+    remarks=(*remarks(dataset), *experiment.remarks),
+    split=count_phases(config, phases, *classes_of(dataset)),
+  )
+
+
+def outline(config: Config, dataset: sources.Dataset, machine: Machine) -> Experiment:
+  """Does as `build` for a machine that need not be there, as far as programs are concerned.
+
+  Of the examples nothing is read but the shapes and the classes; `facts` has only what programs
+  depend on, with the clients' `sizes`, and `split` is empty.
+
+  Args:
+    config: checked and resolved flags.
+    dataset: whose arrays may be views of a single number.
+    machine: whose `put` and `place` may make shapes in place of arrays.
+
+  Raises:
+    ConfigError: a flag does not fit the data set or the machine.
+  """
+  config = with_partition(config, dataset)
+  keys = make_keys(jax.random.key(config.seed))
+  prepared = _prepare(config, dataset, keys, machine)
+  experiment = _assemble(config, dataset, prepared, keys, machine)
+  return experiment._replace(
+    facts=experiment.facts | {"sizes": prepared.sizes[: len(prepared.parts)]}
+  )
+
+
+def _assemble(
+  config: Config, dataset: sources.Dataset, prepared: _OnHost, keys: Keys, machine: Machine
+) -> Experiment:
   setup = _make_setup(config, prepared, dataset)
   algorithm = _make_algorithm(config, setup)
   _check_shift(config, algorithm, setup, prepared)
@@ -145,14 +187,14 @@ def build(config: Config, target: Target | None = None) -> Experiment:
   is_alone = mesh.size == 1 and config.data_placement != "streamed"
   placement = "replicated" if is_alone else config.data_placement
   scales = density_scales(config, num_clients, keys.partition)
-  federation, after = _phases(prepared, dataset, scales)
+  federation, after = phases_of(dataset, prepared.parts, prepared.parts_after, scales)
   sizes = (federation.sizes, after.sizes)
   num_rows = rows_needed(placement, sizes, config.clients_per_round, mesh.size)
-  federation, after = _place_phases(federation, after, mesh, placement, num_rows)
+  federation, after = place_phases(machine, federation, after, mesh, placement, num_rows)
   example = jax.ShapeDtypeStruct(dataset.x_train.shape[1:], dataset.x_train.dtype)
   most = -(-config.clients_per_round // mesh.size)
   label = jax.ShapeDtypeStruct(dataset.y_train.shape[1:], dataset.y_train.dtype)
-  target = target or target_of(mesh.local_devices[0])
+  target = machine.target(mesh)
   own_chunk = choose_chunk(config.clients_per_chunk, setup, example, most, target, label)
   chunk = processes.smallest(own_chunk)  # all have to run the same program
   simulation = simulate(
@@ -169,12 +211,9 @@ def build(config: Config, target: Target | None = None) -> Experiment:
     compared_clients=config.mask_metrics_clients,
     num_clients=num_clients if placement == "replicated" else 1,
   )
-  facts = _facts(prepared, dataset, setup, chunk, scales) | facts_of(config)
   total_weight = float(jnp.sum(setup.client_weight(jnp.asarray(prepared.sizes[:num_clients]))))
-  others = (dataset.x_test, dataset.y_test, make_hyper(config, total_weight), keys)
-  x_test, y_test, hyper, keys = put(others, everywhere(mesh))
-  layers = tuple(trees.layer_names(jax.eval_shape(setup.task.init, keys.init)["params"]))
-  phases = prepared.parts, prepared.parts_after
+  others = (flat(dataset.x_test), dataset.y_test, make_hyper(config, total_weight), keys)
+  x_test, y_test, hyper, placed_keys = machine.put(others, everywhere(mesh))
   return Experiment(
     model=prepared.model,
     signature=dataset.signature,
@@ -183,24 +222,34 @@ def build(config: Config, target: Target | None = None) -> Experiment:
     federation=federation,
     shifted=after,
     test_owners=prepared.test_owners,
-    layers=layers,
+    layers=tuple(trees.layer_names(jax.eval_shape(setup.task.init, keys.init)["params"])),
     costs=costs_of(config, dataset, setup.task) if config.metrics else (),
     x_test=x_test,
     y_test=y_test,
     hyper=hyper,
     num_rows=num_rows,
-    keys=keys,
+    keys=placed_keys,
     mesh=mesh,
     placement=placement,
-    facts=facts,
-    remarks=(*remarks(dataset), *setup.task.remarks),
-    split=count_phases(config, phases, *classes_of(dataset)),
+    facts=dict(
+      num_clients=num_clients,
+      clients_per_chunk=chunk,
+      uneven_clients=setup.local.is_ragged,
+      devices=mesh.size,
+      processes=jax.process_count(),
+      num_classes=dataset.num_classes,
+      mean=dataset.mean,
+      std=dataset.std,
+      **scale_facts(dataset),
+    ),
+    remarks=tuple(setup.task.remarks),
+    split=(),
   )
 
 
 def _make_setup(config: Config, prepared: _OnHost, dataset: sources.Dataset) -> Setup:
   return Setup(
-    task=make_task(config, dataset),
+    task=of_flat(make_task(config, dataset), dataset.x_train.shape[1:]),
     local=LocalTraining(
       batch_rows(config.batch_size, prepared.sizes),
       config.local_epochs,
@@ -219,30 +268,22 @@ def _make_setup(config: Config, prepared: _OnHost, dataset: sources.Dataset) -> 
 
 
 def _facts(
-  prepared: _OnHost, dataset: sources.Dataset, setup: Setup, chunk: int, scales: np.ndarray
+  config: Config, prepared: _OnHost, dataset: sources.Dataset, keys: Keys
 ) -> dict[str, Any]:
-  parts, parts_after, sizes = prepared.parts, prepared.parts_after, prepared.sizes
+  parts, parts_after, sizes = prepared.parts, prepared.parts_after or (), prepared.sizes
+  scales = density_scales(config, len(parts), keys.partition)
   return dict(
-    num_clients=len(parts),
     natural_clients=dataset.num_clients,
     empty_clients=int(np.sum(sizes == 0)),
     smallest_client=int(np.min(sizes)),
     largest_client=int(np.max(sizes)),
     train_examples=len(dataset.y_train),
     test_examples=len(dataset.y_test),
-    num_classes=dataset.num_classes,
     input_shape=dataset.x_train.shape[1:],
-    clients_per_chunk=chunk,
-    uneven_clients=setup.local.is_ragged,
-    devices=prepared.mesh.size,
-    processes=jax.process_count(),
-    mean=dataset.mean,
-    std=dataset.std,
-    seen_range=(float(dataset.x_train.min()), float(dataset.x_train.max())),
+    seen_range=ends(dataset.x_train),
     classes=dataset.classes,
     examples_sha256=examples_digest(dataset),
     split_sha256=digest([*parts, len(parts), *parts_after, scales]),
-    **scale_facts(dataset),
   )
 
 
@@ -251,11 +292,6 @@ _FACTS = (
   *("num_classes", "clients_per_chunk", "uneven_clients", "mean", "std", "target_scale"),
   "init_sha256",
 )
-
-
-def everywhere(mesh: Mesh) -> NamedSharding:
-  """Makes the sharding of what every device has."""
-  return NamedSharding(mesh, PartitionSpec())
 
 
 def fixed_flags(config: Config) -> Hashable:
@@ -282,16 +318,6 @@ def program_key(config: Config, experiment: Experiment) -> Hashable:
     experiment.mesh,
     experiment.num_rows,
   )
-
-
-def _make_mesh(config: Config) -> Mesh:
-  devices = jax.devices()
-  if config.num_devices is not None and config.num_devices > len(devices):
-    raise ConfigError(
-      f"--num_devices={config.num_devices}: must be at most {len(devices)}, the devices of this"
-      " machine"
-    )
-  return Mesh(np.array(devices[: config.num_devices]), (AXIS,))
 
 
 def _client_optimizer(config: Config) -> ClientOptimizer:
@@ -362,36 +388,3 @@ def make_hyper(config: Config, total_weight: float) -> Hyper:
   }
   common = Hyper(**{name: jnp.float32(value) for name, value in values.items()})
   return with_own(common, own_hyper(config))
-
-
-def _phases(
-  prepared: _OnHost, dataset: sources.Dataset, scales: Any
-) -> tuple[Federation, Federation]:
-  """Makes the data before and after a shift, the same where there is none."""
-  num_clients = len(prepared.parts)
-  before = Federation(
-    x=dataset.x_train,
-    y=dataset.y_train,
-    indices=prepared.indices[:num_clients],
-    sizes=prepared.sizes[:num_clients],
-    density_scales=scales,
-  )
-  if not prepared.parts_after:
-    return before, before
-  indices, sizes = prepared.indices[num_clients:], prepared.sizes[num_clients:]
-  return before, before._replace(indices=indices, sizes=sizes)
-
-
-def _place_phases(
-  before: Federation, after: Federation, mesh: Mesh, placement: str, num_rows: int
-) -> tuple[Federation, Federation]:
-  """Lays the data of both phases out; where each device holds all examples, they are held once."""
-  if placement == "streamed":
-    return before, after
-  placed = place(before, mesh, placement, num_rows)
-  if after is before:
-    return placed, placed
-  if placement == "sharded":
-    return placed, place(after, mesh, placement, num_rows)
-  indices, sizes = put((after.indices, after.sizes), everywhere(mesh))
-  return placed, placed._replace(indices=indices, sizes=sizes)

@@ -139,7 +139,8 @@ def simulate(
       state: State, federation: Federation, key: Key
     ) -> tuple[State, dict[str, jax.Array]]:
       keys = keys_of_round(key, state.server.round + 1)
-      cohort = sampled(federation.sizes, state.server.hyper, keys)
+      with jax.named_scope("sampling"):
+        cohort = sampled(federation.sizes, state.server.hyper, keys)
       return one_round(state, federation, cohort, keys)
 
     shapes = jax.eval_shape(next_round, state, federation, key)[1]
@@ -275,24 +276,28 @@ def run_round(
     return upload, memory, {**metrics, "examples": tally(seen.weight)}
 
   number = state.server.round + 1
-  download = algorithm.broadcast(state.server)
-  upload, memories, sums = sum_cohort(
-    client,
-    download,
-    state.memories,
-    federation,
-    cohort,
-    keys.training,
-    clients_per_chunk,
-  )
+  with jax.named_scope("server"):
+    download = algorithm.broadcast(state.server)
+  with jax.named_scope("clients"):
+    upload, memories, sums = sum_cohort(
+      client,
+      download,
+      state.memories,
+      federation,
+      cohort,
+      keys.training,
+      clients_per_chunk,
+    )
   counts = {name: sums.pop(name).total for name in (CLIENTS, EXCLUDED)}
-  server, server_metrics = algorithm.server(state.server, upload)
-  before, after = download.variables, algorithm.broadcast(server).variables
+  with jax.named_scope("server"):
+    server, server_metrics = algorithm.server(state.server, upload)
+    before, after = download.variables, algorithm.broadcast(server).variables
+  with jax.named_scope("measures"):
+    measured = measures.model(after) | measures.step(before, after)
   return State(server, memories), {
     "round": number,
     **_train_values(task, sums),
-    **measures.model(after),
-    **measures.step(before, after),
+    **measured,
     "dropped_clients": jnp.sum(~cohort.is_present, dtype=jnp.float32),
     **counts,
     **server_metrics,  # a method may know better what it sends

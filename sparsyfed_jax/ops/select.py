@@ -35,6 +35,7 @@ _Search: TypeAlias = Callable[[Sequence[jax.Array], jax.Array], jax.Array]
 _UNSIGNED = {16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}
 
 
+@jax.named_scope("thresholds")
 def kth_magnitude(x: jax.Array, k: jax.Array | int) -> jax.Array:
   """Finds the k-th largest `|x|`, exactly.
 
@@ -167,6 +168,7 @@ def layerwise_mask(tree: Any, densities: Any) -> Any:
   return jax.tree.map(lambda leaf, density: topk_mask(leaf, density), tree, densities)
 
 
+@jax.named_scope("thresholds")
 def _mask_of(leaves: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
   leaves = _checked(leaves)
   cpu = _mark_large_on_cpu if _is_large(leaves) else _mark_small_on_cpu

@@ -21,6 +21,7 @@ from experiments.run.choices import COMPUTE_DTYPES
 from sparsyfed_jax import trees
 from sparsyfed_jax.fed.task import classification
 from sparsyfed_jax.models import MLP
+from tests import cases
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 KEYS = {
@@ -310,8 +311,7 @@ def test_every_example_has_one_client(tiny):
   federation = workloads.random_federation(WORKLOADS["tiny-skewed"])
   sizes = np.asarray(federation.sizes)
   assert sizes.tolist() == [10, 1, 1]
-  rows = np.asarray(federation.indices)
-  owned = [row for client in range(3) for row in rows[client, : sizes[client]]]
+  owned = [row for client in range(3) for row in cases.list_of(federation, client)]
   assert sorted(owned) == list(range(12)) and federation.x.shape == (12, 5)
 
 
