@@ -95,7 +95,8 @@ def _compile(
   started = time.perf_counter()
   compiled = compile_program(lowered, target.chip.platform)
   seconds = time.perf_counter() - started
-  trips = trips_of(workload.sizes, workload.batch_size, per_round, chunk, 1, "replicated")
+  sizes = np.array(workload.sizes)
+  trips = trips_of(sizes, workload.batch_size, per_round, chunk, 1, "replicated")
   taken = compiled.memory_analysis()
   return {
     "compute_dtype": settings.compute_dtype,
