@@ -20,7 +20,7 @@ from experiments.run import directory as run_directory
 from experiments.run.build import Experiment, build
 from experiments.run.chance import chance_note
 from experiments.run.directory import CONFIG_NAME, RunDirectory, remove_unused
-from experiments.run.environment import describe_environment, keep_compiled
+from experiments.run.environment import describe_environment, keep_compiled, split_cpu
 from experiments.run.failures import DivergedError
 from experiments.run.layout import saved_shapes
 from experiments.run.loop import StoppedError, begin, train_loop
@@ -46,6 +46,7 @@ def main(argv: Sequence[str]) -> None:
     flags.fail(error)
   with contextlib.ExitStack() as held:
     try:
+      split_cpu(config.num_devices)
       keep_compiled(config.compilation_cache_dir)
       processes.join(config)
       processes.agree("flags", facts=processes.shared(config))

@@ -287,7 +287,10 @@ class Config(NamedTuple):
   ] = AUTO
   num_devices: Annotated[
     int | None,
-    Knob("devices that share the clients of a round; default: all there are", low=1),
+    Knob(
+      "devices that share the clients of a round, of a CPU up to its cores; default: all there are",
+      low=1,
+    ),
     FREE,
   ] = None
   data_placement: Annotated[str, choices.PLACEMENT, FREE] = "replicated"

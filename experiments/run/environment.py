@@ -1,5 +1,6 @@
 """The machine and the software that a run has."""
 
+import contextlib
 import importlib.metadata
 import os
 import pathlib
@@ -10,6 +11,7 @@ import jax
 
 from experiments.flags import AUTO
 
+_DEVICES = "xla_force_host_platform_device_count"
 _PACKAGES = ("sparsyfed_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
@@ -36,6 +38,24 @@ def describe_environment() -> dict[str, Any]:
     "xla_flags": os.environ.get("XLA_FLAGS", ""),
     "versions": versions,
   }
+
+
+def split_cpu(num_devices: int | None) -> None:
+  """Makes a CPU as many devices as are asked for, at most one a core.
+
+  To be called before anything uses a device; after that, nothing changes any more. A number that
+  JAX_NUM_CPU_DEVICES or XLA_FLAGS say is kept.
+
+  Args:
+    num_devices: the flag --num_devices.
+  """
+  is_said = jax.config.values["jax_num_cpu_devices"] > 0 or _DEVICES in os.environ.get(
+    "XLA_FLAGS", ""
+  )
+  count = min(num_devices or 1, len(os.sched_getaffinity(0)))
+  if count > 1 and not is_said:
+    with contextlib.suppress(RuntimeError):  # of a process that has devices already
+      jax.config.update("jax_num_cpu_devices", count)
 
 
 def keep_compiled(directory: str) -> None:

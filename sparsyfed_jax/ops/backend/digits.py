@@ -6,6 +6,7 @@ Fewer bits a digit take more operations, more take longer to compare than they s
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -49,20 +50,23 @@ def kth_key(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
   Returns:
     () array of the keys' dtype; 0 where there are fewer.
   """
-  dtype = keys[0].dtype
-  found = jnp.zeros((), dtype)
-  for shift in reversed(range(0, jnp.iinfo(dtype).bits - 1, _BITS)):
-    found = _with_digit(keys, k, found, jnp.asarray(shift, dtype))
-  return found
+  unsigned = keys[0].dtype
+  num_bits = jnp.iinfo(unsigned).bits
+  signed = jnp.dtype(f"int{num_bits}")
+  found, keys = jnp.zeros((), signed), [leaf.astype(signed) for leaf in keys]
+  for shift in reversed(range(0, num_bits - 1, _BITS)):
+    num_digits = 2 ** min(_BITS, num_bits - 1 - shift)
+    found = _with_digit(keys, k, found, jnp.asarray(shift, signed), num_digits)
+  return found.astype(unsigned)
 
 
-@jax.jit  # traced once for all digits
+@partial(jax.jit, static_argnums=4)  # traced once for all digits but the first
 def _with_digit(
-  keys: Sequence[jax.Array], k: jax.Array, found: jax.Array, shift: jax.Array
+  keys: Sequence[jax.Array], k: jax.Array, found: jax.Array, shift: jax.Array, num_digits: int
 ) -> jax.Array:
-  # Of the highest digit the last pivots have the highest bit, and no key reaches them.
-  pivots = [found + (jnp.asarray(digit, found.dtype) << shift) for digit in range(1, 2**_BITS)]
-  counts = [count_together([leaf >= pivot for pivot in pivots]) for leaf in keys]
-  for pivot, *of_leaves in zip(pivots, *counts, strict=True):
-    found = jnp.where(sum(of_leaves[1:], of_leaves[0]) >= k, pivot, found)
-  return found
+  # Distances from what is found, so that all are compared with constants.
+  steps = [jnp.asarray(digit, found.dtype) << shift for digit in range(1, num_digits)]
+  counts = [count_together([leaf - found >= step for step in steps]) for leaf in keys]
+  reached = [sum(of_leaves[1:], of_leaves[0]) >= k for of_leaves in zip(*counts, strict=True)]
+  digit = sum(one.astype(found.dtype) for one in reached)
+  return found + (digit << shift)
