@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
     rows = [row_of(plan, pathlib.Path(place)) for place in arguments[1:]]
   except (OSError, ValueError) as error:
     sys.exit(f"error: {error}")
-  print(markdown([HEADER, *rows]))
+  print(markdown([HEADER, *rows]), end="")
 
 
 def row_of(plan: Mapping[str, Any], run: pathlib.Path) -> list[str]:
