@@ -15,17 +15,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sparsyfed_jax import trees
 from sparsyfed_jax.data.batches import batch_rows
 from sparsyfed_jax.data.clients import Clients
-from sparsyfed_jax.data.dataset import Dataset
-from sparsyfed_jax.data.partition import stack_clients
+from sparsyfed_jax.data.dataset import Dataset, flat
 from sparsyfed_jax.fed import simulation as engine
 from sparsyfed_jax.fed import task as tasks
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.client import LocalTraining
-from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
+from sparsyfed_jax.fed.cohort import Federation, federation_of, sum_over_clients
 from sparsyfed_jax.fed.devices import AXIS, place, put, sum_over_devices
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.measures import measures
-from sparsyfed_jax.fed.memory import choose_chunk
+from sparsyfed_jax.fed.memory import choose_chunk, target_of
 from sparsyfed_jax.fed.method import Configured, Method, with_own
 from sparsyfed_jax.fed.optimizers import ClientOptimizer, ServerOptimizer, sgd
 from sparsyfed_jax.fed.ragged import are_uneven
@@ -71,7 +70,7 @@ class Run(NamedTuple):
   algorithm: Algorithm
   simulation: engine.Simulation  # the compiled functions, for a loop of your own
   federation: Federation  # the clients' examples, on the devices
-  x_test: jax.Array
+  x_test: jax.Array  # images flat, as those of `federation`
   y_test: jax.Array
   hyper: Hyper  # of numbers; the state holds its own copy
   num_rounds: int  # for which the run is planned
@@ -252,7 +251,7 @@ def simulate(  # noqa: D417 (`checked` describes the others)
     total_weight=jnp.sum(client_weight(jnp.asarray(sizes, jnp.int32))),
   )
   setup = Setup(
-    task=task,
+    task=tasks.of_flat(task, clients.data.x_train.shape[1:]),
     local=LocalTraining(
       batch_rows(batch_size, sizes),
       local_epochs,
@@ -296,7 +295,7 @@ def _on_devices(
   mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
   federation = _federation(clients)
   per_device = -(-clients_per_round // mesh.size)
-  chunk = clients_per_chunk or _chunk(setup, federation, per_device)
+  chunk = clients_per_chunk or _chunk(setup, federation, per_device, mesh)
   simulation = engine.simulate(
     algorithm,
     setup.task,
@@ -312,7 +311,7 @@ def _on_devices(
     num_clients=len(clients.parts),
   )
   everywhere = NamedSharding(mesh, PartitionSpec())
-  x_test, y_test, hyper = put((data.x_test, data.y_test, hyper), everywhere)
+  x_test, y_test, hyper = put((flat(data.x_test), data.y_test, hyper), everywhere)
   return Run(
     algorithm=algorithm,
     simulation=simulation,
@@ -349,25 +348,20 @@ def _check_functions(
 
 
 def _federation(clients: Clients) -> Federation:
-  indices, sizes = stack_clients(clients.parts)
-  scales = np.ones(len(sizes), np.float32)
+  federation = federation_of(flat(clients.data.x_train), clients.data.y_train, clients.parts)
   size = len(clients.data.y_train)
-  outside = indices[(indices < 0) | (indices >= size)]
+  outside = federation.indices[(federation.indices < 0) | (federation.indices >= size)]
   if len(outside):
     raise ValueError(f"clients: parts hold {outside[0]}, must hold indices from 0 to {size - 1}")
-  return Federation(clients.data.x_train, clients.data.y_train, indices, sizes, scales)
+  return federation
 
 
-def _chunk(setup: Setup, federation: Federation, clients_per_device: int) -> int:
-  """On CPU convolutions fill the cores one client at a time; dense layers need many clients."""
-  shapes = jax.eval_shape(setup.task.init, jax.eval_shape(lambda: jax.random.key(0)))
-  kernels, _ = trees.split_prunable(shapes["params"])
-  if jax.default_backend() == "cpu" and any(kernel.ndim > 2 for kernel in kernels):
-    return 1
-  example, target = (
+def _chunk(setup: Setup, federation: Federation, clients_per_device: int, mesh: Mesh) -> int:
+  example, label = (
     jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in (federation.x, federation.y)
   )
-  return choose_chunk(setup, example, clients_per_device, target)
+  target = target_of(mesh.local_devices[0])
+  return choose_chunk(setup, example, clients_per_device, target, label)
 
 
 def _whole(column: np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ class ClientData(NamedTuple):
 
   x: jax.Array  # (num_examples, *shape), of all clients
   y: jax.Array  # (num_examples,) int32, or what else is predicted
-  indices: jax.Array  # (max_size,) int32 rows of x and y; those from `size` on are padding
+  indices: jax.Array  # (max_size,) int32 rows of x and y; from `size` on they are not the client's
   size: jax.Array  # () int32, the client's number of examples
   density_scale: jax.Array  # () float32, what the client can hold, relative to the run's density
   work: jax.Array  # () float32 in [0, 1], share of each local epoch that the client gets done

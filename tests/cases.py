@@ -18,10 +18,10 @@ import pytest
 from flax import linen as nn
 
 from sparsyfed_jax.algorithms import METHODS, find
-from sparsyfed_jax.data.partition import stack_clients
+from sparsyfed_jax.data.lists import join_clients
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.client import LocalTraining
-from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
+from sparsyfed_jax.fed.cohort import Federation, data_of, sum_over_clients
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.method import Choice, Method, with_own
 from sparsyfed_jax.fed.optimizers import FEDOPT, ServerOptimizer, sgd
@@ -230,22 +230,31 @@ def make_federation(x, y, parts, junk=0.0, label_junk=0, more_padding=0) -> Fede
     x: (num_examples, *shape).
     y: (num_examples,).
     parts: the rows of each client.
-    junk: fills three rows that are nobody's, to which the padding of the index lists points.
+    junk: fills three rows that are nobody's, to which the gaps between the lists of clients point.
     label_junk: the class of those.
-    more_padding: by how much the index lists are longer than need be.
+    more_padding: by how much longer lists are read than need be.
   """
   num_examples = len(y)
-  indices, sizes = stack_clients(parts)
-  indices = np.pad(indices, ((0, 0), (0, more_padding)))
-  padding = np.arange(indices.shape[1]) >= sizes[:, None]
-  indices[padding] = num_examples + np.arange(padding.sum()) % 3
+  sizes = join_clients(parts).sizes
+  max_size = max(sizes) + more_padding
+  lists = num_examples + np.arange(len(parts) * max_size).reshape(len(parts), max_size) % 3
+  for row, part in zip(lists, parts, strict=True):
+    row[: len(part)] = part
   return Federation(
     jnp.asarray(np.concatenate([x, np.full((3, *np.shape(x)[1:]), junk)]), jnp.float32),
     jnp.asarray(np.concatenate([y, np.full(3, label_junk)]), jnp.int32),
-    jnp.asarray(indices, jnp.int32),
+    jnp.asarray(lists.reshape(-1), jnp.int32),
+    jnp.arange(len(parts), dtype=jnp.int32) * max_size,
     jnp.asarray(sizes, jnp.int32),
+    jnp.zeros(max_size, jnp.int8),
     jnp.ones(len(sizes)),
   )
+
+
+def list_of(federation: Federation, number: int) -> np.ndarray:
+  """Reads the rows of one client's examples."""
+  start = int(federation.starts[number])
+  return np.asarray(federation.indices)[start : start + int(federation.sizes[number])]
 
 
 def random_federation(shape, sizes=SIZES, seed=0, **junk) -> Federation:
@@ -408,14 +417,7 @@ def members(numbers) -> Cohort:
 
 def client_data(federation: Federation, number: int) -> ClientData:
   """Picks one client."""
-  return ClientData(
-    federation.x,
-    federation.y,
-    federation.indices[number],
-    federation.sizes[number],
-    federation.density_scales[number],
-    jnp.float32(1),
-  )
+  return data_of(federation, jax.tree.map(lambda leaf: leaf[0], members([number])))
 
 
 def copy(state):

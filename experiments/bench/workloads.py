@@ -13,15 +13,17 @@ from flax import linen as nn
 from experiments import flags
 from experiments.run.build import make_hyper
 from sparsyfed_jax.algorithms import METHODS
+from sparsyfed_jax.data.dataset import flat
+from sparsyfed_jax.data.lists import Parts
 from sparsyfed_jax.fed.algorithm import Setup
 from sparsyfed_jax.fed.client import LocalTraining
-from sparsyfed_jax.fed.cohort import Federation
+from sparsyfed_jax.fed.cohort import Federation, federation_of
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.optimizers import sgd
 from sparsyfed_jax.fed.ragged import are_uneven
 from sparsyfed_jax.fed.schedules import constant
 from sparsyfed_jax.fed.simulation import Simulation, simulate
-from sparsyfed_jax.fed.task import classification
+from sparsyfed_jax.fed.task import classification, of_flat
 from sparsyfed_jax.models import CNN, MLP, ResNet18
 from sparsyfed_jax.ops import max_pool
 
@@ -128,7 +130,7 @@ def choose(
 
   Args:
     name: of the workload.
-    backend: as `jax.default_backend()`.
+    backend: the platform of its devices, "cpu", "gpu" or "tpu".
     num_clients: of the federation, whose sizes are those of the workload, repeated or cut; None
       leaves them.
     clients_per_round: None leaves them.
@@ -157,7 +159,8 @@ def make_setup(workload: Workload, compute_dtype: str) -> Setup:
   """Makes the setup of a workload; the type is among `config.COMPUTE_DTYPES`."""
   mean, std = (127.5, 127.5) if workload.dtype == "uint8" else (0.0, 1.0)
   dtype = _dtype_and_precision(compute_dtype)[0]
-  task = classification(workload.model, workload.shape, mean, std, dtype)
+  whole = classification(workload.model, workload.shape, mean, std, dtype)
+  task = of_flat(whole, workload.shape)
   local = LocalTraining(
     workload.batch_size,
     1,
@@ -235,12 +238,6 @@ def random_federation(workload: Workload) -> Federation:
     x = random.integers(0, 256, shape, np.uint8)
   else:
     x = random.standard_normal(shape, np.float32)
-  columns = np.arange(sizes.max())
-  indices = (np.cumsum(sizes) - sizes)[:, None] + columns
-  return Federation(
-    x=jnp.asarray(x),
-    y=jnp.asarray(random.integers(0, workload.num_classes, shape[:1], np.int32)),
-    indices=jnp.asarray(np.where(columns < sizes[:, None], indices, 0), jnp.int32),
-    sizes=jnp.asarray(sizes, jnp.int32),
-    density_scales=jnp.ones(len(sizes)),
-  )
+  y = random.integers(0, workload.num_classes, shape[:1], np.int32)
+  federation = federation_of(flat(x), y, Parts(np.arange(shape[0]), sizes))
+  return jax.tree.map(jnp.asarray, federation)

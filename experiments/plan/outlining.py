@@ -9,10 +9,11 @@ import numpy as np
 from jax.sharding import Mesh, Sharding
 
 from experiments.plan.hlo import CLIENTS, LOCAL_STEPS
-from experiments.plan.targets import Target, devices_of
+from experiments.plan.targets import Target, devices_of, usable_bytes
 from experiments.run.build import Experiment
 from experiments.run.layout import layout_of, with_sharding, without_memories
 from experiments.run.placing import Machine, everywhere
+from sparsyfed_jax.fed import memory
 from sparsyfed_jax.fed.cohort import Federation
 from sparsyfed_jax.fed.devices import deal_sharding, rows_of_shares
 from sparsyfed_jax.fed.streaming import Staged, rows_of_rounds
@@ -34,7 +35,8 @@ class Lowering(NamedTuple):
 
 def machine_of(target: Target) -> Machine:
   """Makes the machine of a plan, on which arrays are shapes."""
-  return Machine(lambda: devices_of(target), shapes_of, placed_shapes)
+  made_for = memory.Target(target.chip.platform, usable_bytes(target)[0])
+  return Machine(lambda: devices_of(target), shapes_of, placed_shapes, lambda mesh: made_for)
 
 
 def shapes_of(tree: Any, sharding: Sharding) -> Any:
@@ -79,12 +81,16 @@ def _dealt(host: Federation, mesh: Mesh, num_rows: int, num_lists: int) -> Feder
   def of(num: int, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((num * mesh.size, *shape), dtype, sharding=dealt)
 
-  sizes, scales = shapes_of((host.sizes, host.density_scales), everywhere(mesh))
-  return host._replace(
+  indices = jax.ShapeDtypeStruct((num_rows + len(host.slots),), jnp.int32)
+  common = indices, host.sizes, host.slots, host.density_scales
+  indices, sizes, slots, scales = shapes_of(common, everywhere(mesh))
+  return Federation(
     x=of(num_rows, host.x.shape[1:], host.x.dtype),
     y=of(num_rows, host.y.shape[1:], host.y.dtype),
-    indices=of(num_lists, host.indices.shape[1:], host.indices.dtype),
+    indices=indices,
+    starts=of(num_lists, (), jnp.int32),
     sizes=sizes,
+    slots=slots,
     density_scales=scales,
   )
 

@@ -145,7 +145,7 @@ def usable_bytes(target: Target) -> tuple[int, str]:
   """Returns the memory of a chip that a run may use, and where the number is from."""
   chip = target.chip
   if chip.platform == "cpu":
-    return int(free_bytes()) // target.num_chips, chip.source
+    return int(free_bytes(jax.devices("cpu")[0])) // target.num_chips, chip.source
   if chip.platform == "gpu":
     share = float(os.environ.get(_GPU_SHARE_VARIABLE, _GPU_SHARE))
     source = f"{share:.0%} of {chip.memory_bytes / 1e9:.1f} GB; {_GPU_SHARE_VARIABLE} changes it"

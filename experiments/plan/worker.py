@@ -113,7 +113,7 @@ def _compile(
   started = time.perf_counter()
   lowered = lowering.run()
   traced = time.perf_counter()
-  compiled = _compiled(lowered, platform)
+  compiled = compile_program(lowered, platform)
   ended = time.perf_counter()
   given = lowering.data, lowering.state, lowering.memories, experiment.keys.rounds
   facts = {
@@ -134,17 +134,13 @@ def _compile(
   )
   facts["round"] = describe(compiled.as_text() or "", trips)
   started = time.perf_counter()
-  evaluation = _compiled(lowering.evaluate(), platform)
+  evaluation = compile_program(lowering.evaluate(), platform)
   facts["evaluation"] = {
     "compile_seconds": time.perf_counter() - started,
     "bytes": _of_program(evaluation, bytes_on_chip((lowering.state, lowering.test))),
     **describe(evaluation.as_text() or "", {}),
   }
   return facts
-
-
-def _compiled(lowered: jax.stages.Lowered, platform: str) -> jax.stages.Compiled:
-  return compile_program(lowered) if platform == "cpu" else lowered.compile()
 
 
 def _parts(experiment: Experiment, lowering: Lowering) -> dict[str, Any]:

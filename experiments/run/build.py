@@ -12,23 +12,26 @@ from jax.sharding import Mesh
 from experiments.run import processes
 from experiments.run.config import VALUE, Config, ConfigError
 from experiments.run.data import TestOwners, deal_phases, deal_tests, density_scales, load
+from experiments.run.defaults import with_partition
 from experiments.run.identity import digest, examples_digest
 from experiments.run.models import choose_chunk, make_model
-from experiments.run.placing import HERE, Machine, everywhere, make_mesh, phases, place_phases
+from experiments.run.placing import HERE, Machine, everywhere, make_mesh, phases_of, place_phases
 from experiments.run.settings import all_flags, method_of, own_hyper, own_options
 from experiments.run.split import Split, count_phases
 from experiments.run.starting import starting_of
 from experiments.run.tasks import classes_of, costs_of, make_task, scale_facts
 from experiments.run.weight_files import facts_of, started_once
 from sparsyfed_jax import trees
-from sparsyfed_jax.data import partition, sources
+from sparsyfed_jax.data import sources
 from sparsyfed_jax.data.batches import batch_rows
-from sparsyfed_jax.data.dataset import Signature
+from sparsyfed_jax.data.dataset import Signature, flat
+from sparsyfed_jax.data.lists import Parts, join_clients
+from sparsyfed_jax.data.mapped import ends
 from sparsyfed_jax.data.remarks import remarks
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
-from sparsyfed_jax.fed.devices import sum_over_devices
+from sparsyfed_jax.fed.devices import platform_of, sum_over_devices
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.measures import NO_MEASURES
 from sparsyfed_jax.fed.measures import measures as make_measures
@@ -41,6 +44,7 @@ from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES
 from sparsyfed_jax.fed.server import CLIENT_WEIGHTS
 from sparsyfed_jax.fed.simulation import Simulation, simulate
 from sparsyfed_jax.fed.streaming import rows_needed
+from sparsyfed_jax.fed.task import of_flat
 from sparsyfed_jax.metrics.flops import LayerCost
 from sparsyfed_jax.types import Keys, make_keys
 
@@ -75,10 +79,9 @@ class _OnHost(NamedTuple):
   """What data and flags make together, before anything is placed on devices."""
 
   model: Any
-  parts: list[np.ndarray]  # indices of each client's examples
-  parts_after: list[np.ndarray]  # after --shift_round; [] without
-  indices: np.ndarray  # of both phases
-  sizes: np.ndarray
+  parts: Parts  # indices of each client's examples
+  parts_after: Parts | None  # after --shift_round
+  sizes: np.ndarray  # of both phases
   mesh: Mesh
   test_owners: TestOwners
 
@@ -93,6 +96,7 @@ def check(config: Config, dataset: sources.Dataset) -> None:
   Raises:
     ConfigError: a flag does not fit the data set.
   """
+  config = with_partition(config, dataset)
   prepared = _prepare(config, dataset, make_keys(jax.random.key(config.seed)))
   if starting_of(config).init_from or any(getattr(config, flag) for flag in _patterns(config)):
     _check_patterns(config, make_task(config, dataset).layer_names)
@@ -106,22 +110,20 @@ def _prepare(
 ) -> _OnHost:
   input_shape = dataset.x_train.shape[1:]
   model = make_model(config, input_shape, dataset.num_classes)
-  parts, parts_after = deal_phases(config, dataset, keys.partition)
+  before, later = deal_phases(config, dataset, keys.partition)
+  parts, parts_after = join_clients(before), join_clients(later) if later else None
   if config.clients_per_round > len(parts):
     raise ConfigError(
       f"--clients_per_round={config.clients_per_round}: must be at most the"
       f" {len(parts)} clients of the data"
     )
-  # Together, so that the lists of both phases have one length.
-  indices, sizes = partition.stack_clients([*parts, *parts_after])
   return _OnHost(
     model,
     parts,
     parts_after,
-    indices,
-    sizes,
+    np.concatenate([parts.sizes, *([parts_after.sizes] if parts_after else [])]),
     make_mesh(config, machine),
-    deal_tests(config, dataset, parts, parts_after, keys.partition),
+    deal_tests(config, dataset, parts, parts_after or (), keys.partition),
   )
 
 
@@ -136,13 +138,18 @@ def build(config: Config) -> Experiment:
     ConfigError: a flag does not fit the data set.
   """
   dataset = load(config)
+  config = with_partition(config, dataset)
   keys = make_keys(jax.random.key(config.seed))
   prepared = _prepare(config, dataset, keys)
   experiment, _ = _assemble(config, dataset, prepared, keys, HERE)
+  phases = [phase for phase in (prepared.parts, prepared.parts_after) if phase is not None]
   return experiment._replace(
-    facts=experiment.facts | _facts(config, prepared, dataset, keys) | facts_of(config),
+    facts=experiment.facts
+    | _facts(config, prepared, dataset, keys)
+    | facts_of(config)
+    | {"partition": config.partition},
     remarks=(*remarks(dataset), *experiment.remarks),
-    split=count_phases(config, (prepared.parts, prepared.parts_after), *classes_of(dataset)),
+    split=count_phases(config, phases, *classes_of(dataset)),
   )
 
 
@@ -160,12 +167,14 @@ def outline(config: Config, dataset: sources.Dataset, machine: Machine) -> Exper
   Raises:
     ConfigError: a flag does not fit the data set or the machine.
   """
+  config = with_partition(config, dataset)
   keys = make_keys(jax.random.key(config.seed))
   prepared = _prepare(config, dataset, keys, machine)
   experiment, setup = _assemble(config, dataset, prepared, keys, machine)
+  example, label = _entries(dataset)
   more = {
     "sizes": prepared.sizes[: len(prepared.parts)],
-    "client_bytes": client_bytes(setup, *_entries(dataset)),
+    "client_bytes": client_bytes(setup, example, platform_of(prepared.mesh), label),
   }
   return experiment._replace(facts=experiment.facts | more)
 
@@ -182,13 +191,14 @@ def _assemble(
   is_alone = mesh.size == 1 and config.data_placement != "streamed"
   placement = "replicated" if is_alone else config.data_placement
   scales = density_scales(config, num_clients, keys.partition)
-  federation, after = phases(dataset, prepared.indices, prepared.sizes, scales)
+  federation, after = phases_of(dataset, prepared.parts, prepared.parts_after, scales)
   sizes = (federation.sizes, after.sizes)
   num_rows = rows_needed(placement, sizes, config.clients_per_round, mesh.size)
   federation, after = place_phases(machine, federation, after, mesh, placement, num_rows)
-  example, target = _entries(dataset)
+  example, label = _entries(dataset)
   most = -(-config.clients_per_round // mesh.size)
-  own_chunk = choose_chunk(config.clients_per_chunk, prepared.model, setup, example, most, target)
+  target = machine.target(mesh)
+  own_chunk = choose_chunk(config.clients_per_chunk, setup, example, most, target, label)
   chunk = processes.smallest(own_chunk)  # all have to run the same program
   simulation = simulate(
     algorithm,
@@ -205,7 +215,7 @@ def _assemble(
     num_clients=num_clients if placement == "replicated" else 1,
   )
   total_weight = float(jnp.sum(setup.client_weight(jnp.asarray(prepared.sizes[:num_clients]))))
-  others = (dataset.x_test, dataset.y_test, make_hyper(config, total_weight), keys)
+  others = (flat(dataset.x_test), dataset.y_test, make_hyper(config, total_weight), keys)
   x_test, y_test, hyper, placed_keys = machine.put(others, everywhere(mesh))
   made = Experiment(
     model=prepared.model,
@@ -249,7 +259,7 @@ def _entries(dataset: sources.Dataset) -> Sequence[jax.ShapeDtypeStruct]:
 
 def _make_setup(config: Config, prepared: _OnHost, dataset: sources.Dataset) -> Setup:
   return Setup(
-    task=make_task(config, dataset),
+    task=of_flat(make_task(config, dataset), dataset.x_train.shape[1:]),
     local=LocalTraining(
       batch_rows(config.batch_size, prepared.sizes),
       config.local_epochs,
@@ -270,7 +280,7 @@ def _make_setup(config: Config, prepared: _OnHost, dataset: sources.Dataset) -> 
 def _facts(
   config: Config, prepared: _OnHost, dataset: sources.Dataset, keys: Keys
 ) -> dict[str, Any]:
-  parts, parts_after, sizes = prepared.parts, prepared.parts_after, prepared.sizes
+  parts, parts_after, sizes = prepared.parts, prepared.parts_after or (), prepared.sizes
   scales = density_scales(config, len(parts), keys.partition)
   return dict(
     natural_clients=dataset.num_clients,
@@ -280,7 +290,7 @@ def _facts(
     train_examples=len(dataset.y_train),
     test_examples=len(dataset.y_test),
     input_shape=dataset.x_train.shape[1:],
-    seen_range=(float(dataset.x_train.min()), float(dataset.x_train.max())),
+    seen_range=ends(dataset.x_train),
     classes=dataset.classes,
     examples_sha256=examples_digest(dataset),
     split_sha256=digest([*parts, len(parts), *parts_after, scales]),

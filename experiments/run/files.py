@@ -55,6 +55,7 @@ _KINDS: Mapping[Any, type | UnionType] = {
   bool: bool,
   tuple[float, ...]: list,
   tuple[str, ...]: list,
+  tuple[int, ...]: list,
 }
 
 

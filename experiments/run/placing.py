@@ -8,9 +8,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.run.config import Config, ConfigError
-from sparsyfed_jax.data.dataset import Dataset
-from sparsyfed_jax.fed.cohort import Federation
+from sparsyfed_jax.data.dataset import Dataset, flat
+from sparsyfed_jax.data.lists import Parts, join_phases
+from sparsyfed_jax.fed.cohort import Federation, federation_of
 from sparsyfed_jax.fed.devices import AXIS, place, put
+from sparsyfed_jax.fed.memory import Target, target_of
 
 
 class Machine(NamedTuple):
@@ -20,9 +22,10 @@ class Machine(NamedTuple):
   put: Callable[..., Any]  # (tree, sharding) -> the tree with arrays that lie so
   # (federation on the host, mesh, placement, least_rows) -> federation, as `devices.place`
   place: Callable[..., Federation]
+  target: Callable[[Mesh], Target]  # what clients side by side are chosen for
 
 
-HERE = Machine(jax.devices, put, place)
+HERE = Machine(jax.devices, put, place, lambda mesh: target_of(mesh.local_devices[0]))
 
 
 def everywhere(mesh: Mesh) -> NamedSharding:
@@ -41,22 +44,16 @@ def make_mesh(config: Config, machine: Machine) -> Mesh:
   return Mesh(np.array(devices[: config.num_devices]), (AXIS,))
 
 
-def phases(
-  dataset: Dataset, indices: np.ndarray, sizes: np.ndarray, scales: np.ndarray
+def phases_of(
+  dataset: Dataset, parts: Parts, parts_after: Parts | None, scales: np.ndarray
 ) -> tuple[Federation, Federation]:
-  """Makes the clients' data before and after a shift, the same where there is none.
-
-  Args:
-    dataset: of all clients.
-    indices: (phases * num_clients, max_size) int32, those of the second phase behind the others.
-    sizes: (phases * num_clients,) int32.
-    scales: (num_clients,) float32 of densities.
-  """
-  count = len(scales)
-  before = Federation(dataset.x_train, dataset.y_train, indices[:count], sizes[:count], scales)
-  if len(sizes) == count:
+  """Makes the data before and after a shift, the same where there is none."""
+  phases = [parts] if parts_after is None else [*join_phases(parts, parts_after)]
+  longest = max(int(phase.sizes.max()) for phase in phases)
+  before = federation_of(flat(dataset.x_train), dataset.y_train, phases[0], scales, longest)
+  if parts_after is None:
     return before, before
-  return before, before._replace(indices=indices[count:], sizes=sizes[count:])
+  return before, before._replace(starts=phases[1].starts, sizes=phases[1].sizes)
 
 
 def place_phases(
@@ -75,5 +72,5 @@ def place_phases(
     return placed, placed
   if placement == "sharded":
     return placed, machine.place(after, mesh, placement, num_rows)
-  indices, sizes = machine.put((after.indices, after.sizes), everywhere(mesh))
-  return placed, placed._replace(indices=indices, sizes=sizes)
+  starts, sizes = machine.put((after.starts, after.sizes), everywhere(mesh))
+  return placed, placed._replace(starts=starts, sizes=sizes)

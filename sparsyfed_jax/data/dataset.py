@@ -1,6 +1,6 @@
 """The type of a data set, and the random split into training and test examples."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -65,7 +65,9 @@ class Dataset(NamedTuple):
   num_classes: int  # or tokens, labels or numbers to predict
   mean: float  # a model sees (x - mean) / std
   std: float
-  client_test: np.ndarray = np.zeros(0, np.int32)  # (m,) int32, as client_train; (0,) if unknown
+  # (m,) int32, as client_train; (0,) if unknown. Some sources have clients that only test and take
+  # part in no round: their numbers are num_clients and above.
+  client_test: np.ndarray = np.zeros(0, np.int32)
   classes: tuple[Label, ...] = ()  # (num_classes,) the labels as the source has them; () if none
 
   @property
@@ -98,6 +100,11 @@ class Dataset(NamedTuple):
       target_stds=stds,
       told=f"{self.y_train.dtype} of shape {self.y_train.shape}",
     )
+
+
+def flat(x: Any) -> Any:
+  """Makes rows of examples, (n, entries), as they are stored on devices; see `fed.task.of_flat`."""
+  return x.reshape(len(x), -1) if x.ndim > 2 else x
 
 
 def split_80_20(num_examples: int, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:

@@ -34,6 +34,7 @@ from sparsyfed_jax.data.draws import (
   dirichlet_rows,
   generator,
 )
+from sparsyfed_jax.data.lists import Parts, group
 
 
 def dirichlet(
@@ -155,7 +156,7 @@ def dirichlet_per_class(
   return _sorted(np.concatenate(piece) for piece in zip(*pieces, strict=True))
 
 
-def iid(key: jax.Array, num_examples: int, num_clients: int) -> list[np.ndarray]:
+def iid(key: jax.Array, num_examples: int, num_clients: int) -> Parts:
   """Splits at random into equal sizes.
 
   Args:
@@ -167,7 +168,8 @@ def iid(key: jax.Array, num_examples: int, num_clients: int) -> list[np.ndarray]
     `num_clients` sorted int32 index arrays, sizes differing by at most one.
   """
   check_enough("num_clients", num_clients, num_examples)
-  return _sorted(np.array_split(generator(key).permutation(num_examples), num_clients))
+  sizes = num_examples // num_clients + (np.arange(num_clients) < num_examples % num_clients)
+  return _dealt(generator(key).permutation(num_examples), sizes)
 
 
 def shards(
@@ -194,9 +196,7 @@ def shards(
   return _sorted(np.concatenate([pieces[i] for i in hand]) for hand in hands)
 
 
-def power_law(
-  key: jax.Array, num_examples: int, num_clients: int, exponent: float
-) -> list[np.ndarray]:
+def power_law(key: jax.Array, num_examples: int, num_clients: int, exponent: float) -> Parts:
   """Splits at random into sizes proportional to rank^-exponent, ranks shuffled over clients.
 
   Each client first gets one example where there are enough; the rest follows the law.
@@ -220,10 +220,10 @@ def power_law(
   # Rounding the running sum, not the sizes, keeps the total exact.
   ends = np.rint(law / law[-1] * (num_examples - least * num_clients)).astype(np.int64)
   sizes = rng.permutation(least + np.diff(ends, prepend=0))
-  return _sorted(np.split(rng.permutation(num_examples), np.cumsum(sizes)[:-1]))
+  return _dealt(rng.permutation(num_examples), sizes)
 
 
-def natural(clients: np.ndarray, num_clients: int) -> list[np.ndarray]:
+def natural(clients: np.ndarray, num_clients: int) -> Parts:
   """Groups the examples by the client that comes with them; needs no key.
 
   Args:
@@ -237,8 +237,7 @@ def natural(clients: np.ndarray, num_clients: int) -> list[np.ndarray]:
   check_at_least("num_clients", num_clients, 1)
   if clients.max() >= num_clients:
     raise ValueError(f"clients: holds id {clients.max()}, must be below num_clients={num_clients}")
-  order = np.argsort(clients, kind="stable")
-  return _sorted(np.split(order, np.cumsum(np.bincount(clients, minlength=num_clients))[:-1]))
+  return group(clients, num_clients)
 
 
 def like_training(key: jax.Array, labels: np.ndarray, training: Sequence[np.ndarray]) -> np.ndarray:
@@ -264,31 +263,11 @@ def like_training(key: jax.Array, labels: np.ndarray, training: Sequence[np.ndar
   return owners
 
 
-def stack_clients(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-  """Pads the index arrays of a split to one rectangle, the form a compiled round gathers from.
-
-  Args:
-    parts: one index array per client, at least one client.
-
-  Returns:
-    Indices, (num_clients, n_max) int32, rows padded with 0 (a valid index: mask by size), where
-    n_max is the largest size, at least 1; and sizes, (num_clients,) int32.
-
-  Raises:
-    ValueError: a part is no vector of whole numbers; a mask would be indices 0 and 1.
-  """
-  check_at_least("len(parts)", len(parts), 1)
-  for number, part in enumerate(map(np.asarray, parts)):
-    if part.ndim != 1 or (part.size and part.dtype.kind not in "iu"):
-      raise ValueError(
-        f"parts[{number}]: must be a vector of indices, is {part.dtype} of shape {part.shape};"
-        " np.flatnonzero makes one of a mask"
-      )
-  sizes = np.array([len(part) for part in parts], np.int32)
-  indices = np.zeros((len(parts), max(1, sizes.max())), np.int32)
-  for row, part in zip(indices, parts, strict=True):
-    row[: len(part)] = part
-  return indices, sizes
+def _dealt(order: np.ndarray, sizes: np.ndarray) -> Parts:
+  """Gives each client as many examples as it is due, of those in an order."""
+  owners = np.empty(len(order), np.int32)
+  owners[order] = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+  return group(owners, len(sizes))
 
 
 def _shuffled_by_class(

@@ -1,12 +1,15 @@
 """The sum of a cohort's uploads in bounded memory: a loop over chunks of a vmap."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from sparsyfed_jax.data.lists import join_clients
 from sparsyfed_jax.fed.algorithm import Client
 from sparsyfed_jax.fed.sampling import Cohort
 from sparsyfed_jax.ops import count_each
@@ -24,18 +27,52 @@ class Federation(NamedTuple):
 
   Example:
     >>> import numpy as np
-    >>> from sparsyfed_jax.data.partition import stack_clients
-    >>> indices, sizes = stack_clients([np.array([0, 2]), np.array([1])])
     >>> x, y = np.zeros((3, 5), np.float32), np.zeros(3, np.int32)
-    >>> Federation(x, y, indices, sizes, np.ones(2, np.float32)).sizes
-    array([2, 1], dtype=int32)
+    >>> federation = federation_of(x, y, [np.array([0, 2]), np.array([1])])
+    >>> federation.indices[federation.starts[1]], federation.sizes
+    (np.int32(1), array([2, 1], dtype=int32))
   """
 
   x: Any  # (num_examples, *shape), as stored
   y: Any  # (num_examples,) int32, or what else is predicted
-  indices: Any  # (num_clients, max_size) int32 rows of x and y, padded
-  sizes: Any  # (num_clients,) int32
+  # (num_indices + max_size,) int32 rows of x and y, one client's after the other's; the last
+  # max_size only let the list of every client be read at one length
+  indices: Any
+  starts: Any  # (num_clients,) int32, where in `indices` a client's list begins
+  sizes: Any  # (num_clients,) int32, how long it is
+  slots: Any  # (max_size,) int8 whose length is that of the longest list, and at least 1
   density_scales: Any  # (num_clients,) float32, relative to the run's density
+
+
+def federation_of(
+  x: Any,
+  y: Any,
+  parts: Sequence[np.ndarray],
+  density_scales: np.ndarray | None = None,
+  max_size: int = 1,
+) -> Federation:
+  """Makes the data of all clients, on the host.
+
+  Args:
+    x: (num_examples, *shape).
+    y: (num_examples, ...).
+    parts: of each client, the indices of its examples.
+    density_scales: (num_clients,) float32; 1 by default.
+    max_size: the length of the longest list at least, where another split takes the same place.
+
+  Example:
+    >>> import sparsyfed_jax as sf
+    >>> clients = sf.data.power_law(sf.data.digits(), num_clients=3)
+    >>> federation = federation_of(clients.data.x_train, clients.data.y_train, clients.parts)
+    >>> federation.indices.shape, federation.slots.shape
+    ((2222,), (784,))
+  """
+  joined = join_clients(parts)
+  if density_scales is None:
+    density_scales = np.ones(len(joined), np.float32)
+  slots = np.zeros(max(max_size, int(joined.sizes.max())), np.int8)
+  indices = np.concatenate([joined.indices, np.zeros(len(slots), np.int32)])
+  return Federation(x, y, indices, joined.starts, joined.sizes, slots, density_scales)
 
 
 def sum_over_clients(
@@ -57,7 +94,7 @@ def sum_over_clients(
   Args:
     client: one client's round.
     download: what every client receives.
-    memories: of the clients, (num_rows, ...) arrays, a row where `indices` have that of the client.
+    memories: of the clients, (num_rows, ...) arrays, a row where `starts` have that of the client.
     federation: all clients' data.
     cohort: the clients that take part.
     key: of the round.
@@ -89,7 +126,7 @@ def sum_over_first(
   Args:
     client: one client's round.
     download: what every client receives.
-    memories: of the clients, (num_rows, ...) arrays, a row where `indices` have that of the client.
+    memories: of the clients, (num_rows, ...) arrays, a row where `starts` have that of the client.
     federation: all clients' data.
     cohort: the clients of which some take part; the others are not present.
     key: of the round.
@@ -128,8 +165,8 @@ def sum_over_first(
   def first_of(members: Cohort) -> Cohort:
     return jax.tree.map(lambda leaf: leaf[0], members)
 
-  ranked = federation.indices, federation.sizes, federation.density_scales
-  chex.assert_rank(ranked, [2, 1, 1])
+  *_, indices, starts, sizes, slots, scales = federation
+  chex.assert_rank([indices, starts, sizes, slots, scales], 1)
   common = download, federation, key
   chunks = _cut(cohort, clients_per_chunk)
   num_chunks = -(-num_clients // clients_per_chunk)
@@ -157,10 +194,11 @@ def data_of(federation: Federation, member: Cohort) -> ClientData:
     federation: all clients' data.
     member: () entries of a `Cohort`.
   """
+  start, max_size = federation.starts[member.rows], federation.slots.shape[0]
   return ClientData(
     federation.x,
     federation.y,
-    federation.indices[member.rows],
+    lax.dynamic_slice_in_dim(federation.indices, start, max_size),
     jnp.where(member.is_present, federation.sizes[member.numbers], 0),
     federation.density_scales[member.numbers],
     member.work,

@@ -23,6 +23,8 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
+from sparsyfed_jax.data.lists import rows_of_clients
+from sparsyfed_jax.data.mapped import release, zeros
 from sparsyfed_jax.fed.algorithm import Client
 from sparsyfed_jax.fed.cohort import Federation, sum_over_first
 from sparsyfed_jax.fed.sampling import Cohort
@@ -64,7 +66,7 @@ def sum_over_devices(
   """
   data = _EVERYWHERE if placement == "replicated" else _DEALT
   specs: dict[str, Any] = dict.fromkeys(Federation._fields, _EVERYWHERE)
-  specs |= dict.fromkeys(("x", "y", "indices"), data)
+  specs |= dict.fromkeys(("x", "y", "starts"), data)
 
   def on_one_device(
     download: Any, memories: Memory, federation: Federation, cohort: Cohort, key: Key
@@ -93,6 +95,12 @@ def sum_over_devices(
     check_vma=False,  # the loop's carry starts out the same on all devices
   )
   return run(download, memories, federation, cohort, key)
+
+
+def platform_of(mesh: Mesh) -> str:
+  """Tells what programs for a mesh are compiled for: "cpu", "gpu" or "tpu"."""
+  device: jax.Device = mesh.devices.flat[0]
+  return device.platform
 
 
 def put(tree: Any, sharding: Sharding) -> Any:
@@ -134,7 +142,7 @@ def place(host: Federation, mesh: Mesh, placement: str, least_rows: int = 0) -> 
   everybody = np.arange(len(host.sizes))
   shares = [everybody[rank :: mesh.size] for rank in range(mesh.size)]
   num_rows = max(least_rows, rows_of_shares(host.sizes, mesh.size))
-  return shard_examples(put_sizes(host, mesh), host, mesh, shares, num_rows)
+  return shard_examples(put_common(host, mesh, num_rows), host, mesh, shares, num_rows)
 
 
 def place_memories(host: Memory, mesh: Mesh, placement: str, axis: int = 0) -> Memory:
@@ -188,10 +196,20 @@ def deal_numbers(numbers: np.ndarray, num_devices: int) -> np.ndarray:
   return padded.reshape(-1, num_devices).T.reshape(-1)
 
 
-def put_sizes(host: Federation, mesh: Mesh) -> Federation:
-  """Puts what is known of all clients besides their examples on every device of a mesh."""
-  sizes, scales = put((host.sizes, host.density_scales), NamedSharding(mesh, _EVERYWHERE))
-  return host._replace(sizes=sizes, density_scales=scales)
+def put_common(host: Federation, mesh: Mesh, num_rows: int) -> Federation:
+  """Puts on every device of a mesh what is known of all clients besides their examples.
+
+  Where a device has the examples of some clients alone, they lie there in the clients' order.
+
+  Args:
+    host: of NumPy arrays.
+    mesh: of one axis, called `AXIS`.
+    num_rows: of examples on each device.
+  """
+  indices = np.arange(num_rows + len(host.slots), dtype=np.int32)
+  common = indices, host.sizes, host.slots, host.density_scales
+  indices, sizes, slots, scales = put(common, NamedSharding(mesh, _EVERYWHERE))
+  return host._replace(indices=indices, sizes=sizes, slots=slots, density_scales=scales)
 
 
 def shard_examples(
@@ -204,41 +222,46 @@ def shard_examples(
   """Gives each device of a mesh the examples of some clients.
 
   Args:
-    placed: `host` as `put_sizes` leaves it.
-    host: of NumPy arrays.
+    placed: `host` as `put_common` leaves it.
+    host: of NumPy arrays, of which the examples may lie in a file.
     mesh: of one axis, called `AXIS`.
-    shares: the numbers of each device's clients; the i-th list of indices on a device is that of
-      the i-th of them, and indices count that device's examples from 0.
+    shares: the numbers of each device's clients; the i-th start on a device is that of the i-th of
+      them, and counts that device's examples from 0.
     num_rows: of examples on each device, the last of them zeros; enough for every share.
   """
   num_lists = max(map(len, shares))
-  max_size = host.indices.shape[1]
   dealt = deal_sharding(mesh)
 
   @cache
   def rows_of(rank: int) -> np.ndarray:
-    lists = [host.indices[number, : host.sizes[number]] for number in shares[rank]]
-    return np.concatenate([np.zeros(0, np.int32), *lists])
+    return rows_of_clients(host, shares[rank])
 
-  def fill(length: int, shape: tuple[int, ...], dtype: Any, share: Callable[..., Any]) -> jax.Array:
+  def fill(length: int, shape: tuple[int, ...], dtype: Any, write: Callable[..., Any]) -> jax.Array:
     def block(index: Any) -> np.ndarray:
-      values = np.zeros((length, *shape), dtype)
-      content = share((index[0].start or 0) // length)
-      values[: len(content)] = content
+      values = zeros((length, *shape), dtype)
+      write((index[0].start or 0) // length, values)
       return values
 
     whole = (length * mesh.size, *shape)
     return jax.make_array_from_callback(whole, dealt, block)
 
-  def indices_of(rank: int) -> np.ndarray:
+  def examples_of(array: np.ndarray) -> jax.Array:
+    def write(rank: int, values: np.ndarray) -> None:
+      rows = rows_of(rank)
+      # "clip" writes in place, where "raise" would make another copy.
+      np.take(array, rows, axis=0, out=values[: len(rows)], mode="clip")
+      release(array)
+
+    return fill(num_rows, array.shape[1:], array.dtype, write)
+
+  def write_starts(rank: int, values: np.ndarray) -> None:
     sizes = host.sizes[shares[rank]]
-    starts = np.cumsum(sizes) - sizes
-    return starts[:, None] + np.minimum(np.arange(max_size), sizes[:, None] - 1).clip(0)
+    values[: len(sizes)] = np.cumsum(sizes) - sizes
 
   return placed._replace(
-    x=fill(num_rows, host.x.shape[1:], host.x.dtype, lambda rank: host.x[rows_of(rank)]),
-    y=fill(num_rows, host.y.shape[1:], host.y.dtype, lambda rank: host.y[rows_of(rank)]),
-    indices=fill(num_lists, (max_size,), np.int32, indices_of),
+    x=examples_of(host.x),
+    y=examples_of(host.y),
+    starts=fill(num_lists, (), np.int32, write_starts),
   )
 
 

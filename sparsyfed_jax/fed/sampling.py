@@ -6,12 +6,10 @@ from typing import NamedTuple, TypeAlias
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax import lax
 
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.types import Key
-
-_MAX_PACKED = 2**14  # clients whose numbers leave 18 bits to chance
 
 # Probabilities of the clients, of their sizes; need not add up to 1.
 Availability: TypeAlias = Callable[[jax.Array], jax.Array]
@@ -23,7 +21,7 @@ class Cohort(NamedTuple):
   numbers: jax.Array  # (clients_per_round,) int32
   is_present: jax.Array  # (clients_per_round,) bool, False for one that vanished
   work: jax.Array  # (clients_per_round,) float32, share of each local epoch that is done
-  rows: jax.Array  # (clients_per_round,) int32, where in `Federation.indices` their lists are
+  rows: jax.Array  # (clients_per_round,) int32, where in `Federation.starts` they are
 
 
 def uniformly(sizes: jax.Array) -> jax.Array:
@@ -51,7 +49,8 @@ def sample(
 
   They come ordered by the examples they train on, so that a chunk of clients side by side, which
   runs as long as its largest, wastes little. What happens to a client belongs to its number and
-  the key.
+  the key. Where all are equally likely, the time is that of the clients drawn, not of all; else it
+  grows with all of them.
 
   Args:
     key: of the round's sampling.
@@ -63,37 +62,57 @@ def sample(
       share of its work between 0 and 1, drawn uniformly.
   """
   chex.assert_rank([key, fate_key, sizes], [0, 0, 1])
+  num_clients = sizes.shape[0]
   if availability is uniformly:
-    drawn = _permutation(key, sizes.shape[0])[:clients_per_round]
+    drawn = distinct(key, num_clients, clients_per_round)
   else:
-    likely = availability(sizes)
-    drawn = jax.random.choice(
-      key, sizes.shape[0], (clients_per_round,), replace=False, p=likely / jnp.sum(likely)
-    ).astype(jnp.int32)
+    # The largest of log(p) + Gumbel noise are drawn one by one from p, without replacement.
+    chances = jnp.log(availability(sizes)) + jax.random.gumbel(key, (num_clients,))
+    drawn = lax.top_k(chances, clients_per_round)[1].astype(jnp.int32)
 
-  # For all clients at once: drawing with a key for each takes longer to compile.
-  fates = jax.random.uniform(fate_key, (sizes.shape[0], 3))[drawn]
-  present, straggler, share = fates[:, 0], fates[:, 1], fates[:, 2]
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(fate_key, drawn)
+  fates = jax.vmap(lambda own: jax.random.uniform(own, (4,)))(keys)
+  present, straggler, share, turn = fates.T
   is_present = present >= hyper.client_dropout
   work = jnp.where(straggler < hyper.straggler_fraction, share, 1.0)
-  order = jnp.argsort(jnp.where(is_present, work * sizes[drawn].astype(jnp.float32), 0))
+  amount = jnp.where(is_present, work * sizes[drawn].astype(jnp.float32), 0)
+  order = jnp.lexsort((turn, amount))  # those of equal work by chance, not by number
   numbers = drawn[order]
   return Cohort(numbers, is_present[order], work[order], rows=numbers)
 
 
-def _permutation(key: Key, num_clients: int) -> jax.Array:
-  """Puts the numbers of all clients in a random order.
+def distinct(key: Key, num_clients: int, count: int) -> jax.Array:
+  """Draws different clients, every set of them equally likely, in time that `count` alone decides.
 
-  Sorting one number for each client takes a CPU a fifth of the time of `jax.random.permutation`.
-  Its upper bits are random; its lower ones, which decide among equals, count from a random client
-  on, so that no client comes first more often than another.
+  Numbers that come up twice are drawn again. Of more than half of all clients those are drawn that
+  are left out, so that at least every second number is a new one.
+
+  Args:
+    key: decides who.
+    num_clients: of whom they are drawn.
+    count: how many, at most `num_clients`.
+
+  Returns:
+    (count,) int32, ascending.
   """
-  if num_clients > _MAX_PACKED:
-    return jax.random.permutation(key, num_clients).astype(jnp.int32)
-  bits = jax.random.bits(key, (num_clients + 1,))
-  # As good as even, since clients are few beside 2^32.
-  start = (bits[-1] % num_clients).astype(jnp.int32)
-  places = (jnp.arange(num_clients) + start) % num_clients
-  rank = bits[:-1] & ~np.uint32(_MAX_PACKED - 1)
-  ordered = jnp.sort(rank | places.astype(jnp.uint32)) & np.uint32(_MAX_PACKED - 1)
-  return (ordered.astype(jnp.int32) - start) % num_clients
+  if 2 * count > num_clients:
+    left_out = _draw_again(key, num_clients, num_clients - count)
+    is_drawn = jnp.ones(num_clients, bool).at[left_out].set(False)
+    return jnp.flatnonzero(is_drawn, size=count).astype(jnp.int32)
+  return _draw_again(key, num_clients, count)
+
+
+def _draw_again(key: Key, num_clients: int, count: int) -> jax.Array:
+  """Draws numbers until all are different; ascending."""
+  if not count:
+    return jnp.zeros(0, jnp.int32)
+
+  def draw(carry: tuple[Key, jax.Array, jax.Array]) -> tuple[Key, jax.Array, jax.Array]:
+    key, numbers, is_missing = carry
+    key, own = jax.random.split(key)
+    new = jax.random.randint(own, (count,), 0, num_clients)
+    numbers = jnp.sort(jnp.where(is_missing, new, numbers))
+    return key, numbers, jnp.zeros(count, bool).at[1:].set(numbers[1:] == numbers[:-1])
+
+  nobody = key, jnp.zeros(count, jnp.int32), jnp.ones(count, bool)
+  return lax.while_loop(lambda carry: jnp.any(carry[2]), draw, nobody)[1]

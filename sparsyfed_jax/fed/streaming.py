@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from sparsyfed_jax.fed.cohort import Federation
 from sparsyfed_jax.fed.devices import (
   deal_numbers,
-  put_sizes,
+  put_common,
   rows_of_shares,
   send_memories,
   shard_examples,
@@ -61,7 +61,7 @@ def stage(host: Federation, mesh: Mesh, cohorts: Cohort, least_rows: int = 0) ->
   """
   num_rounds, num_clients = cohorts.numbers.shape
   num_rows = max(least_rows, rows_of_rounds(host.sizes, num_clients, mesh.size))
-  placed = put_sizes(host, mesh)
+  placed = put_common(host, mesh, num_rows)
   for i in range(num_rounds):
     cohort = jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), cohorts)
     shares = [cohort.numbers[rank :: mesh.size] for rank in range(mesh.size)]

@@ -107,6 +107,35 @@ def classification(
   return supervised(network, prepare, _score, _hits, dtype=dtype)
 
 
+def of_flat(task: Task, input_shape: tuple[int, ...]) -> Task:
+  """Lets a task take examples that are stored flat, (batch, entries), as well as in their shape.
+
+  A TPU pads the last two axes of an array: of images it would make a copy several times as large.
+
+  Args:
+    task: any.
+    input_shape: shape of one example.
+  """
+  if len(input_shape) < 2:
+    return task
+
+  def shaped(batch: Batch) -> Batch:
+    return batch._replace(x=batch.x.reshape(batch.x.shape[0], *input_shape))
+
+  def loss(
+    variables: Variables, batch: Batch, layers: Layers, key: Key
+  ) -> tuple[jax.Array, tuple[Variables, Metrics]]:
+    return task.loss(variables, shaped(batch), layers, key)
+
+  predict = task.predict
+  return task._replace(
+    loss=loss,
+    evaluate=lambda variables, batch: task.evaluate(variables, shaped(batch)),
+    score_each=lambda variables, batch: task.score_each(variables, shaped(batch)),
+    predict=predict and (lambda variables, batch: predict(variables, shaped(batch))),
+  )
+
+
 def supervised(
   network: Network,
   prepare: Callable[[Batch], jax.Array],

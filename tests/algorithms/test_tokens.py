@@ -10,7 +10,7 @@ from flax import linen as nn
 
 import sparsyfed_jax as sf
 from sparsyfed_jax.data.characters import from_pieces
-from sparsyfed_jax.fed.cohort import Federation
+from sparsyfed_jax.fed.cohort import federation_of
 from tests import cases
 
 LENGTH, RATE, DECAY = 6, 0.3, 0.01
@@ -42,10 +42,8 @@ def task(name):
 
 def federation(junk=0):
   """Puts clients together, with something in the places that are padding."""
-  indices, sizes = sf.data.partition.stack_clients(sf.data.natural(DATA).parts)
   x = np.where(DATA.y_train >= 0, DATA.x_train, junk)
-  arrays = x, DATA.y_train, indices, sizes, np.ones(len(sizes), np.float32)
-  return Federation(*map(jnp.asarray, arrays))
+  return jax.tree.map(jnp.asarray, federation_of(x, DATA.y_train, sf.data.natural(DATA).parts))
 
 
 def start(name="looked"):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsyfed_jax.data import draws, partition
+from sparsyfed_jax.data import draws, lists, partition
 
 LABELS = np.random.default_rng(0).integers(0, 10, 2000)
 NUM_CLIENTS = 20
@@ -336,18 +336,6 @@ class TestNatural:
     assert {part.dtype for part in parts} == {np.dtype(np.int32)}
 
 
-class TestStackClients:
-  def test_pads_with_zero(self):
-    indices, sizes = partition.stack_clients([np.array([4, 7]), np.array([], int), np.array([2])])
-    assert indices.tolist() == [[4, 7], [0, 0], [2, 0]]
-    assert sizes.tolist() == [2, 0, 1]
-    assert indices.dtype == sizes.dtype == np.int32
-
-  def test_is_one_wide_when_all_are_empty(self):
-    indices, sizes = partition.stack_clients([np.zeros(0, np.int32)] * 3)
-    assert indices.shape == (3, 1) and sizes.tolist() == [0, 0, 0]
-
-
 Y = np.array([0, 1, 1, 0])
 ERRORS = {
   "dirichlet alpha zero": (lambda k: partition.dirichlet(k, Y, 2, 0.0), "alpha=0.0.*greater"),
@@ -387,7 +375,7 @@ ERRORS = {
   "natural negative": (lambda k: partition.natural(Y - 1, 2), "clients: holds -1"),
   "natural clients": (lambda k: partition.natural(Y, 0), "num_clients=0"),
   "natural floats": (lambda k: partition.natural(Y * 1.0, 2), "clients: is float64"),
-  "stack none": (lambda k: partition.stack_clients([]), r"len\(parts\)=0"),
+  "join none": (lambda k: lists.join_clients([]), r"len\(parts\)=0"),
 }
 
 
@@ -402,6 +390,6 @@ def test_error_names_the_argument(name):
 @pytest.mark.parametrize("part", [np.arange(5) < 2, np.array([0.0, 1.7]), np.array([[0, 1]]), "01"])
 def test_what_is_no_vector_of_indices_is_refused(part):
   with pytest.raises(ValueError, match=r"^parts\[1\]: must be a vector of indices, is "):
-    partition.stack_clients([np.arange(3), part])
-  indices, sizes = partition.stack_clients([[], [2, 1], np.flatnonzero(np.arange(5) < 2), range(1)])
-  assert sizes.tolist() == [0, 2, 2, 1] and indices[1].tolist() == [2, 1]
+    lists.join_clients([np.arange(3), part])
+  parts = lists.join_clients([[], [2, 1], np.flatnonzero(np.arange(5) < 2), range(1)])
+  assert parts.sizes.tolist() == [0, 2, 2, 1] and parts[1].tolist() == [2, 1]

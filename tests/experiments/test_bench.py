@@ -21,6 +21,7 @@ from experiments.run.choices import COMPUTE_DTYPES
 from sparsyfed_jax import trees
 from sparsyfed_jax.fed.task import classification
 from sparsyfed_jax.models import MLP
+from tests import cases
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 KEYS = {
@@ -76,7 +77,7 @@ def tiny(monkeypatch):
   skewed = Workload(model, 3, (5,), (10, 1, 1), 3, 2, even="tiny-even")
   monkeypatch.setitem(WORKLOADS, "tiny-skewed", skewed)
   monkeypatch.setattr(measuring, "LEAST_CALL_SECONDS", 1e-9)
-  monkeypatch.setattr(measuring, "_matmul_flops_per_second", lambda dtype: 1e9)
+  monkeypatch.setattr(measuring, "_matmul_flops_per_second", lambda dtype, platform: 1e9)
 
 
 def test_a_row_says_what_was_measured_and_beside_what(tiny):
@@ -310,8 +311,7 @@ def test_every_example_has_one_client(tiny):
   federation = workloads.random_federation(WORKLOADS["tiny-skewed"])
   sizes = np.asarray(federation.sizes)
   assert sizes.tolist() == [10, 1, 1]
-  rows = np.asarray(federation.indices)
-  owned = [row for client in range(3) for row in rows[client, : sizes[client]]]
+  owned = [row for client in range(3) for row in cases.list_of(federation, client)]
   assert sorted(owned) == list(range(12)) and federation.x.shape == (12, 5)
 
 

@@ -103,7 +103,7 @@ def test_what_it_trained_is_read_with_the_model_alone(file, tmp_path, prunable):
   with pytest.raises(ValueError, match=told):
     sf.load_model(directory)
   loaded = sf.load_model(directory, model=make_model(config, (8, 8, 1), 10))
-  x = np.asarray(experiment.x_test[:7])
+  x = np.asarray(experiment.x_test[:7]).reshape(-1, 8, 8, 1)
   logits = loaded.variables(
     (x.astype(np.float32) - loaded.signature.mean) / loaded.signature.std
   )  # of flax.nnx

@@ -275,7 +275,7 @@ def test_other_kinds_of_shift(kind):
   experiment = final_experiment(config)
   before, after = experiment.federation, experiment.shifted
   lists = [
-    {int(i) for row, size in zip(f.indices, f.sizes, strict=True) for i in row[: int(size)]}
+    {int(i) for number in range(len(f.sizes)) for i in cases.list_of(f, number)}
     for f in (before, after)
   ]
   if kind == "clients":

@@ -8,6 +8,7 @@ from experiments import flags
 from experiments.pictures.split import plot_split
 from experiments.run.build import build
 from experiments.run.split import Split, count_split
+from tests import cases
 
 
 def draw(tmp_path, *phases, classes=range(10)):
@@ -62,7 +63,7 @@ def test_a_run_counts_both_phases():
   ):
     np.testing.assert_array_equal(split.counts.sum(1), federation.sizes)
     np.testing.assert_array_equal(split.counts.sum(0), np.bincount(federation.y))
-    first = federation.y[federation.indices[0, : federation.sizes[0]]]
+    first = federation.y[cases.list_of(federation, 0)]
     np.testing.assert_array_equal(split.counts[0], np.bincount(first, minlength=10))
 
 

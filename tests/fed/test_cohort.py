@@ -5,17 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
+from sparsyfed_jax.fed.cohort import federation_of, sum_over_clients
 from sparsyfed_jax.types import tally, total, weighted
 from tests import cases
 
 SIZES = np.array([3, 0, 1, 2])
 # Client i has the first SIZES[i] of the rows 3 i, 3 i + 1, 3 i + 2.
-FEDERATION = Federation(
+FEDERATION = federation_of(
   np.zeros((12, 1), np.float32),
   np.arange(12, dtype=np.int32),
-  np.arange(12, dtype=np.int32).reshape(4, 3),
-  SIZES.astype(np.int32),
+  [3 * i + np.arange(size) for i, size in enumerate(SIZES)],
   np.array([1, 0.5, 0.25, 0.125], np.float32),
 )
 

@@ -1,5 +1,6 @@
 """Who takes part, over many draws."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -78,14 +79,76 @@ def test_what_happens_to_a_client_belongs_to_its_number():
 
 
 @pytest.mark.parametrize("num_clients", [1, 2, 1000, 2**14, 2**14 + 1])
-def test_an_order_holds_every_client_once(num_clients):
-  order = jax.jit(sampling._permutation, static_argnums=1)(jax.random.key(1), num_clients)
-  assert order.dtype == jnp.int32
-  np.testing.assert_array_equal(np.sort(order), np.arange(num_clients))
-  assert num_clients < 3 or not np.array_equal(order, np.arange(num_clients))
+def test_all_clients_are_drawn_once_if_all_are_asked_for(num_clients):
+  numbers = sampling.distinct(jax.random.key(1), num_clients, num_clients)
+  assert numbers.dtype == jnp.int32
+  np.testing.assert_array_equal(numbers, np.arange(num_clients))
 
 
-def test_all_orders_are_equally_likely():
-  orders = jax.vmap(lambda seed: sampling._permutation(jax.random.key(seed), 3))(jnp.arange(6000))
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def many(key, num_clients, count, num_draws):
+  draw = partial(sampling.distinct, num_clients=num_clients, count=count)
+  return jax.vmap(draw)(jax.random.split(key, num_draws))
+
+
+@pytest.mark.parametrize("num_clients", [1, 2, 7, 1000, 2**14 + 1, 2**20 + 1])
+def test_nobody_is_drawn_twice(num_clients):
+  for count in {1, 2, 3, num_clients // 2, num_clients // 2 + 1, num_clients - 1, 1000}:
+    if 0 < count <= min(num_clients, 10**4):
+      numbers = np.asarray(many(jax.random.key(count), num_clients, count, 3))
+      assert numbers.dtype == np.int32 and numbers.shape == (3, count)
+      assert (np.diff(numbers, axis=1) > 0).all()
+      assert numbers.min() >= 0 and numbers.max() < num_clients
+
+
+def chi_square(counts, expected):
+  """Standard deviations of a chi-square statistic from its mean; normal, nearly."""
+  freedom = len(counts) - 1
+  return (np.sum((counts - expected) ** 2 / expected) - freedom) / np.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize(("num_clients", "count"), [(5, 2), (5, 3), (6, 3), (7, 1), (4, 3)])
+def test_all_sets_of_clients_are_equally_likely(num_clients, count):
+  sets = list(itertools.combinations(range(num_clients), count))
+  drawn = np.asarray(many(jax.random.key(2), num_clients, count, 60_000))
+  found, counts = np.unique(drawn, axis=0, return_counts=True)
+  assert found.tolist() == [list(one) for one in sets]
+  assert abs(chi_square(counts, 60_000 / len(sets))) < 4
+
+
+@pytest.mark.parametrize(("num_clients", "count"), [(1000, 10), (1000, 900), (2**20 + 1, 10)])
+def test_a_million_draws_are_uniform(num_clients, count):
+  drawn = np.asarray(many(jax.random.key(3), num_clients, count, 10**6 // count)).ravel()
+  cells = 1000 if num_clients > 1000 else num_clients
+  counts = np.bincount(drawn.astype(np.int64) * cells // num_clients, minlength=cells)
+  # Without replacement counts vary less, by the share of those that are left out.
+  left = 1 - count / num_clients
+  wanted = len(drawn) * np.diff(np.ceil(np.arange(cells + 1) * num_clients / cells)) / num_clients
+  freedom = cells - 1
+  statistic = np.sum((counts - wanted) ** 2 / wanted) / left
+  assert abs(statistic - freedom) < 4 * np.sqrt(2 * freedom)
+
+
+def test_clients_of_equal_size_come_in_any_order():
+  # Four of four: all 24 orders of the cohort, 250 each.
+  run = partial(
+    sample,
+    sizes=jnp.full(4, 3),
+    clients_per_round=4,
+    availability=AVAILABILITIES["uniform"],
+    hyper=cases.hyper(),
+  )
+  keys = [jax.random.split(jax.random.key(seed), 6000) for seed in range(2)]
+  orders = np.asarray(jax.jit(jax.vmap(run))(*keys).numbers)
   _, counts = np.unique(orders, axis=0, return_counts=True)
-  assert len(counts) == 6 and np.all(np.abs(counts - 1000) < 150)
+  assert len(counts) == 24 and abs(chi_square(counts, 250)) < 4
+
+
+def test_ten_of_a_million_take_memory_of_ten():
+  run = partial(
+    sample, clients_per_round=10, availability=AVAILABILITIES["uniform"], hyper=cases.hyper()
+  )
+  keys = jax.random.key(0), jax.random.key(1)
+  sizes = jax.ShapeDtypeStruct((10**6,), jnp.int32)
+  compiled = jax.jit(lambda *operands: run(*operands)).lower(*keys, sizes).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes < 10**5

@@ -9,7 +9,7 @@ import pytest
 
 from sparsyfed_jax.algorithms import METHODS
 from sparsyfed_jax.fed.algorithm import Algorithm
-from sparsyfed_jax.fed.cohort import Federation
+from sparsyfed_jax.fed.cohort import federation_of
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.simulation import State, simulate
 from sparsyfed_jax.types import make_keys, total, weighted
@@ -268,8 +268,7 @@ def attendance(num_clients, clients_per_round, num_rounds, seed=0):
   task = cases.problem("linear").task
   simulation = simulate(method, task, clients_per_round, 3, num_rounds, eval_batch_size=1)
   numbers = jnp.arange(num_clients, dtype=jnp.int32)
-  ones = jnp.ones_like(numbers)
-  federation = Federation(numbers, numbers, numbers[:, None], ones, ones.astype(jnp.float32))
+  federation = federation_of(numbers, numbers, np.arange(num_clients)[:, None])
   table = jnp.zeros((num_rounds, num_clients), jnp.int32)
   state = Attendance(jnp.int32(0), {"params": table}, cases.hyper())
   state, _ = simulation.run(State(state, ()), federation, jax.random.key(seed), num_rounds)
