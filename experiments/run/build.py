@@ -31,7 +31,7 @@ from sparsyfed_jax.data.remarks import remarks
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
-from sparsyfed_jax.fed.devices import platform_of, sum_over_devices
+from sparsyfed_jax.fed.devices import sum_over_devices
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.measures import NO_MEASURES
 from sparsyfed_jax.fed.measures import measures as make_measures
