@@ -113,6 +113,8 @@ def environment(target: Target) -> dict[str, str]:
   flags = os.environ.get("XLA_FLAGS", "")
   if target.chip.platform == "cpu":
     flags = f"{flags} --xla_force_host_platform_device_count={target.num_chips}".strip()
+  elif target.chip.platform == "tpu":
+    flags = ""  # libtpu reads them, too, and ends the process for one of a CPU
   return {
     "JAX_PLATFORMS": "cpu",
     "JAX_ENABLE_COMPILATION_CACHE": "false",  # compilation is timed

@@ -168,6 +168,13 @@ def test_a_missing_compiler_is_named_with_its_extra(monkeypatch, capsys, target,
   assert said.count("\n") == 1 and f"sparsyfed_jax[{extra}]" in said
 
 
+def test_flags_of_a_cpu_are_kept_from_the_compiler_of_a_tpu(monkeypatch):
+  monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_max_isa=AVX")
+  assert targets.environment(targets.parse("v5e:1x1"))["XLA_FLAGS"] == ""
+  kept = targets.environment(targets.parse("cpu:3"))["XLA_FLAGS"]
+  assert kept == "--xla_cpu_max_isa=AVX --xla_force_host_platform_device_count=3"
+
+
 def test_the_memory_of_a_gpu_is_what_jax_takes_of_it(monkeypatch):
   monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
   usual, _ = targets.usable_bytes(targets.parse("h100:1"))
