@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sparsyfed_jax import ops
+from sparsyfed_jax.ops.backend.count import _count_in_parts, count_together
 
 count_nonzero = jax.jit(ops.count_nonzero)
 count_true = jax.jit(ops.count_true)
@@ -74,3 +75,16 @@ def one(a):
 def test_count_each_refuses_lists_of_other_lengths():
   with pytest.raises(ValueError, match="zip"):
     ops.count_each(one, [jnp.ones(3)] * 2, [jnp.ones(3)])
+
+
+def test_a_gpu_counts_few_masks_at_a_time():
+  masks = [np.arange(70) % 7 == digit % 7 for digit in range(15)]
+
+  def reductions(platform):
+    module = jax.export.export(jax.jit(count_together), platforms=[platform])(masks)
+    return module.mlir_module().count("stablehlo.reduce(")
+
+  assert (reductions("cuda"), reductions("tpu")) == (2, 1)
+  expected = [int(np.sum(mask)) for mask in masks]
+  assert [int(count) for count in _count_in_parts(masks)] == expected
+  assert [int(count) for count in count_together(masks)] == expected

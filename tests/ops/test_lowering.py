@@ -117,7 +117,10 @@ class TestRound:
     found, expected = count_operations(module), count_operations(expected)
     different = {name for name in {*found, *expected} if found.get(name) != expected.get(name)}
     # The gradient of the input of the first layer is dead, but stands in the choice still.
-    assert different <= {"convolution", "reverse", "convert"}
+    known = {"convolution", "reverse", "convert"}
+    # A GPU counts for fewer digits by one reduction.
+    assert different <= known | ({"reduce"} if platform == "cuda" else set())
+    assert found["reduce"] >= expected["reduce"]
     assert found["convolution"] >= expected["convolution"] > 3
     batch = cases.BATCH_SIZE
     assert f"(tensor<{batch}x6x6x1xf32>, tensor<3x3x1x4xf32>)" in module

@@ -29,32 +29,37 @@ def untuned() -> AbstractContextManager[None]:
   return _is_tuned(False)
 
 
-@partial(jax.jit, static_argnames=("cpu", "default", "settings"), inline=True)
+@partial(jax.jit, static_argnames=("cpu", "gpu", "default", "settings"), inline=True)
 def by_platform(
   *operands: Any,
-  cpu: Callable[..., Any],
   default: Callable[..., Any],
+  cpu: Callable[..., Any] | None = None,
+  gpu: Callable[..., Any] | None = None,
   settings: tuple[Any, ...] = (),
 ) -> Any:
-  """Computes `cpu(*operands, *settings)` if lowered for CPUs, else `default(*operands, *settings)`.
+  """Computes `cpu(*operands, *settings)` if lowered for CPUs, `gpu` for GPUs, else `default`.
 
-  Both are traced, and one is compiled. Differentiating through the choice would keep the residuals
-  of both: call it in the rules of a custom derivative, or where nothing is differentiated.
+  All that are given are traced, and one is compiled. Differentiating through the choice would keep
+  the residuals of all: call it in the rules of a custom derivative, or where nothing is
+  differentiated.
 
   Args:
     *operands: pytrees of arrays.
-    cpu: the computation that is tuned to CPUs. A function of a module, not a closure: jax traces
-      the same choice between arrays of the same shapes once.
-    default: plain XLA operations, with results of the same shapes and dtypes; alone traced under
-      `untuned`.
-    settings: hashable further arguments of both.
+    default: plain XLA operations; alone traced under `untuned`. A function of a module, not a
+      closure: jax traces the same choice between arrays of the same shapes once.
+    cpu: the computation that is tuned to CPUs, with results of the same shapes and dtypes.
+    gpu: that for GPUs.
+    settings: hashable further arguments of all.
   """
   if not _is_tuned.value:
     return default(*operands, *settings)
+
+  def of(run: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *operands: run(*operands, *settings)
+
+  tuned = {"cpu": cpu, "cuda": gpu, "rocm": gpu}
   return lax.platform_dependent(
-    *operands,
-    cpu=lambda *operands: cpu(*operands, *settings),
-    default=lambda *operands: default(*operands, *settings),
+    *operands, default=of(default), **{name: of(run) for name, run in tuned.items() if run}
   )
 
 
