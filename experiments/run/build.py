@@ -12,11 +12,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from experiments.run import processes
 from experiments.run.config import VALUE, Config, ConfigError
 from experiments.run.data import TestOwners, deal_phases, deal_tests, density_scales, load
+from experiments.run.fleet import make_fleet, make_timing
 from experiments.run.identity import digest, examples_digest
 from experiments.run.models import choose_chunk, make_model
 from experiments.run.settings import all_flags, method_of, own_hyper, own_options
 from experiments.run.split import Split, count_phases
 from experiments.run.starting import starting_of
+from experiments.run.systems import num_selected
 from experiments.run.tasks import classes_of, costs_of, make_task, scale_facts
 from experiments.run.weight_files import facts_of, started_once
 from sparsyfed_jax import trees
@@ -105,6 +107,7 @@ def _prepare(config: Config, dataset: sources.Dataset, keys: Keys) -> _OnHost:
   model = make_model(config, input_shape, dataset.num_classes)
   before, later = deal_phases(config, dataset, keys.partition)
   parts, parts_after = join_clients(before), join_clients(later) if later else None
+  _require_clients(config, len(parts))
   if config.clients_per_round > len(parts):
     raise ConfigError(
       f"--clients_per_round={config.clients_per_round}: must be at most the"
