@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from sparsyfed_jax import trees
 from sparsyfed_jax.data.dataset import TASKS, Dataset, Signature
+from sparsyfed_jax.data.mapped import ends
 from sparsyfed_jax.data.scaling import as_range
 from sparsyfed_jax.fed.task import Task, classification
 from sparsyfed_jax.fed.tasks import multi_label, next_token, regression
@@ -151,7 +152,7 @@ def save_model(
     data.signature,
     prunable,
     input_range=as_range(data.mean, data.std) if is_scaled else None,
-    seen_range=(float(data.x_train.min()), float(data.x_train.max())),
+    seen_range=ends(data.x_train),
     classes=data.classes,
   )
   return model_file.write(path, told | others, variables, value_dtype, compression)

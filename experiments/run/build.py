@@ -26,6 +26,7 @@ from sparsyfed_jax.data import sources
 from sparsyfed_jax.data.batches import batch_rows
 from sparsyfed_jax.data.dataset import Signature, flat
 from sparsyfed_jax.data.lists import Parts, join_clients, join_phases
+from sparsyfed_jax.data.mapped import ends
 from sparsyfed_jax.data.remarks import remarks
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.client import LocalTraining
@@ -237,7 +238,7 @@ def _facts(
     processes=jax.process_count(),
     mean=dataset.mean,
     std=dataset.std,
-    seen_range=(float(dataset.x_train.min()), float(dataset.x_train.max())),
+    seen_range=ends(dataset.x_train),
     classes=dataset.classes,
     examples_sha256=examples_digest(dataset),
     split_sha256=digest([*parts, len(parts), *parts_after, scales]),

@@ -29,7 +29,8 @@ class Config(NamedTuple):
   dataset: Annotated[
     str,
     Knob(
-      "digits (scikit-learn's, embedded), npz:PATH (docs/own_data.md lists its arrays), text:PATH"
+      "digits (scikit-learn's, embedded), npz:PATH (docs/own_data.md lists its arrays),"
+      " folder:PATH (of .npy files, larger than memory with --data_placement=streamed), text:PATH"
       " (of characters), or tfds:NAME (prepared by tensorflow-datasets)"
     ),
     VALUE,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from sparsyfed_jax.data.dataset import Dataset
+from sparsyfed_jax.data.mapped import blocks
 
 
 def examples_digest(dataset: Dataset) -> str:
@@ -24,7 +25,8 @@ def digest(values: Iterable[Any]) -> str:
   for value in values:
     if isinstance(value, np.ndarray):
       total.update(f"{value.dtype.str}{value.shape}".encode())
-      total.update(np.ascontiguousarray(value).data)
+      for block in blocks(value) if value.ndim else [value]:
+        total.update(np.ascontiguousarray(block).data)
     else:
       total.update(f"{type(value).__name__}{value!r};".encode())
   return total.hexdigest()

@@ -52,7 +52,7 @@ def count_phases(
     classes: their names.
   """
   kind, _, path = config.dataset.partition(":")
-  name = os.path.basename(path) if kind in ("npz", "text") else config.dataset
+  name = os.path.basename(path) if kind in ("npz", "text", "folder") else config.dataset
   titles = [f"{name[:_LONGEST_NAME]}  ·  {_rule(config, config.dirichlet_alpha)}"]
   if config.shift_round is not None:
     alpha = config.shift_dirichlet_alpha or config.dirichlet_alpha

@@ -46,8 +46,8 @@ def load(
   """Loads a data set by its name.
 
   Args:
-    name: 'digits', 'npz:PATH', 'text:PATH' or 'tfds:NAME', a set that tensorflow_datasets has
-      prepared.
+    name: 'digits', 'npz:PATH', 'folder:PATH' of .npy files, 'text:PATH' or 'tfds:NAME', a set that
+      tensorflow_datasets has prepared.
     seed: decides the train/test split where the source has none.
     input_range: the stored values that a model sees as -1 and 1; None for the values as they are,
       'auto' for what the training set suggests.

@@ -4,6 +4,7 @@ import numpy as np
 
 from sparsyfed_jax.data.dataset import Dataset
 from sparsyfed_jax.data.labels import Label, outsiders
+from sparsyfed_jax.data.mapped import blocks, ends, release
 from sparsyfed_jax.data.scaling import as_range
 
 _SPREAD = 100.0  # times as wide as others is another unit
@@ -81,7 +82,7 @@ def _of_values(dataset: Dataset) -> list[str]:
       f"examples of shape {shape} are read as images {shape[0]} high and {shape[1]} wide with"
       f" {shape[2]} channels; if the channels come first, save x.transpose(0, 2, 3, 1)"
     )
-  (low, high), (test_low, test_high) = _ends(train), _ends(test)
+  (low, high), (test_low, test_high) = ends(train), ends(test)
   ratio = (test_high - test_low) / ((high - low) or 1.0)
   if high > low and not 1 / _SCALES_APART <= ratio <= _SCALES_APART:
     lines.append(
@@ -94,15 +95,15 @@ def _of_values(dataset: Dataset) -> list[str]:
       " applied to all; standardise each feature before saving"
     )
   else:
-    lines += _of_range(dataset)
+    lines += _of_range(dataset, low)
   return lines
 
 
-def _of_range(dataset: Dataset) -> list[str]:
+def _of_range(dataset: Dataset, least: float) -> list[str]:
   limits = as_range(dataset.mean, dataset.std)
   values = dataset.x_train.reshape(-1)
-  least = float(values.min())
-  values = values[:: 1 + values.size // _SAMPLE]
+  values = np.array(values[:: 1 + values.size // _SAMPLE])
+  release(dataset.x_train)
   values = values[values != least]  # masks and strokes are nearly all background
   if limits is None or not len(values):
     return []
@@ -117,14 +118,12 @@ def _of_range(dataset: Dataset) -> list[str]:
 
 
 def _has_columns_of_many_scales(x: np.ndarray) -> bool:
-  widths = x.max(0).astype(np.float64) - x.min(0)
+  extremes = [(block.max(0), block.min(0)) for block in blocks(x)]
+  highs, lows = map(np.array, zip(*extremes, strict=True))
+  widths = highs.max(0).astype(np.float64) - lows.min(0)
   widths = widths[widths > 0]
   # Flattened images have a few dark corners; in a table a quarter of the features and more differ.
   return len(widths) > 1 and widths.max() > _SPREAD * np.quantile(widths, 0.25)
-
-
-def _ends(x: np.ndarray) -> tuple[float, float]:
-  return float(x.min()), float(x.max())
 
 
 def _listed(values: list[Label]) -> str:

@@ -5,6 +5,8 @@ from typing import TypeAlias
 
 import numpy as np
 
+from sparsyfed_jax.data.mapped import blocks, ends
+
 Range: TypeAlias = tuple[float, float]  # the values that become -1 and 1
 
 AUDIO: Range = (-32768.0, 32768.0)
@@ -46,7 +48,7 @@ def find_range(x: np.ndarray) -> Range | None:
   """
   if x.dtype.kind == "f" and _root_mean_square(x) <= _LARGEST_RMS:
     return None
-  low, high = float(x.min()), float(x.max())
+  low, high = ends(x)
   if low >= 0:
     high = next((float(top) for top in _UNSIGNED if top / 2 < high <= top), high)
     low = 0.0 if high in _UNSIGNED else low
@@ -105,5 +107,8 @@ def looks_channels_first(shape: tuple[int, ...]) -> bool:
 
 
 def _root_mean_square(x: np.ndarray) -> float:
-  blocks = np.array_split(x.reshape(-1), 1 + x.size // _BLOCK)
-  return math.sqrt(sum(float(np.vdot(block, block)) for block in blocks) / x.size)
+  total = 0.0
+  for block in blocks(x):
+    pieces = np.array_split(block.reshape(-1), 1 + block.size // _BLOCK)
+    total += sum(float(np.vdot(piece, piece)) for piece in pieces)
+  return math.sqrt(total / x.size)

@@ -17,6 +17,7 @@ import numpy as np
 from sparsyfed_jax.data import characters, prepared, scaling
 from sparsyfed_jax.data.dataset import DataError, Dataset, split_80_20
 from sparsyfed_jax.data.labels import Label
+from sparsyfed_jax.data.mapped import blocks
 from sparsyfed_jax.data.targets import numbered, targets
 
 _KINDS = {
@@ -42,8 +43,8 @@ def load(
   """Loads the data set that the flag --dataset names.
 
   Args:
-    name: 'digits', 'npz:PATH', 'text:PATH' or 'tfds:NAME', a set that tensorflow_datasets has
-      prepared.
+    name: 'digits', 'npz:PATH', 'folder:PATH' (as `folders` opens it), 'text:PATH' or 'tfds:NAME',
+      a set that tensorflow_datasets has prepared.
     key: a JAX PRNG key; decides the train/test split where the source has none.
     input_range: the stored values that a model sees as -1 and 1; None for the values as they are,
       'auto' for what `scaling.find_range` finds in the training set.
@@ -73,8 +74,13 @@ def _load(name: str, key: jax.Array, task: str, reading: characters.Reading) -> 
     return characters.load(path, reading)
   if kind == "tfds" and path:
     return prepared.load(path, key)
+  if kind == "folder" and path:
+    from sparsyfed_jax.data import folders  # which needs `from_arrays`
+
+    return folders.load(path, key, task)
   raise DataError(
-    f"--dataset={name}: unknown data set, must be 'tfds:NAME', 'text:PATH', 'digits' or 'npz:PATH'"
+    f"--dataset={name}: unknown data set, must be 'tfds:NAME', 'text:PATH', 'folder:PATH',"
+    " 'digits' or 'npz:PATH'"
   )
 
 
@@ -278,7 +284,8 @@ def _examples(path: str, name: str, arrays: dict[str, np.ndarray]) -> np.ndarray
   if x.dtype.kind == "f":
     with np.errstate(over="ignore"):  # a float64 too large becomes infinite, and is then reported
       x = x.astype(np.float32, copy=False)
-    bad = np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(1))
+    finite = [np.isfinite(block).reshape(len(block), -1).all(1) for block in blocks(x)]
+    bad = np.flatnonzero(~np.concatenate(finite))
     if len(bad):
       raise DataError(
         f"{where}: holds NaN or infinity in {len(bad)} of {len(x)} examples, the first at index"

@@ -24,6 +24,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from sparsyfed_jax.data.lists import rows_of_clients
+from sparsyfed_jax.data.mapped import release, zeros
 from sparsyfed_jax.fed.algorithm import Client
 from sparsyfed_jax.fed.cohort import Federation, sum_over_first
 from sparsyfed_jax.fed.race import Race
@@ -236,7 +237,7 @@ def shard_examples(
 
   def fill(length: int, shape: tuple[int, ...], dtype: Any, write: Callable[..., Any]) -> jax.Array:
     def block(index: Any) -> np.ndarray:
-      values = np.zeros((length, *shape), dtype)
+      values = zeros((length, *shape), dtype)
       write((index[0].start or 0) // length, values)
       return values
 
@@ -248,6 +249,7 @@ def shard_examples(
       rows = rows_of(rank)
       # "clip" writes in place, where "raise" would make another copy.
       np.take(array, rows, axis=0, out=values[: len(rows)], mode="clip")
+      release(array)
 
     return fill(num_rows, array.shape[1:], array.dtype, write)
 
