@@ -18,7 +18,7 @@ from experiments.run.models import choose_chunk, make_model
 from experiments.run.settings import all_flags, method_of, own_hyper, own_options
 from experiments.run.split import Split, count_phases
 from experiments.run.starting import starting_of
-from experiments.run.systems import num_selected
+from experiments.run.systems import num_selected, systems_of
 from experiments.run.tasks import classes_of, costs_of, make_task, scale_facts
 from experiments.run.weight_files import facts_of, started_once
 from sparsyfed_jax import trees
@@ -83,6 +83,7 @@ class _OnHost(NamedTuple):
   sizes: np.ndarray  # of both phases
   mesh: Mesh
   test_owners: TestOwners
+  fleet: Any  # `clock.Fleet`, or () where rounds are not timed
 
 
 def check(config: Config, dataset: sources.Dataset) -> None:
@@ -108,10 +109,11 @@ def _prepare(config: Config, dataset: sources.Dataset, keys: Keys) -> _OnHost:
   model = make_model(config, input_shape, dataset.num_classes)
   before, later = deal_phases(config, dataset, keys.partition)
   parts, parts_after = join_clients(before), join_clients(later) if later else None
-  _require_clients(config, len(parts))
-  if config.clients_per_round > len(parts):
+  if num_selected(config) > len(parts):
+    factor = systems_of(config).over_selection
+    often = "" if factor == 1 else f" * --over_selection={factor}"
     raise ConfigError(
-      f"--clients_per_round={config.clients_per_round}: must be at most the"
+      f"--clients_per_round={config.clients_per_round}{often}: must be at most the"
       f" {len(parts)} clients of the data"
     )
   return _OnHost(
@@ -121,6 +123,7 @@ def _prepare(config: Config, dataset: sources.Dataset, keys: Keys) -> _OnHost:
     np.concatenate([parts.sizes, *([parts_after.sizes] if parts_after else [])]),
     _make_mesh(config),
     deal_tests(config, dataset, parts, parts_after or (), keys.partition),
+    make_fleet(config, len(parts), keys.partition),
   )
 
 
@@ -148,17 +151,20 @@ def build(config: Config) -> Experiment:
   scales = density_scales(config, num_clients, keys.partition)
   federation, after = _phases(prepared, dataset, scales)
   sizes = (federation.sizes, after.sizes)
-  num_rows = rows_needed(placement, sizes, config.clients_per_round, mesh.size)
+  selected = num_selected(config)
+  num_rows = rows_needed(placement, sizes, selected, mesh.size)
   federation, after = _place_phases(federation, after, mesh, placement, num_rows)
   example = jax.ShapeDtypeStruct(dataset.x_train.shape[1:], dataset.x_train.dtype)
-  most = -(-config.clients_per_round // mesh.size)
+  most = -(-selected // mesh.size)
   target = jax.ShapeDtypeStruct(dataset.y_train.shape[1:], dataset.y_train.dtype)
   own_chunk = choose_chunk(config.clients_per_chunk, prepared.model, setup, example, most, target)
   chunk = processes.smallest(own_chunk)  # all have to run the same program
+  layers = tuple(trees.layer_names(jax.eval_shape(setup.task.init, keys.init)["params"]))
+  costs = costs_of(config, prepared.model, dataset, setup.task) if config.metrics else ()
   simulation = simulate(
     algorithm,
     setup.task,
-    clients_per_round=config.clients_per_round,
+    clients_per_round=selected,
     clients_per_chunk=chunk,
     rounds_per_call=min(config.eval_every, config.rounds),
     eval_batch_size=min(EVAL_BATCH_SIZE, len(dataset.y_test)),
@@ -168,12 +174,12 @@ def build(config: Config) -> Experiment:
     measures=setup.measures,
     compared_clients=config.mask_metrics_clients,
     num_clients=num_clients if placement == "replicated" else 1,
+    timing=make_timing(config, costs, layers),
   )
   facts = _facts(prepared, dataset, setup, chunk, scales) | facts_of(config)
   total_weight = float(jnp.sum(setup.client_weight(jnp.asarray(prepared.sizes[:num_clients]))))
   others = (flat(dataset.x_test), dataset.y_test, make_hyper(config, total_weight), keys)
   x_test, y_test, hyper, keys = put(others, everywhere(mesh))
-  layers = tuple(trees.layer_names(jax.eval_shape(setup.task.init, keys.init)["params"]))
   phases = [phase for phase in (prepared.parts, prepared.parts_after) if phase is not None]
   return Experiment(
     model=prepared.model,
@@ -184,7 +190,7 @@ def build(config: Config) -> Experiment:
     shifted=after,
     test_owners=prepared.test_owners,
     layers=layers,
-    costs=costs_of(config, prepared.model, dataset, setup.task) if config.metrics else (),
+    costs=costs,
     x_test=x_test,
     y_test=y_test,
     hyper=hyper,
@@ -242,6 +248,7 @@ def _facts(
     classes=dataset.classes,
     examples_sha256=examples_digest(dataset),
     split_sha256=digest([*parts, len(parts), *parts_after, scales]),
+    **({"fleet_sha256": digest(jax.tree.leaves(prepared.fleet))} if prepared.fleet else {}),
     **scale_facts(dataset),
   )
 
@@ -249,7 +256,7 @@ def _facts(
 # What the data makes of the programs, besides its shapes.
 _FACTS = (
   *("num_classes", "clients_per_chunk", "uneven_clients", "mean", "std", "target_scale"),
-  "init_sha256",
+  *("init_sha256", "fleet_sha256"),
 )
 
 
@@ -269,6 +276,9 @@ def fixed_flags(config: Config) -> Hashable:
     bool(config.client_sparsities),
     config.proximal_mu > 0,
     min(config.eval_every, config.rounds),
+    own_hyper(config)
+    if systems_of(config).device_profiles
+    else None,  # by which the FLOPs are counted
   )
 
 
@@ -373,6 +383,7 @@ def _phases(
     parts, after = join_phases(parts, after)
   longest = int(prepared.sizes.max())
   before = federation_of(flat(dataset.x_train), dataset.y_train, parts, scales, longest)
+  before = before._replace(fleet=prepared.fleet)
   if after is None:
     return before, before
   return before, before._replace(starts=after.starts, sizes=after.sizes)

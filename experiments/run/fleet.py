@@ -53,9 +53,7 @@ def make_fleet(config: Config, num_clients: int, key: jax.Array) -> Fleet | tupl
   return Fleet(dealt[order], kinds, hours)
 
 
-def make_timing(
-  config: Config, costs: Sequence[LayerCost], layers: Sequence[str]
-) -> Timing | None:
+def make_timing(config: Config, costs: Sequence[LayerCost], layers: Sequence[str]) -> Timing | None:
   """Makes how the rounds of a run are timed; None where they are not.
 
   Args:
@@ -79,7 +77,7 @@ def make_timing(
       " compares numbers by `if`, `min` or `max`, which cannot be traced; metrics.flops.larger can"
     ) from error
   deadline = math.inf if own.deadline is None else own.deadline
-  return Timing(config.clients_per_round, deadline, flops)
+  return Timing(config.clients_per_round, deadline, flops, _has_energy(own.device_profiles))
 
 
 def _flops(config: Config, costs: Sequence[LayerCost], layers: Sequence[str]) -> Flops:
@@ -125,7 +123,7 @@ def read_profiles(name: str) -> tuple[np.ndarray, Kinds]:
   if not rows:
     raise ConfigError(f"--device_profiles={name}: must hold a profile at least, holds none")
 
-  def column(name: str, scale: float = 1.0) -> np.ndarray:
+  def values(name: str, scale: float = 1.0) -> np.ndarray:
     return np.array([scale * row[name] for row in rows], np.float32)
 
   shares = np.array([row["share"] for row in rows])
@@ -133,11 +131,11 @@ def read_profiles(name: str) -> tuple[np.ndarray, Kinds]:
     raise ConfigError(
       f"--device_profiles={name}: share: must be 1 over all profiles, is {shares.sum():g}"
     )
-  down, up = column("down_mbps", _BYTES_OF_MEGABIT), column("up_mbps", _BYTES_OF_MEGABIT)
-  return shares, Kinds(column("gflops", _GIGA), down, up, *map(column, _WATTS))
+  down, up = values("down_mbps", _BYTES_OF_MEGABIT), values("up_mbps", _BYTES_OF_MEGABIT)
+  return shares, Kinds(values("gflops", _GIGA), down, up, *map(values, _WATTS))
 
 
-def has_energy(name: str) -> bool:
+def _has_energy(name: str) -> bool:
   """Tells whether a table of devices says what they consume."""
   kinds = read_profiles(name)[1]
   return bool(np.any(kinds.compute_watts) or np.any(kinds.radio_watts))
@@ -160,7 +158,9 @@ def read_hours(name: str, num_clients: int, period: int | None) -> Hours:
       )
     begin, end = _number(place, row, "from"), _number(place, row, "to")
     if not 0 <= begin < end:
-      raise ConfigError(f"{place}: client {text}, from={begin:g}: must be at least 0 and below to={end:g}")
+      raise ConfigError(
+        f"{place}: client {text}, from={begin:g}: must be at least 0 and below to={end:g}"
+      )
     if end > (period or 2**24):
       raise ConfigError(
         f"{place}: client {text}, to={end:g}: must be at most"
@@ -196,8 +196,11 @@ def _daily(hours: float, spread: float, num_clients: int, key: jax.Array) -> Hou
   closes = np.stack([np.where(is_cut, ends - DAY, ends), np.minimum(ends, DAY)], axis=1)
   is_there = np.stack([np.ones(num_clients, bool), is_cut], axis=1)
   starts = np.append(0, np.cumsum(1 + is_cut)).astype(np.int32)
-  padded = [np.append(each[is_there], 0).astype(np.float32) for each in (opens, closes)]
-  return Hours(starts, *padded, np.int32(DAY))
+
+  def padded(each: np.ndarray) -> np.ndarray:
+    return np.append(each[is_there], 0).astype(np.float32)
+
+  return Hours(starts, padded(opens), padded(closes), np.int32(DAY))
 
 
 def _read(

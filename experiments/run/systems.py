@@ -79,17 +79,22 @@ def check_systems(config: Any, require: Callable[[bool, str, str], None]) -> Non
   own = systems_of(config)
   if own.device_profiles is None:
     for name in ("availability", "availability_period", "deadline"):
-      require(getattr(own, name) is None, name, "given with --device_profiles, whose clock it reads")
+      require(
+        getattr(own, name) is None, name, "given with --device_profiles, whose clock it reads"
+      )
     require(own.over_selection == 1, "over_selection", "1 without --device_profiles")
     return
-  require(bool(config.metrics), "device_profiles", "left out with --nometrics: bytes are not counted")
+  require(
+    bool(config.metrics), "device_profiles", "left out with --nometrics: bytes are not counted"
+  )
   require(own.daily_hours <= 24, "daily_hours", "at most 24")
   is_trace = own.availability not in (None, DAILY)
   right = "given with --availability=FILE.csv"
   require(is_trace or own.availability_period is None, "availability_period", right)
   if config.num_clients is not None:
-    right = f"such that {num_selected(config)} clients are at most --num_clients={config.num_clients}"
-    require(num_selected(config) <= config.num_clients, "over_selection", right)
+    count, most = num_selected(config), config.num_clients
+    right = f"smaller: {count} clients would be sampled a round of --num_clients={most}"
+    require(own.over_selection == 1 or count <= most, "over_selection", right)
 
 
 def without_effect(config: Any) -> list[str]:

@@ -24,6 +24,7 @@ class Timing(NamedTuple):
   reports: int  # with which a round ends
   deadline: float  # seconds after which it ends at the latest; inf for none
   flops: Flops
+  has_energy: bool = True  # whether it is known what devices consume
 
 
 def race_of(timing: Timing, cohort: Cohort) -> Race:
@@ -102,7 +103,7 @@ def end_round(
     "round_virtual_seconds": seconds,
     "virtual_whole_seconds": after.whole,
     "virtual_part_seconds": after.part,
-    "energy": energy.total,
+    **({"energy": energy.total} if timing.has_energy else {}),
     LATE: late.total,
     LATE_BYTES: late_bytes.value,
     "unavailable_clients": jnp.sum(devices.wait > 0, dtype=jnp.float32),

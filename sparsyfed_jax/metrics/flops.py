@@ -69,6 +69,17 @@ def shares_inside_masks(
   return LayerShares(density, density, density)
 
 
+def larger(a: Any, b: Any) -> Any:
+  """Takes the larger of two numbers, of which one may be traced, as where rounds are timed.
+
+  Example:
+    >>> larger(0.5, 0.1)
+    0.5
+  """
+  is_plain = isinstance(a, int | float) and isinstance(b, int | float)
+  return max(a, b) if is_plain else jnp.maximum(a, b)
+
+
 def layer_costs(
   model: nn.Module, input_shape: tuple[int, ...], dtype: Any = jnp.float32
 ) -> tuple[LayerCost, ...]:
