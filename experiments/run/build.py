@@ -12,13 +12,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from experiments.run import processes
 from experiments.run.config import VALUE, Config, ConfigError
 from experiments.run.data import TestOwners, deal_phases, deal_tests, density_scales, load
-from experiments.run.fleet import make_fleet, make_timing
+from experiments.run.fleet import counted_by, make_fleet, make_timing
 from experiments.run.identity import digest, examples_digest
 from experiments.run.models import choose_chunk, make_model
 from experiments.run.settings import all_flags, method_of, own_hyper, own_options
 from experiments.run.split import Split, count_phases
 from experiments.run.starting import starting_of
-from experiments.run.systems import num_selected, systems_of
+from experiments.run.systems import num_selected, times
 from experiments.run.tasks import classes_of, costs_of, make_task, scale_facts
 from experiments.run.weight_files import facts_of, started_once
 from sparsyfed_jax import trees
@@ -110,10 +110,8 @@ def _prepare(config: Config, dataset: sources.Dataset, keys: Keys) -> _OnHost:
   before, later = deal_phases(config, dataset, keys.partition)
   parts, parts_after = join_clients(before), join_clients(later) if later else None
   if num_selected(config) > len(parts):
-    factor = systems_of(config).over_selection
-    often = "" if factor == 1 else f" * --over_selection={factor}"
     raise ConfigError(
-      f"--clients_per_round={config.clients_per_round}{often}: must be at most the"
+      f"--clients_per_round={config.clients_per_round}{times(config)}: must be at most the"
       f" {len(parts)} clients of the data"
     )
   return _OnHost(
@@ -276,9 +274,7 @@ def fixed_flags(config: Config) -> Hashable:
     bool(config.client_sparsities),
     config.proximal_mu > 0,
     min(config.eval_every, config.rounds),
-    own_hyper(config)
-    if systems_of(config).device_profiles
-    else None,  # by which the FLOPs are counted
+    counted_by(config),
   )
 
 

@@ -53,6 +53,11 @@ def make_fleet(config: Config, num_clients: int, key: jax.Array) -> Fleet | tupl
   return Fleet(dealt[order], kinds, hours)
 
 
+def counted_by(config: Config) -> Any:
+  """Makes what the FLOPs are counted by in a program that times rounds; None in others."""
+  return own_hyper(config) if systems_of(config).device_profiles else None
+
+
 def make_timing(config: Config, costs: Sequence[LayerCost], layers: Sequence[str]) -> Timing | None:
   """Makes how the rounds of a run are timed; None where they are not.
 
@@ -89,8 +94,8 @@ def _flops(config: Config, costs: Sequence[LayerCost], layers: Sequence[str]) ->
     for number, (name, *dense) in enumerate(costs):
       parts: Sequence[Any] = [1.0] * len(dense)  # of a layer that has no prunable parameter
       if name in places:
-        density = densities[places[name]]
-        parts = method.layer_shares(options, hyper, name, number == 0, density, 1 - sparsity)
+        traced: Any = densities[places[name]], 1 - sparsity
+        parts = method.layer_shares(options, hyper, name, number == 0, *traced)
       total += sum(jnp.float32(one) * part for one, part in zip(dense, parts, strict=True))
     return total
 

@@ -95,7 +95,7 @@ def stack_inputs(experiments: Sequence[Experiment]) -> tuple[Inputs, Inputs]:
   after = zip(*(inputs.shifted[:-1] for inputs in each), strict=True)
   phases = zip(*map(combine, before, after), strict=True)
   fleet = each[0].federation.fleet, None  # the same of all
-  federation, shifted = (Federation(*fields, fleet=fleet) for fields in phases)
+  federation, shifted = (Federation(*fields)._replace(fleet=fleet) for fields in phases)
   pairs: dict[str, Any] = dict(
     federation=federation,
     shifted=shifted,

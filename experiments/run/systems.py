@@ -74,6 +74,12 @@ def num_selected(config: Any) -> int:
   return math.ceil(round(config.clients_per_round * config.over_selection, 6))
 
 
+def times(config: Any) -> str:
+  """Writes by what --clients_per_round is multiplied, behind its value."""
+  factor = systems_of(config).over_selection
+  return "" if factor == 1 else f" with --over_selection={factor}"
+
+
 def check_systems(config: Any, require: Callable[[bool, str, str], None]) -> None:
   """Checks these flags against each other."""
   own = systems_of(config)

@@ -148,7 +148,7 @@ def hours_of(intervals: Sequence[Sequence[tuple[float, float]]], period: int) ->
     >>> hours_of([[(0, 10), (10, 12)], [(5, 6)]], period=20).closes.tolist()
     [12.0, 6.0, 0.0]
   """
-  starts, opens, closes = [0], [], []
+  starts, opens, closes = [0], list[float](), list[float]()
   for own in intervals:
     first = len(opens)
     for begin, end in own:

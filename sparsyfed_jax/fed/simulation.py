@@ -311,7 +311,7 @@ def run_round(
     cohort = cohort._replace(device=costs)
     race = {"race": race_of(timing, cohort)}
   upload, memories, sums = sum_cohort(*arguments, cohort, keys.training, clients_per_chunk, **race)
-  clock, timed = state.clock, {}
+  clock, timed = state.clock, dict[str, jax.Array]()
   is_asked = jnp.ones(cohort.numbers.shape, bool)
   if timing is not None:
     is_asked = devices.wait == 0
