@@ -111,6 +111,7 @@ def look_up(hours: Hours, clock: Clock, numbers: jax.Array) -> tuple[jax.Array, 
     >>> [each.tolist() for each in look_up(hours, at, jnp.arange(2))]
     [[0.0, inf], [5.0, 0.0]]
   """
+  hours = jax.tree.map(jnp.asarray, hours)
   period = hours.period.astype(jnp.float32)
   now = (clock.whole % hours.period).astype(jnp.float32) + clock.part
   now = jnp.where(now >= period, 0, now)  # rounded up
