@@ -29,6 +29,7 @@ NAMES = (
   "ablation_activation",
   "beta_sweep",
   "communication",
+  "virtual_time",
   "regrowth",
   "consensus",
   "adaptivity",
