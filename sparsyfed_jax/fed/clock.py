@@ -83,6 +83,7 @@ def advance(clock: Clock, seconds: jax.Array) -> Clock:
   """Moves a clock on; it stops at 2^31 - 1 seconds, 68 years.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> [float(part) for part in advance(Clock(jnp.int32(86400), jnp.float32(0.5)), 2.75)]
     [86403.0, 0.25]
   """
@@ -106,6 +107,7 @@ def look_up(hours: Hours, clock: Clock, numbers: jax.Array) -> tuple[jax.Array, 
     is one.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> hours = hours_of([[(0, 10), (20, 30)], []], period=30)
     >>> at = Clock(jnp.int32(35), jnp.float32(0))
     >>> [each.tolist() for each in look_up(hours, at, jnp.arange(2))]
