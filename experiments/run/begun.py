@@ -23,10 +23,17 @@ _DATA = (
   "examples_sha256",
   "split_sha256",
   "init_sha256",
+  "fleet_sha256",
 )
 _NEEDED = ("dataset", "model", "algorithm", "rounds", "seed", "data")
 # Of no interest to anybody who wants to know how the rows came about.
 _UNTOLD = ("output_dir", "resume", "discard_rounds", "compilation_cache_dir", "process_id")
+# Whose fault it is where they differ; else --dataset.
+_FLAGS_OF = {
+  "split_sha256": "partition",
+  "init_sha256": "init_from",
+  "fleet_sha256": "device_profiles",
+}
 
 
 def describe(config: flags.Config, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,11 +125,12 @@ def check_data(
   for name in _DATA:
     if name not in recorded or name not in now or recorded[name] == now[name]:
       continue
-    flag = {"split_sha256": "partition", "init_sha256": "init_from"}.get(name, "dataset")
+    flag = _FLAGS_OF.get(name, "dataset")
     what = {
       "examples_sha256": "its examples are not those",
       "split_sha256": "the clients' examples are not those",
       "init_sha256": "its weights are not those",
+      "fleet_sha256": "the clients' devices, or when they are available, are not those",
     }.get(name, f"{name} is {now[name]}, not the {recorded[name]}")
     raise flags.ConfigError(
       f"--{flag}={getattr(config, flag)}: {what} that the run in {directory} was begun with"

@@ -312,10 +312,10 @@ def run_round(
     race = {"race": race_of(timing, cohort)}
   upload, memories, sums = sum_cohort(*arguments, cohort, keys.training, clients_per_chunk, **race)
   clock, timed = state.clock, dict[str, jax.Array]()
-  is_asked = jnp.ones(cohort.numbers.shape, bool)
+  has_vanished = ~cohort.is_present
   if timing is not None:
-    is_asked = devices.wait == 0
-    has_work = is_asked & (federation.sizes[cohort.numbers] > 0)
+    has_vanished &= devices.wait == 0
+    has_work = (devices.wait == 0) & (federation.sizes[cohort.numbers] > 0)
     clock, timed = end_round(timing, clock, devices, has_work, sums)
   counts = {name: sums.pop(name).total for name in (CLIENTS, EXCLUDED)}
   server, server_metrics = algorithm.server(state.server, upload)
@@ -325,7 +325,7 @@ def run_round(
     **_train_values(task, sums),
     **measures.model(after),
     **measures.step(before, after),
-    "dropped_clients": jnp.sum(is_asked & ~cohort.is_present, dtype=jnp.float32),
+    "dropped_clients": jnp.sum(has_vanished, dtype=jnp.float32),
     **counts,
     **timed,
     **server_metrics,  # a method may know better what it sends

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import flags, train
+from experiments.run import begun
 from experiments.run import fleet as fleets
 from experiments.run.build import build, check
 from experiments.run.data import load
@@ -96,6 +97,17 @@ def test_a_run_goes_on_at_the_second_at_which_it_stopped(whole, timed, tmp_path)
   config = flags.resolve(timed._replace(output_dir=str(stopped), resume=True))
   train.run(config, build(config), stopped)
   assert_same_run(stopped, whole, timed)
+
+
+def test_a_run_does_not_go_on_with_other_devices(whole, timed, tmp_path):
+  before = begun.read(whole)
+  (tmp_path / "other.csv").write_text(TABLE.replace("0.01", "0.02"))
+  changed = timed._replace(device_profiles=str(tmp_path / "other.csv"))
+  experiment = build(flags.resolve(changed))
+  with pytest.raises(
+    flags.ConfigError, match="--device_profiles=.*: the clients' devices, or when"
+  ):
+    begun.check_data(before, changed, experiment.facts, whole)
 
 
 def test_streamed_examples_give_the_same(whole, timed, tmp_path):
