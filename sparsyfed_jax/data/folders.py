@@ -50,6 +50,7 @@ def load(path: str, key: jax.Array, task: str = "") -> Dataset:
 
   Example:
     >>> import pathlib, tempfile
+    >>> import jax
     >>> import numpy as np
     >>> folder = pathlib.Path(tempfile.mkdtemp())
     >>> for name in ("examples", "test_examples"):

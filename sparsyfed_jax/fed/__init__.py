@@ -19,7 +19,7 @@ from sparsyfed_jax.fed.algorithm import (
   require_rows,
 )
 from sparsyfed_jax.fed.client import LocalTraining
-from sparsyfed_jax.fed.cohort import Federation
+from sparsyfed_jax.fed.cohort import Federation, federation_of
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.method import Configured, Method, factory
 from sparsyfed_jax.fed.metric import Metric
@@ -70,6 +70,7 @@ __all__ = [
   "classification",
   "clipped",
   "factory",
+  "federation_of",
   "fedopt",
   "global_masks",
   "largest_masks",

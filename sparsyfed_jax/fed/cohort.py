@@ -61,6 +61,13 @@ def federation_of(
     parts: of each client, the indices of its examples.
     density_scales: (num_clients,) float32; 1 by default.
     max_size: the length of the longest list at least, where another split takes the same place.
+
+  Example:
+    >>> import sparsyfed_jax as sf
+    >>> clients = sf.data.power_law(sf.data.digits(), num_clients=3)
+    >>> federation = federation_of(clients.data.x_train, clients.data.y_train, clients.parts)
+    >>> federation.indices.shape, federation.slots.shape
+    ((2222,), (784,))
   """
   joined = join_clients(parts)
   if density_scales is None:

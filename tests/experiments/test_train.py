@@ -239,6 +239,33 @@ def test_streamed_clients_may_differ_in_size_the_first_being_the_largest(tmp_pat
   assert np.isfinite(run(tmp_path / "run", config)["test_loss"])
 
 
+def test_a_folder_streams_what_an_npz_file_gives(tmp_path):
+  rng = np.random.default_rng(1)
+  arrays = dict(
+    x_train=rng.integers(0, 256, (60, 8, 8, 3), dtype=np.uint8),
+    y_train=np.arange(60) % 3,
+    client_train=np.repeat(np.arange(7), [20, 11, 9, 8, 6, 5, 1]),
+    x_test=rng.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8),
+    y_test=np.arange(20) % 3,
+  )
+  np.savez(tmp_path / "data.npz", **arrays)
+  files = dict(x_train="examples", y_train="labels", client_train="clients")
+  files |= dict(x_test="test_examples", y_test="test_labels")
+  (tmp_path / "folder").mkdir()
+  for name, array in arrays.items():
+    np.save(tmp_path / "folder" / f"{files[name]}.npy", array)
+  (tmp_path / "folder" / "dataset.json").write_text('{"format_version": 1, "name": "toy"}')
+  config = SMALL._replace(partition="natural", num_clients=None, rounds=3)
+  rows = []
+  for form, placement in (("npz:data.npz", "replicated"), ("folder:folder", "streamed")):
+    kind, _, name = form.partition(":")
+    changed = config._replace(dataset=f"{kind}:{tmp_path / name}", data_placement=placement)
+    run(tmp_path / placement, changed)
+    found = read_metrics(tmp_path / placement / "metrics.jsonl")
+    rows.append([{name: row[name] for name in row if "seconds" not in name} for row in found])
+  assert rows[0] == rows[1] and rows[0][0]["train_loss"] > 0
+
+
 @pytest.mark.parametrize("placement", ["streamed", "sharded"])
 def test_clients_may_become_larger_in_a_shift(tmp_path, placement):
   config = SMALL._replace(

@@ -3,13 +3,17 @@
 import os
 import subprocess
 import sys
+import tracemalloc
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from sparsyfed_jax.data.lists import Parts
 from sparsyfed_jax.fed import devices
+from sparsyfed_jax.fed.cohort import federation_of
 from sparsyfed_jax.fed.streaming import stage
 from tests import cases
 
@@ -166,6 +170,27 @@ def test_rounds_are_prepared_one_ahead_with_equal_shapes():
   assert len(shapes) == 1 and rounds[0].federation.x.shape[0] == 13  # the two largest, 7 and 6
   for staged, row in zip(rounds, numbers, strict=True):
     assert staged.cohort.numbers.tolist() == row.tolist()
+
+
+def test_the_host_holds_the_examples_of_two_rounds(tmp_path):
+  num_clients, size, width = 20, 40, 8192
+  np.save(tmp_path / "x.npy", np.ones((num_clients * size, width), np.float32))
+  x = np.load(tmp_path / "x.npy", mmap_mode="r")
+  parts = Parts(np.arange(len(x)), np.full(num_clients, size))
+  host = federation_of(x, np.zeros(len(x), np.int32), parts)
+  mesh = Mesh(np.array(jax.devices()[:1]), (devices.AXIS,))
+  rng = np.random.default_rng(0)
+  numbers = np.stack([rng.permutation(num_clients)[:5] for _ in range(6)])
+  cohorts = jax.device_get(cases.members(numbers))
+  tracemalloc.start()
+  try:
+    for staged in stage(host, mesh, cohorts):  # which is there while the next is made
+      assert jnp.all(staged.federation.x == 1)
+    peak = tracemalloc.get_traced_memory()[1]
+  finally:
+    tracemalloc.stop()
+  of_a_round = 5 * size * width * 4
+  assert of_a_round < peak < 2.2 * of_a_round
 
 
 @pytest.mark.parametrize("num_devices", [1, 2, 3, 5, 8])

@@ -24,6 +24,27 @@ def test_the_estimate_is_about_what_the_compiler_takes():
   assert 0.8 * taken <= estimate <= 4 * taken
 
 
+def test_a_million_clients_take_the_memory_of_thousands():
+  simulation = cases.simulation("fedavg", "linear")
+  state = jax.eval_shape(simulation.init, cases.hyper(), jax.random.key(0))
+  temporary = []
+  for num_clients in (10**4, 10**6):
+    few = cases.problem("linear").federation
+    of_all = {
+      name: jax.ShapeDtypeStruct((num_clients,), getattr(few, name).dtype)
+      for name in ("starts", "sizes", "density_scales")
+    }
+    examples = {
+      name: jax.ShapeDtypeStruct((30 * num_clients, *leaf.shape[1:]), leaf.dtype)
+      for name, leaf in few._asdict().items()
+      if name in ("x", "y", "indices")
+    }
+    federation = few._replace(**of_all, **examples, slots=jax.ShapeDtypeStruct((1000,), jnp.int8))
+    lowered = simulation.run.lower(state, federation, jax.random.key(1), jnp.int32(1))
+    temporary.append(lowered.compile().memory_analysis().temp_size_in_bytes)
+  assert temporary[1] < 1.05 * temporary[0] + 1000
+
+
 def test_a_larger_batch_takes_more():
   task = cases.problem("cnn").task
   example = jax.ShapeDtypeStruct((6, 6, 1), jnp.float32)
