@@ -97,10 +97,11 @@ def sum_of_race(
     memories, sums, reports, held = carry
     new = run_chunk(jax.tree.map(lambda leaf: leaf[i], chunks), memories)
     reports = jax.tree.map(lambda all_, own: all_.at[i].set(own), reports, new.report)
-    pool = jax.tree.map(lambda *parts: jnp.concatenate(parts), held, new) if num_held else new
-    order = _order(pool.report)
-    held = _take(pool, order[per_chunk:])
-    memories, sums = _add(memories, sums, _take(pool, order[:per_chunk]))
+    if num_held:
+      pool = jax.tree.map(lambda *parts: jnp.concatenate(parts), held, new)
+      order = _order(pool.report)
+      new, held = _take(pool, order[:per_chunk]), _take(pool, order[per_chunk:])
+    memories, sums = _add(memories, sums, new)
     return memories, sums, reports, held
 
   carry = (
