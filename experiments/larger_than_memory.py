@@ -1,9 +1,9 @@
-"""Streams a data set that is larger than memory: `python -m experiments.larger_than_memory DIR`.
+"""Streams a data set that is larger than memory: `python -m experiments.larger_than_memory`.
 
-Writes a folder of .npy files of 12 GB to DIR, most of them holes that take no room on the disk, and
-trains on it for 20 rounds with --data_placement=streamed. Then does so with a tenth of it, and once
-more with that tenth in memory. Prints a JSON line with the peak memory of each process, and whether
-the last two measured the same in all rounds, to the bit.
+Writes a folder of .npy files of 12 GB to --output_dir, most of them holes that take no room on the
+disk, and trains on it for 20 rounds with --data_placement=streamed. Then does so with a tenth of
+it, and once more with that tenth in memory. Prints a JSON line with the peak memory of each
+process, and whether the last two measured the same in all rounds, to the bit.
 """
 
 import json
@@ -22,7 +22,7 @@ from absl import flags as absl_flags
 from experiments import flags
 from experiments.run.environment import describe_environment
 from sparsyfed_jax.algorithms import DENSE
-from sparsyfed_jax.io.writers import read_metrics
+from sparsyfed_jax.io.writers import create_run_dir, read_metrics
 
 _SHAPE = (32, 32, 3)
 _PER_CLIENT = 400
@@ -33,13 +33,14 @@ _CLIENTS_PER_ROUND = 20
 
 def main(argv: Sequence[str]) -> None:
   """Writes, trains and compares."""
+  del argv
   gigabytes = float(str(absl_flags.FLAGS["gigabytes"].value))
-  if len(argv) != 2:
-    flags.fail(ValueError("larger_than_memory: needs one folder, to which it writes"))
   if not gigabytes >= 0.1:
     flags.fail(ValueError(f"--gigabytes={gigabytes}: must be at least 0.1"))
-  folder = pathlib.Path(argv[1])
-  folder.mkdir(parents=True)
+  try:
+    folder = create_run_dir(flags.folder(str(absl_flags.FLAGS["output_dir"].value)))
+  except OSError as error:
+    flags.fail(error)
   per_client = _PER_CLIENT * int(np.prod(_SHAPE))
   num_clients = int(gigabytes * 10**9 / per_client)
   write(folder / "whole", num_clients)
@@ -116,4 +117,5 @@ def train(folder: pathlib.Path, name: str, placement: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
   absl_flags.DEFINE_float("gigabytes", 12.0, "size of the examples")
+  absl_flags.DEFINE_string("output_dir", "runs/larger_than_memory", "what is written to")
   app.run(main, flags_parser=flags.parse)

@@ -20,7 +20,6 @@ from sparsyfed_jax.io import model_file
 from sparsyfed_jax.io.model_file import ModelFileError, PathLike
 from sparsyfed_jax.io.model_places import find_file
 from sparsyfed_jax.models import CNN, LSTM, MLP, ResNet18, Transformer, ViT, functions_of
-from sparsyfed_jax.ops.layers import NATIVE
 from sparsyfed_jax.types import Batch, Variables
 
 BATCH_SIZE = 256
@@ -338,9 +337,8 @@ def _function_of(
 
     return jax.jit(compute)
   # Layers are tuned to training: to predict, ResNet-18 took up to four times as long with them.
-  plain = network.clone(ops=NATIVE) if hasattr(network, "ops") else network
   dtype = jnp.int32 if is_of_tokens else jnp.float32
-  apply = functions_of(plain, known.input_shape, dtype).apply
+  apply = functions_of(network, known.input_shape, dtype).apply
 
   def compute_plainly(trained: Variables, x: jax.Array) -> jax.Array:
     own = task.to_model(trained)

@@ -30,7 +30,6 @@ from sparsyfed_jax.fed.schedules import SPARSITY_SCHEDULES
 from sparsyfed_jax.fed.simulation import State, simulate
 from sparsyfed_jax.fed.task import Task, classification
 from sparsyfed_jax.models import MLP
-from sparsyfed_jax.ops import PLAIN, LayerOps
 from sparsyfed_jax.types import ClientData
 
 # A method of somebody else's, with which alone the laws are tested: pytest --method=...
@@ -144,29 +143,23 @@ HYPER = {
 class TinyCNN(nn.Module):
   """Convolutions 3x3, 3x3 with stride 2 and 1x1, then a dense layer."""
 
-  ops: LayerOps = PLAIN
-
   @nn.compact
   def __call__(self, x, *, train=False, valid=None):
-    conv = partial(nn.Conv, conv_general_dilated=self.ops.conv_general_dilated)
-    x = nn.relu(conv(4, (3, 3), padding=1)(x))
-    x = nn.relu(conv(4, (3, 3), strides=2, padding=1)(x))
-    x = nn.relu(conv(5, (1, 1), padding=0)(x))
-    return nn.Dense(NUM_CLASSES, dot_general=self.ops.dot_general)(x.reshape(x.shape[0], -1))
+    x = nn.relu(nn.Conv(4, (3, 3), padding=1)(x))
+    x = nn.relu(nn.Conv(4, (3, 3), strides=2, padding=1)(x))
+    x = nn.relu(nn.Conv(5, (1, 1), padding=0)(x))
+    return nn.Dense(NUM_CLASSES)(x.reshape(x.shape[0], -1))
 
 
 class TinyBatchNorm(nn.Module):
   """Two dense layers with batch norm over the valid examples between them."""
 
-  ops: LayerOps = PLAIN
-
   @nn.compact
   def __call__(self, x, *, train=False, valid=None):
-    dense = partial(nn.Dense, dot_general=self.ops.dot_general)
     mask = None if valid is None else valid[:, None]
     norm = nn.BatchNorm(use_running_average=not train, momentum=0.9)
-    x = nn.relu(norm(dense(6, use_bias=False)(x), mask=mask))
-    return dense(NUM_CLASSES)(x)
+    x = nn.relu(norm(nn.Dense(6, use_bias=False)(x), mask=mask))
+    return nn.Dense(NUM_CLASSES)(x)
 
 
 class Problem(NamedTuple):

@@ -25,7 +25,7 @@ from sparsyfed_jax.fed.schedules import constant
 from sparsyfed_jax.fed.simulation import Simulation, simulate
 from sparsyfed_jax.fed.task import classification, of_flat
 from sparsyfed_jax.models import CNN, MLP, ResNet18
-from sparsyfed_jax.ops import PLAIN, LayerOps, max_pool
+from sparsyfed_jax.ops import max_pool
 
 SELECTION = "kth_magnitude"  # measured like a workload, and is none
 _LEARNING_RATE = 0.1
@@ -41,26 +41,22 @@ class FemnistCNN(nn.Module):
     num_classes: outputs.
     channels: features of each convolution.
     hidden: width of the dense layer.
-    ops: what the layers compute with.
   """
 
   num_classes: int
   channels: tuple[int, ...] = (32, 64)
   hidden: int = 512
-  ops: LayerOps = PLAIN
 
   @nn.compact
   def __call__(
     self, x: jax.Array, *, train: bool = False, valid: jax.Array | None = None
   ) -> jax.Array:
     """Maps images (batch, height, width, features) float32 to logits (batch, num_classes)."""
-    conv = self.ops.conv_general_dilated
     for features in self.channels:
-      layer = nn.Conv(features, (5, 5), padding="SAME", conv_general_dilated=conv)
-      x = max_pool(nn.relu(layer(x)), 2)
+      x = max_pool(nn.relu(nn.Conv(features, (5, 5), padding="SAME")(x)), 2)
     x = x.reshape(x.shape[0], -1)
-    x = nn.relu(nn.Dense(self.hidden, dot_general=self.ops.dot_general)(x))
-    return nn.Dense(self.num_classes, dot_general=self.ops.dot_general)(x)
+    x = nn.relu(nn.Dense(self.hidden)(x))
+    return nn.Dense(self.num_classes)(x)
 
 
 class Workload(NamedTuple):

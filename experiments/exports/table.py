@@ -17,7 +17,8 @@ from experiments.exports import csr_folder, formats, onnx_file, torch_file, weig
 from experiments.exports.network import ExportError, forward
 from experiments.exports.packages import need
 from sparsyfed_jax.loaded import Loaded
-from sparsyfed_jax.metrics.flops import layer_costs
+from sparsyfed_jax.metrics.flops import product_costs
+from sparsyfed_jax.models.network import network_of
 
 Predict = Callable[[], Any]
 
@@ -77,7 +78,8 @@ def _about(loaded: Loaded) -> list[str]:
   if csr_folder.is_whole(
     loaded
   ):  # large layers, which are the sparsest, are not those that take long
-    costs = {cost.name: cost.forward for cost in layer_costs(loaded.model, loaded.input_shape)}
+    products = network_of(loaded.model, loaded.input_shape).products
+    costs = {cost.name: cost.forward for cost in product_costs(products)}
     left = sum(costs[name] * density[name] for name in density) / sum(costs.values())
     text += f", and {left:.1%} of the products of a prediction are left"
   return [f"{text}."]

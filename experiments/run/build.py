@@ -158,7 +158,7 @@ def build(config: Config) -> Experiment:
   own_chunk = choose_chunk(config.clients_per_chunk, prepared.model, setup, example, most, target)
   chunk = processes.smallest(own_chunk)  # all have to run the same program
   layers = tuple(trees.layer_names(jax.eval_shape(setup.task.init, keys.init)["params"]))
-  costs = costs_of(config, prepared.model, dataset, setup.task) if config.metrics else ()
+  costs = costs_of(config, dataset, setup.task) if config.metrics else ()
   simulation = simulate(
     algorithm,
     setup.task,

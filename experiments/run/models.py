@@ -127,9 +127,9 @@ def choose_chunk(
     return min(int(clients_per_chunk), clients_per_device)
   # On CPU convolutions fill the cores one client at a time, and batching them only costs cache;
   # small dense layers need many clients side by side.
-  products = () if setup.task.is_injected else setup.task.products
-  is_small = isinstance(model, MLP) or (
-    bool(products) and all(one.kind == "dot_general" and len(one.x_shape) == 2 for one in products)
+  products = setup.task.products
+  is_small = bool(products) and all(
+    one.kind == "dot_general" and len(one.x_shape) == 2 for one in products
   )
   if jax.default_backend() == "cpu" and not is_small:
     return 1

@@ -16,7 +16,7 @@ from sparsyfed_jax.data import scaling
 from sparsyfed_jax.data.dataset import Dataset, Signature
 from sparsyfed_jax.fed.task import Task, classification
 from sparsyfed_jax.fed.tasks import multi_label, next_token, regression
-from sparsyfed_jax.metrics.flops import LayerCost, layer_costs, product_costs
+from sparsyfed_jax.metrics.flops import LayerCost, product_costs
 
 _MAKERS = {"next_token": next_token, "multi_label": multi_label, "regression": regression}
 
@@ -61,13 +61,9 @@ def _make(config: Config, known: Signature) -> Task:
     raise ConfigError(f"--{flag}={getattr(config, flag)}: {error}") from error
 
 
-def costs_of(config: Config, model: Any, dataset: Dataset, task: Task) -> tuple[LayerCost, ...]:
+def costs_of(config: Config, dataset: Dataset, task: Task) -> tuple[LayerCost, ...]:
   """Counts what the layers of a run's model take."""
-  if not task.is_injected:
-    costs = product_costs(task.products)
-  else:
-    dtype = jnp.int32 if dataset.kind == "next_token" else jnp.float32
-    costs = layer_costs(model, dataset.x_train.shape[1:], dtype)
+  costs = product_costs(task.products)
   if not task.frozen:
     return costs
   free = config._replace(prunable="")  # the layers of others are left alone, and seen by nobody

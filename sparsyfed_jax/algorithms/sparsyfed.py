@@ -32,7 +32,6 @@ from sparsyfed_jax.fed.algorithm import (
   Algorithm,
   Setup,
   no_memory,
-  require_injected,
   require_prunable,
   require_rows,
 )
@@ -115,7 +114,6 @@ def sparsyfed(setup: Setup, options: Options = DEFAULT) -> Algorithm:
   check_options(options)
   is_plain = trees.name_finder(options.reparam_exclude)
   require_prunable("sparsyfed", setup.task)
-  require_injected("sparsyfed", setup.task, is_plain)
   is_kept = options.activation_threshold == "first_batch"
   require_rows("sparsyfed", setup.task, is_plain, ["conv_general_dilated"] if is_kept else [])
 

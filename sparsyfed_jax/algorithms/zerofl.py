@@ -27,7 +27,6 @@ from sparsyfed_jax.fed import averaging
 from sparsyfed_jax.fed.algorithm import (
   Algorithm,
   Setup,
-  require_injected,
   require_prunable,
   require_rows,
 )
@@ -107,7 +106,6 @@ def zerofl(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     return name in first_layer or is_excluded(name)
 
   require_prunable("zerofl", setup.task)
-  require_injected("zerofl", setup.task, is_excluded)
   require_rows("zerofl", setup.task, is_plain, [] if is_paper else ["conv_general_dilated"])
 
   def map_sparse(fn: Callable[[jax.Array], jax.Array], params: Params) -> Params:

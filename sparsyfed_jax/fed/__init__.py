@@ -14,7 +14,6 @@ from sparsyfed_jax.fed.algorithm import (
   ReadMasks,
   Server,
   Setup,
-  require_injected,
   require_prunable,
   require_rows,
 )
@@ -77,7 +76,6 @@ __all__ = [
   "masked",
   "prune_globally",
   "random_masks",
-  "require_injected",
   "require_prunable",
   "require_rows",
   "sgd",

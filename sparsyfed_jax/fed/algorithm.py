@@ -30,7 +30,7 @@ from sparsyfed_jax.fed.pruning import Masks
 from sparsyfed_jax.fed.schedules import RateSchedule, SparsitySchedule, exponential_rate
 from sparsyfed_jax.fed.server import by_size
 from sparsyfed_jax.fed.task import Task
-from sparsyfed_jax.ops import Product, Rows, Unknown
+from sparsyfed_jax.ops import Unknown
 from sparsyfed_jax.types import ClientData, Key, Memory, Metrics, Variables
 
 
@@ -226,33 +226,6 @@ def require_prunable(method: str, task: Task) -> None:
     )
 
 
-def require_injected(method: str, task: Task, is_plain: Callable[[str], bool]) -> None:
-  """Checks that a method that changes how layers compute reaches all that have prunable parameters.
-
-  Args:
-    method: its name.
-    task: whose model is checked.
-    is_plain: tells of a layer's name whether the method leaves it alone.
-
-  Raises:
-    ValueError: naming the layers that do not compute with the model's `ops`.
-
-  Example:
-    >>> import sparsyfed_jax as sf
-    >>> task = sf.classification(sf.models.MLP(10), sf.data.digits())
-    >>> require_injected("mine", task, lambda name: False)
-  """
-  missed = [
-    name for name in task.kernels or () if name not in task.layer_names and not is_plain(name)
-  ]
-  if missed:
-    raise ValueError(
-      f"{method}: the model's layers {', '.join(missed)} do not compute with its `ops`, so their"
-      " activations cannot be pruned; pass dot_general=self.ops.dot_general to dense layers and"
-      " conv_general_dilated=self.ops.conv_general_dilated to convolutions, or exclude them by name"
-    )
-
-
 def require_rows(
   method: str, task: Task, is_plain: Callable[[str], bool], kept: Collection[str] = ()
 ) -> None:
@@ -278,10 +251,6 @@ def require_rows(
     reason = ""
     if isinstance(product.rows, Unknown):
       reason = f"which entries belong to which example is not known after {product.rows.primitive}"
-    elif task.is_injected and not _is_first_axis(product):
-      reason = (
-        "its first axis is not the batch, as it has to be where a model has an attribute `ops`"
-      )
     elif product.inside and product.kind in kept:
       reason = f"inside a {product.inside} no threshold can be kept from one batch to the next"
     if reason:
@@ -289,9 +258,3 @@ def require_rows(
         f"{method}: the input of the model's layer {product.path}: {reason}; exclude the layer by"
         " name, or from the prunable parameters"
       )
-
-
-def _is_first_axis(product: Product) -> bool:
-  """Tells whether each entry along the first axis of a layer's input is an example."""
-  rows, length = product.rows, product.x_shape[0]
-  return isinstance(rows, Rows) and (rows.axis, rows.after, rows.size) == (0, 1, length)

@@ -48,7 +48,6 @@ class Task(NamedTuple):
   to_model: Callable[[Variables], Any] = lambda variables: variables
   problems: tuple[str, ...] = ()  # why layers that a method would prune cannot be followed
   products: tuple[Product, ...] = ()  # with parameters, in a training step, where they were found
-  is_injected: bool = False  # whether the model's layers take their operations as an attribute
   remarks: tuple[str, ...] = ()  # what a run should say of its model
   # The paths of variables in the trees of the model's own library, by their places among the
   # variables that methods train, where those differ: {("params", "w", "kernel"): "w"}.
@@ -75,8 +74,7 @@ def classification(
   Args:
     model: of flax.linen, flax.nnx, Equinox, Haiku or plain functions, as `models.functions_of`
       takes it, called on `(batch, *input_shape)` float32, giving logits; with `train=...` and
-      `valid=...` where it takes those. A module of `sparsyfed_jax.models` computes with its
-      attribute `ops`; the layers of any other are found and replaced by `ops.rewrite_layers`.
+      `valid=...` where it takes those. Its layers are found and replaced by `ops.rewrite_layers`.
     input_shape: shape of one example.
     mean: the model sees (x - mean) / std, computed inside the compiled step.
     std: see `mean`.
@@ -86,12 +84,9 @@ def classification(
     prunable: a regular expression, found in the paths of the parameters that methods may prune;
       by default all of at least two axes that are multiplied with a layer's input.
 
-  Returns:
-    The task, whose `init` raises a ValueError if the model has no parameters.
-
   Raises:
-    ValueError: the model is of another kind, or has another number of logits, or nothing in it is
-      called `prunable`.
+    ValueError: the model is of another kind, or has no parameters, or another number of logits, or
+      nothing in it is called `prunable`.
 
   Example:
     >>> from sparsyfed_jax.models import MLP
@@ -109,7 +104,7 @@ def classification(
     found = f"has {shape[-1]} logits" if len(shape) == 2 else f"gives an array of rank {len(shape)}"
     right = "logits (batch, classes)" if num_classes is None else f"{num_classes} logits"
     raise ValueError(f"{network.title}: {found}, must have {right} for the classes of the data")
-  return supervised(network, prepare, _score, _hits, dtype=dtype, is_chosen=bool(prunable))
+  return supervised(network, prepare, _score, _hits, dtype=dtype)
 
 
 def of_flat(task: Task, input_shape: tuple[int, ...]) -> Task:
@@ -148,7 +143,6 @@ def supervised(
   score_each: Callable[[Any, Batch], Mean],
   *,
   dtype: Any = jnp.float32,
-  is_chosen: bool = False,
   metrics: tuple[Metric, ...] = (ACCURACY,),
   sums: tuple[str, ...] = ("loss", "accuracy"),
 ) -> Task:
@@ -160,8 +154,6 @@ def supervised(
     score: of (outputs, batch): sums over what is valid; "loss", a `Mean`, is minimised.
     score_each: of (outputs, batch): the metric that clients are compared by, of each row.
     dtype: in which layers compute.
-    is_chosen: whether a user said which parameters are prunable, so that layers of others are left
-      alone, even those of a model with an attribute `ops`.
     metrics: what the task is judged by, the main one first.
     sums: the names of what `score` makes.
 
@@ -179,11 +171,10 @@ def supervised(
     ('Dense_0', 'Dense_1', 'Dense_2')
   """
   kernels = set(network.kernels)
-  leaves_alone = is_chosen or not network.is_injected
 
   def in_dtype(layers: Layers) -> Layers:
     def layer(name: str) -> LayerOps:
-      ops = PLAIN if leaves_alone and name not in kernels else layers(name)
+      ops = PLAIN if name not in kernels else layers(name)
       return ops if dtype == jnp.float32 else cast_layers(ops, dtype)
 
     return layer
@@ -219,7 +210,6 @@ def supervised(
     problems=network.problems,
     products=network.products,
     own_paths=network.own_paths,
-    is_injected=network.is_injected,
     remarks=() if network.takes_valid else (_remark(network),),
     metrics=metrics,
     sums=sums,

@@ -2,9 +2,9 @@
 
 All numbers are little-endian::
 
-    file       "SFED", version 1, uint32 length of the header, header, weights, crc32 of all before
-    header     a JSON object, UTF-8: `compression` (null or "zstd") and what `write` was given
-    weights    a payload of `sparsyfed_jax.wire`, as one zstd frame where it is compressed
+    file       "SFED", version, uint32 length of the header, header, weights, crc32 of all before
+    header     what `write` was given, a JSON object, UTF-8; in version 2 as a frame of zstd
+    weights    a payload of `sparsyfed_jax.wire`, in version 2 with its second stage
 """
 
 import json
@@ -22,12 +22,13 @@ from sparsyfed_jax.wire.reader import CodecError
 PathLike: TypeAlias = str | os.PathLike[str]
 
 MAGIC = b"SFED"
-VERSION = 1
+_PLAIN, _COMPRESSED = VERSIONS = (1, 2)
 SUFFIX = ".sfed"
 COMPRESSIONS = (None, "zstd")
 _HEAD = len(MAGIC) + 1 + 4
 _CRC = 4
-_LEVEL = 19  # of zstd: half a second for eleven million weights of which 5 % are not zero
+_LEVEL = 19  # of zstd: a third of a second for eleven million weights of which 5 % are not zero
+_MAX_HEADER = 2**24  # bytes that a compressed one may become
 
 
 class ModelFileError(ValueError):
@@ -75,12 +76,16 @@ def write(
   """
   if compression not in COMPRESSIONS:
     raise ModelFileError(f"compression={compression!r}: must be None or 'zstd'")
-  payload = encode(variables, value_dtype=value_dtype)
+  header = json.dumps(
+    json_value(dict(description)), allow_nan=False, separators=(",", ":")
+  ).encode()
   if compression:
-    payload = _zstandard(path).ZstdCompressor(level=_LEVEL).compress(payload)
-  told = json_value({"compression": compression, **description})
-  header = json.dumps(told, allow_nan=False, separators=(",", ":")).encode()
-  content = b"".join([MAGIC, bytes([VERSION]), len(header).to_bytes(4, "little"), header, payload])
+    header = _zstandard(path).ZstdCompressor(level=_LEVEL).compress(header)
+  payload = encode(
+    variables, value_dtype=value_dtype, compression_level=_LEVEL if compression else None
+  )
+  version = _COMPRESSED if compression else _PLAIN
+  content = b"".join([MAGIC, bytes([version]), len(header).to_bytes(4, "little"), header, payload])
   content += zlib.crc32(content).to_bytes(_CRC, "little")
   replace_file(path, content)
   return len(content)
@@ -101,25 +106,26 @@ def read(path: PathLike, max_bytes: int = 2**32) -> ModelFile:
   content = pathlib.Path(path).read_bytes()
   if content[: len(MAGIC)] != MAGIC or len(content) < _HEAD + _CRC:
     raise ModelFileError(f"{path}: is no model file, which begins with {MAGIC.decode()}")
-  if content[len(MAGIC)] != VERSION:
-    raise ModelFileError(f"{path}: has version {content[len(MAGIC)]}; this reads version {VERSION}")
+  version = content[len(MAGIC)]
+  if version not in VERSIONS:
+    known = " and ".join(map(str, VERSIONS))
+    raise ModelFileError(f"{path}: has version {version}; this reads versions {known}")
   if zlib.crc32(content[:-_CRC]) != int.from_bytes(content[-_CRC:], "little"):
     raise ModelFileError(f"{path}: is damaged: its crc32 does not fit")
   end = _HEAD + int.from_bytes(content[_HEAD - 4 : _HEAD], "little")
+  header = content[_HEAD:end]
+  if version == _COMPRESSED:
+    header = _decompressed(header, path)
   try:
-    description = json.loads(content[_HEAD:end].decode())
+    description = json.loads(header.decode())
   except (ValueError, RecursionError) as error:
     raise ModelFileError(f"{path}: its header is not JSON ({error})") from error
   if not isinstance(description, dict) or end > len(content) - _CRC:
     raise ModelFileError(f"{path}: its header must be a JSON object within the file")
-  compression = description.pop("compression", None)
-  payload = content[end:-_CRC]
-  if compression == "zstd":
-    payload = _decompressed(payload, path, max_bytes)
-  elif compression is not None:
-    raise ModelFileError(f"{path}: its compression is {compression!r}, must be null or zstd")
+  if description.pop("compression", None) is not None:
+    raise ModelFileError(f"{path}: was compressed by an early version; export the model again")
   try:
-    variables = decode(payload, max_bytes=max_bytes)
+    variables = decode(content[end:-_CRC], max_bytes=max_bytes)
   except CodecError as error:
     raise ModelFileError(f"{path}: {error}") from error
   if not isinstance(variables, dict) or "params" not in variables:
@@ -127,12 +133,12 @@ def read(path: PathLike, max_bytes: int = 2**32) -> ModelFile:
   return ModelFile(description, variables)
 
 
-def _decompressed(frame: bytes, path: PathLike, max_bytes: int) -> bytes:
+def _decompressed(frame: bytes, path: PathLike) -> bytes:
   zstandard = _zstandard(path)
   try:
     size = zstandard.frame_content_size(frame)
-    if not 0 <= size <= max_bytes:
-      raise ModelFileError(f"{path}: decompresses to {size} bytes, more than max_bytes={max_bytes}")
+    if not 0 <= size <= _MAX_HEADER:
+      raise ModelFileError(f"{path}: has a header of {size} bytes, may have {_MAX_HEADER}")
     return bytes(zstandard.ZstdDecompressor().decompress(frame))
   except zstandard.ZstdError as error:
     raise ModelFileError(f"{path}: is damaged: {error}") from error

@@ -6,7 +6,6 @@ from sparsyfed_jax.metrics.flops import (
   LayerShares,
   client_flops,
   flops_table,
-  layer_costs,
   product_costs,
   work_shares,
 )
@@ -20,7 +19,6 @@ __all__ = [
   "dense_bytes",
   "flops_table",
   "global_sparsity",
-  "layer_costs",
   "product_costs",
   "layer_densities",
   "mask_iou",

@@ -6,20 +6,16 @@ mixtures of attention). These are what would be left to do for hardware that ski
 hardware does all of it. Numbers exceed int32, so all is Python's ints and floats, on the host.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from math import prod
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax import lax
 
-from sparsyfed_jax.ops import LayerOps, Product, Rows
-from sparsyfed_jax.ops.naming import layer_tracker
+from sparsyfed_jax.ops import Product, Rows
 
 Densities: TypeAlias = Sequence[float] | np.ndarray | jax.Array
 
@@ -52,7 +48,6 @@ class LayerShares(NamedTuple):
 
 
 DENSE = LayerShares(1.0, 1.0, 1.0)
-_CALL = "layer_call_"  # begins the names of the calls that are counted
 
 
 def dense_shares(
@@ -78,90 +73,6 @@ def larger(a: Any, b: Any) -> Any:
   """
   is_plain = isinstance(a, int | float) and isinstance(b, int | float)
   return max(a, b) if is_plain else jnp.maximum(a, b)
-
-
-def layer_costs(
-  model: nn.Module, input_shape: tuple[int, ...], dtype: Any = jnp.float32
-) -> tuple[LayerCost, ...]:
-  """Counts what each layer of a model takes; nothing is compiled or computed.
-
-  Multiplications with padding do not count, as in XLA's analysis of native convolutions. The
-  gradient with respect to a layer's input counts if that input depends on trained parameters, which
-  differentiation tells: it is 0 for all layers that take the data itself, be there one or several.
-  What a scan repeats counts as often as it does.
-
-  Args:
-    model: a flax module with an attribute `ops` (a `LayerOps`), called as
-      `model(x, train=..., valid=...)`, as `fed.task.classification` takes it.
-    input_shape: shape of one example.
-    dtype: of the model's input.
-
-  Returns:
-    The layers in the order of computing, which is not that of `trees.layer_names`.
-
-  Example:
-    >>> from sparsyfed_jax.models import MLP
-    >>> layer_costs(MLP(3, hidden=(4,)), input_shape=(2,))[0]
-    LayerCost(name='Dense_0', forward=16, input_gradient=0, weight_gradient=16)
-  """
-  calls: list[tuple[str, int]] = []  # the layer, and its FLOPs forward
-  reached: set[int] = set()  # calls whose input has a gradient
-  layer, interceptor = layer_tracker()
-
-  def noted(op: Callable[..., jax.Array], count: Callable[..., int]) -> Callable[..., jax.Array]:
-    def layer_op(lhs: jax.Array, rhs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-      number = len(calls)
-      calls.append((layer(), 2 * count(lhs.shape, rhs.shape, *args, **kwargs)))
-
-      @jax.custom_vjp
-      def run(x: jax.Array, w: jax.Array) -> jax.Array:
-        return op(x, w, *args, **kwargs)
-
-      def forward(x: Any, w: Any) -> tuple[jax.Array, None]:
-        if x.perturbed:
-          reached.add(number)
-
-        def call(x: jax.Array, w: jax.Array) -> jax.Array:
-          return op(x, w, *args, **kwargs)
-
-        call.__name__ = f"{_CALL}{number}"  # by which it is found in the program
-        return jax.jit(call)(x.value, w.value), None
-
-      run.defvjp(forward, lambda residuals, cotangent: (None, None), symbolic_zeros=True)
-      return run(lhs, rhs)
-
-    return layer_op
-
-  ops = LayerOps(
-    noted(lax.dot_general, _dot_products), noted(lax.conv_general_dilated, _conv_products)
-  )
-  noting: Any = model.clone(ops=ops)
-  key = jax.random.key(0)
-  x = jax.ShapeDtypeStruct((1, *input_shape), dtype)
-
-  def differentiate(variables: Mapping[str, Any], x: jax.Array) -> Any:
-    state = {name: leaf for name, leaf in variables.items() if name != "params"}
-
-    def run(params: Any) -> Any:
-      return noting.apply(
-        {**state, "params": params},
-        x,
-        train=True,
-        valid=jnp.ones(1, bool),
-        mutable=list(state),
-        rngs={"dropout": key},
-      )
-
-    return jax.vjp(run, variables["params"])[0]
-
-  variables = jax.eval_shape(partial(model.init, train=False), key, x)
-  with nn.intercept_methods(interceptor):
-    program = jax.make_jaxpr(differentiate)(variables, x)
-  times = _count_calls(program.jaxpr)
-
-  return _summed(
-    (name, flops * times[number], number in reached) for number, (name, flops) in enumerate(calls)
-  )
 
 
 def product_costs(products: Sequence[Product]) -> tuple[LayerCost, ...]:
@@ -212,27 +123,6 @@ def _summed(calls: Iterable[tuple[str, int, bool]]) -> tuple[LayerCost, ...]:
       old.weight_gradient + flops,
     )
   return tuple(costs.values())
-
-
-def _count_calls(program: Any) -> Counter[int]:
-  """Counts how often each of the calls named above is run; a loop of unknown length counts once."""
-  counts: Counter[int] = Counter()
-  for equation in program.eqns:
-    name = str(equation.params.get("name", ""))
-    if name.startswith(_CALL):
-      # Differentiating a loop leaves a call of which nothing comes.
-      counts[int(name.removeprefix(_CALL))] += bool(equation.outvars)
-      continue
-    repeats = equation.params["length"] if equation.primitive.name == "scan" else 1
-    for value in jax.tree.leaves(equation.params, is_leaf=_is_program):
-      if _is_program(value):
-        for number, count in _count_calls(getattr(value, "jaxpr", value)).items():
-          counts[number] += repeats * count
-  return counts
-
-
-def _is_program(value: Any) -> bool:
-  return hasattr(value, "eqns")
 
 
 def work_shares(

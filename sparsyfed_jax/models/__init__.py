@@ -1,4 +1,4 @@
-"""Flax modules that take their layers' operations as an attribute, `ops`, and anybody's models."""
+"""Flax modules, and models of any library as methods train them."""
 
 from sparsyfed_jax.models.cnn import CNN
 from sparsyfed_jax.models.form import Form, form_of

@@ -3,7 +3,7 @@
 import jax
 from flax import linen as nn
 
-from sparsyfed_jax.ops import PLAIN, LayerOps, max_pool
+from sparsyfed_jax.ops import max_pool
 
 
 class CNN(nn.Module):
@@ -13,7 +13,6 @@ class CNN(nn.Module):
     num_classes: outputs.
     channels: features of each convolution.
     hidden: width of the dense layer.
-    ops: what the layers compute with.
 
   Example:
     >>> import jax
@@ -25,7 +24,6 @@ class CNN(nn.Module):
   num_classes: int
   channels: tuple[int, ...] = (32, 64)
   hidden: int = 128
-  ops: LayerOps = PLAIN
 
   @nn.compact
   def __call__(
@@ -41,10 +39,8 @@ class CNN(nn.Module):
     Returns:
       (batch, num_classes) float32.
     """
-    conv = self.ops.conv_general_dilated
     for features in self.channels:
-      layer = nn.Conv(features, (3, 3), padding="VALID", conv_general_dilated=conv)
-      x = nn.relu(layer(x))
+      x = nn.relu(nn.Conv(features, (3, 3), padding="VALID")(x))
     x = max_pool(x, 2).reshape(x.shape[0], -1)
-    x = nn.relu(nn.Dense(self.hidden, dot_general=self.ops.dot_general)(x))
-    return nn.Dense(self.num_classes, dot_general=self.ops.dot_general)(x)
+    x = nn.relu(nn.Dense(self.hidden)(x))
+    return nn.Dense(self.num_classes)(x)

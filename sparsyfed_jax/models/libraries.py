@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from sparsyfed_jax.ops import NATIVE, LayerOps
 from sparsyfed_jax.types import Key, Params
 
 _KINDS = (
@@ -67,7 +68,7 @@ def functions_of(model: Any, input_shape: tuple[int, ...], dtype: Any = jnp.floa
   """
   example = jax.ShapeDtypeStruct(input_shape, dtype)
   if isinstance(model, nn.Module):
-    return _linen(model, example)
+    return _linen(_with_own_operations(model), example)
   make = model if inspect.isfunction(model) or isinstance(model, partial) else None
   if make:
     model = _made(make)
@@ -82,6 +83,14 @@ def functions_of(model: Any, input_shape: tuple[int, ...], dtype: Any = jnp.floa
       return _haiku(model, example)
     return _plain(model, example)
   raise ValueError(_KINDS.format(type(make or model).__name__))
+
+
+def _with_own_operations(model: nn.Module) -> nn.Module:
+  """Gives a module that takes its layers' operations as an attribute `ops` those of jax."""
+  attributes: Any = model
+  if isinstance(getattr(model, "ops", None), LayerOps):
+    return attributes.clone(ops=NATIVE)
+  return model
 
 
 def _made(make: Callable[[Key], Any]) -> Any:

@@ -1,13 +1,9 @@
 """A small LSTM for tokens (Hochreiter & Schmidhuber, 1997), characters say."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
-
-from sparsyfed_jax.ops import PLAIN, LayerOps
 
 
 class Recurrence(nn.Module):
@@ -15,11 +11,9 @@ class Recurrence(nn.Module):
 
   Attributes:
     hidden: width of the state.
-    ops: what the layer computes with.
   """
 
   hidden: int
-  ops: LayerOps = PLAIN
 
   @nn.compact
   def __call__(self, inputs: jax.Array) -> jax.Array:
@@ -31,7 +25,7 @@ class Recurrence(nn.Module):
       carry: tuple[jax.Array, jax.Array], own: jax.Array
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
       cell, state = carry
-      gates = own + self.ops.dot_general(state, kernel, (((1,), (0,)), ((), ())))
+      gates = own + lax.dot(state, kernel)
       enter, forget, new, leave = jnp.split(gates, 4, axis=-1)
       cell = nn.sigmoid(forget + 1) * cell + nn.sigmoid(enter) * jnp.tanh(new)
       state = nn.sigmoid(leave) * jnp.tanh(cell)
@@ -53,7 +47,6 @@ class LSTM(nn.Module):
     dim: features of a token.
     hidden: width of each layer's state.
     depth: layers.
-    ops: what the layers compute with.
 
   Example:
     >>> import jax
@@ -66,7 +59,6 @@ class LSTM(nn.Module):
   dim: int = 64
   hidden: int = 128
   depth: int = 1
-  ops: LayerOps = PLAIN
 
   @nn.compact
   def __call__(
@@ -82,9 +74,8 @@ class LSTM(nn.Module):
     Returns:
       (batch, length, num_classes) float32.
     """
-    dense = partial(nn.Dense, dot_general=self.ops.dot_general)
     x = nn.Embed(self.num_classes, self.dim, name="embed")(x)
     for i in range(self.depth):
-      gates = dense(4 * self.hidden, name=f"input_{i}")(x)
-      x = Recurrence(self.hidden, self.ops, name=f"recurrent_{i}")(gates)
-    return dense(self.num_classes, name="head")(x)
+      gates = nn.Dense(4 * self.hidden, name=f"input_{i}")(x)
+      x = Recurrence(self.hidden, name=f"recurrent_{i}")(gates)
+    return nn.Dense(self.num_classes, name="head")(x)

@@ -3,8 +3,6 @@
 import jax
 from flax import linen as nn
 
-from sparsyfed_jax.ops import PLAIN, LayerOps
-
 
 class MLP(nn.Module):
   """Dense layers with ReLU between them, on flattened examples.
@@ -12,7 +10,6 @@ class MLP(nn.Module):
   Attributes:
     num_classes: outputs.
     hidden: width of each hidden layer.
-    ops: what the layers compute with.
 
   Example:
     >>> import jax
@@ -24,7 +21,6 @@ class MLP(nn.Module):
 
   num_classes: int
   hidden: tuple[int, ...] = (128, 64)
-  ops: LayerOps = PLAIN
 
   @nn.compact
   def __call__(
@@ -42,5 +38,5 @@ class MLP(nn.Module):
     """
     x = x.reshape(x.shape[0], -1)
     for width in self.hidden:
-      x = nn.relu(nn.Dense(width, dot_general=self.ops.dot_general)(x))
-    return nn.Dense(self.num_classes, dot_general=self.ops.dot_general)(x)
+      x = nn.relu(nn.Dense(width)(x))
+    return nn.Dense(self.num_classes)(x)

@@ -6,13 +6,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from sparsyfed_jax import trees
 from sparsyfed_jax.models.form import Form, form_of
 from sparsyfed_jax.models.libraries import Functions, functions_of
-from sparsyfed_jax.ops import NATIVE, PLAIN, LayerOps, Layers, Product, layer_rule, rewrite_layers
-from sparsyfed_jax.ops.naming import layer_tracker
+from sparsyfed_jax.ops import Layers, Product, layer_rule, rewrite_layers
 from sparsyfed_jax.ops.rewrite import Survey, survey
 from sparsyfed_jax.types import Key, Variables
 
@@ -43,7 +41,6 @@ class Network(NamedTuple):
   takes_valid: bool
   # The paths of variables in the trees of the model's own library, by their places in `Variables`.
   own_paths: Mapping[tuple[str, ...], str]
-  is_injected: bool = False  # whether layers compute with the operations of an attribute `ops`
 
 
 def network_of(
@@ -51,8 +48,7 @@ def network_of(
 ) -> Network:
   """Finds the layers of a model, and makes functions of it that compute with given ones.
 
-  A flax.linen module with an attribute `ops`, a `LayerOps`, computes with those. The layers of
-  any other model are found and replaced by `ops.rewrite_layers`.
+  The layers are found and replaced by `ops.rewrite_layers`.
 
   Args:
     model: as in `functions_of`.
@@ -77,8 +73,6 @@ def network_of(
     params, state = jax.eval_shape(functions.init, key)
   except Exception as error:  # of code that is not ours
     raise ValueError(_told(functions, input_shape, error)) from error
-  if isinstance(model, nn.Module) and hasattr(model, "ops"):
-    return _injected(model, functions, example, params, state, prunable)
   _check_parameters(functions.title, params)
   try:
     surveys = _surveys(functions, example, params, state)
@@ -228,101 +222,8 @@ def _problems(params: Any, found: Survey, prunable: str) -> tuple[str, ...]:
   return tuple(dict.fromkeys(told))
 
 
-def _injected(
-  model: nn.Module,
-  functions: Functions,
-  example: _Example,
-  params: Any,
-  state: Any,
-  prunable: str,
-) -> Network:
-  """Makes a network of a module that takes its operations as an attribute."""
-  flat = jax.tree_util.tree_flatten_with_path(params)[0]
-  kernels = [trees.path_name(path) for path, leaf in flat if trees.is_prunable(path, leaf)]
-  is_chosen = trees.name_finder(prunable or "$")
-  if prunable and not any(map(is_chosen, kernels)):
-    raise ValueError(
-      f"prunable={prunable!r}: must find a kernel of {functions.title}: {', '.join(kernels)}"
-    )
-  form = form_of(params, list(filter(is_chosen, kernels)))
-
-  def init(key: Key) -> Variables:
-    params, state = functions.init(key)
-    _check_parameters(functions.title, params)
-    return {**state, "params": form.to_tree(params)}
-
-  def own(variables: Variables) -> dict[str, Any]:
-    return {**variables, "params": form.from_tree(variables["params"])}
-
-  def apply(
-    variables: Variables, x: jax.Array, valid: jax.Array, key: Key, layers: Layers, train: bool
-  ) -> tuple[Any, Variables]:
-    state_names = [name for name in variables if name != "params"]
-    ops, interceptor = named(layers)
-    layered: Any = model.clone(ops=ops)
-    with nn.intercept_methods(interceptor):
-      if not train:
-        return layered.apply(own(variables), x, train=False, valid=valid), {}
-      return layered.apply(
-        own(variables), x, train=True, valid=valid, mutable=state_names, rngs={"dropout": key}
-      )
-
-  names: dict[str, None] = {}
-
-  def note(name: str) -> LayerOps:
-    names[name] = None
-    return PLAIN
-
-  ops, interceptor = named(note)
-  layered: Any = model.clone(ops=ops)
-  with nn.intercept_methods(interceptor):
-    x = _batch_of(example)
-    run = partial(layered.init_with_output, train=False)
-    out, _ = jax.eval_shape(run, jax.random.key(0), x)
-  return Network(
-    title=functions.title,
-    init=init,
-    apply=apply,
-    to_model=own,
-    output_shape=out.shape,
-    layer_names=tuple(names),
-    kernels=tuple(trees.layer_names(form.to_tree(params))),
-    problems=(),
-    products=_named_by_layer(_products(model, example, params, state), form),
-    takes_valid=True,
-    own_paths=form.paths("params"),
-    is_injected=True,
-  )
-
-
-def _products(model: nn.Module, example: _Example, params: Any, state: Any) -> tuple[Product, ...]:
-  """Finds the layers of a module that takes its operations, to see where the batch is in them."""
-  plain: Any = model.clone(ops=NATIVE)
-  run = partial(functions_of(plain, *example).apply, train=True)
-  return survey(run, params, *_arguments(example, state), batch_axes=_AXES).products
-
-
 def _named_by_layer(products: Sequence[Product], form: Form) -> tuple[Product, ...]:
   return tuple(
     product._replace(leaves=tuple(form.layers.get(path, path) for path in product.leaves))
     for product in products
   )
-
-
-def named(layers: Layers) -> tuple[LayerOps, Callable[..., Any]]:
-  """Makes operations that know in which layer they are, with flax's word for the layer.
-
-  Example:
-    >>> ops, interceptor = named(lambda name: PLAIN)
-    >>> ops._fields
-    ('dot_general', 'conv_general_dilated')
-  """
-  layer, interceptor = layer_tracker()
-
-  def dot_general(*args: Any, **kwargs: Any) -> jax.Array:
-    return layers(layer()).dot_general(*args, **kwargs)
-
-  def conv_general_dilated(*args: Any, **kwargs: Any) -> jax.Array:
-    return layers(layer()).conv_general_dilated(*args, **kwargs)
-
-  return LayerOps(dot_general, conv_general_dilated), interceptor

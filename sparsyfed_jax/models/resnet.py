@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from sparsyfed_jax.models.norm import Norm, normalize
-from sparsyfed_jax.ops import PLAIN, LayerOps, max_pool_overlapping
+from sparsyfed_jax.ops import max_pool_overlapping
 
 
 class BasicBlock(nn.Module):
@@ -22,20 +22,18 @@ class BasicBlock(nn.Module):
     features: of the output.
     stride: of the first convolution, and of the shortcut.
     norm: 'batch' or 'group', as in `normalize`.
-    ops: what the layers compute with.
   """
 
   features: int
   stride: int = 1
   norm: Norm = "batch"
-  ops: LayerOps = PLAIN
 
   @nn.compact
   def __call__(
     self, x: jax.Array, *, train: bool = False, valid: jax.Array | None = None
   ) -> jax.Array:
     """Maps (batch, height, width, any) to (batch, height / stride, width / stride, features)."""
-    conv = partial(_conv, self.ops, self.features)
+    conv = partial(_conv, self.features)
     norm = partial(normalize, self.norm, train=train, valid=valid)
     y = nn.relu(norm(conv(3, self.stride)(x)))
     y = norm(conv(3)(y))
@@ -56,7 +54,6 @@ class ResNet18(nn.Module):
     stem: 'cifar' or 'imagenet'.
     width: features of the stem; the four stages have 1, 2, 4 and 8 times as many.
     norm: 'batch' or 'group', as in `normalize`.
-    ops: what the layers compute with.
 
   Example:
     >>> import jax
@@ -69,7 +66,6 @@ class ResNet18(nn.Module):
   stem: Literal["cifar", "imagenet"] = "cifar"
   width: int = 64
   norm: Norm = "batch"
-  ops: LayerOps = PLAIN
 
   @nn.compact
   def __call__(
@@ -96,34 +92,31 @@ class ResNet18(nn.Module):
     norm = partial(normalize, self.norm, train=train, valid=valid)
     match self.stem:
       case "cifar":
-        x = nn.relu(norm(_conv(self.ops, self.width, 3)(x)))
+        x = nn.relu(norm(_conv(self.width, 3)(x)))
       case "imagenet":
-        x = nn.relu(norm(_conv(self.ops, self.width, 7, 2)(x)))
+        x = nn.relu(norm(_conv(self.width, 7, 2)(x)))
         x = max_pool_overlapping(x, 3, 2, 1)
       case _:
         raise ValueError(f"stem must be 'cifar' or 'imagenet', found {self.stem!r}")
     for stage in range(4):
       for block in range(2):
         stride = 2 if stage > 0 and block == 0 else 1
-        layer = BasicBlock(self.width * 2**stage, stride, self.norm, self.ops)
+        layer = BasicBlock(self.width * 2**stage, stride, self.norm)
         x = layer(x, train=train, valid=valid)
     x = jnp.mean(x, axis=(1, 2))
-    return nn.Dense(self.num_classes, dot_general=self.ops.dot_general)(x)
+    return nn.Dense(self.num_classes)(x)
 
 
 # For waveforms: (batch, time), seen as images of height 1 with one channel.
 SpeechResNet18: Callable[..., ResNet18] = partial(ResNet18, stem="imagenet")
 
 
-def _conv(
-  ops: LayerOps, features: int, side: int, stride: int = 1, name: str | None = None
-) -> nn.Conv:
+def _conv(features: int, side: int, stride: int = 1, name: str | None = None) -> nn.Conv:
   return nn.Conv(
     features,
     (side, side),
     stride,
     padding=(side - 1) // 2,
     use_bias=False,
-    conv_general_dilated=ops.conv_general_dilated,
     name=name,
   )

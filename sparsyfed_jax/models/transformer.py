@@ -1,12 +1,9 @@
 """A small decoder-only transformer for tokens, characters say."""
 
-from functools import partial
-
 import jax
 from flax import linen as nn
 
 from sparsyfed_jax.models.vit import EncoderBlock, layer_norm
-from sparsyfed_jax.ops import PLAIN, LayerOps
 
 
 class Transformer(nn.Module):
@@ -22,7 +19,6 @@ class Transformer(nn.Module):
     heads: of each attention; divides `dim`.
     mlp_ratio: width of each perceptron, in `dim`.
     dropout: rate in training, on the tokens and in each block; needs an rng "dropout" if not 0.
-    ops: what the layers compute with.
 
   Example:
     >>> import jax
@@ -37,7 +33,6 @@ class Transformer(nn.Module):
   heads: int = 4
   mlp_ratio: int = 4
   dropout: float = 0.0
-  ops: LayerOps = PLAIN
 
   @nn.compact
   def __call__(
@@ -58,11 +53,10 @@ class Transformer(nn.Module):
     """
     if self.dim % self.heads:
       raise ValueError(f"{self.heads} heads cannot share {self.dim} features evenly")
-    dense = partial(nn.Dense, dot_general=self.ops.dot_general)
     x = nn.Embed(self.num_classes, self.dim, name="embed")(x)
     x = x + self.param("position", nn.initializers.normal(0.02), (1, *x.shape[1:]))
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     for _ in range(self.depth):
-      block = EncoderBlock(self.heads, self.mlp_ratio, self.dropout, self.ops, is_causal=True)
+      block = EncoderBlock(self.heads, self.mlp_ratio, self.dropout, is_causal=True)
       x = block(x, train=train)
-    return dense(self.num_classes, name="head")(layer_norm()(x))
+    return nn.Dense(self.num_classes, name="head")(layer_norm()(x))

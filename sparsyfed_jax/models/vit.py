@@ -1,12 +1,8 @@
 """A small vision transformer to train from scratch (Dosovitskiy et al., 2021, arXiv 2010.11929)."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-
-from sparsyfed_jax.ops import PLAIN, LayerOps
 
 
 class EncoderBlock(nn.Module):
@@ -16,32 +12,29 @@ class EncoderBlock(nn.Module):
     heads: of the attention; divides the features.
     mlp_ratio: width of the perceptron, in features.
     dropout: rate behind the attention and behind the perceptron.
-    ops: what the layers compute with.
     is_causal: whether tokens see none behind them.
   """
 
   heads: int
   mlp_ratio: int
   dropout: float = 0.0
-  ops: LayerOps = PLAIN
   is_causal: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
     """Maps (batch, tokens, features) to the same shape."""
     features = x.shape[-1]
-    dense = partial(nn.Dense, dot_general=self.ops.dot_general)
     drop = nn.Dropout(self.dropout, deterministic=not train)
 
     y = layer_norm()(x)
-    qkv = dense(3 * features, name="qkv")(y)
+    qkv = nn.Dense(3 * features, name="qkv")(y)
     qkv = qkv.reshape(*qkv.shape[:-1], 3, self.heads, features // self.heads)
     y = jax.nn.dot_product_attention(*jnp.moveaxis(qkv, -3, 0), is_causal=self.is_causal)
-    x = x + drop(dense(features, name="out")(y.reshape(x.shape)))
+    x = x + drop(nn.Dense(features, name="out")(y.reshape(x.shape)))
 
     y = layer_norm()(x)
-    y = nn.gelu(dense(self.mlp_ratio * features, name="mlp_in")(y))
-    return x + drop(dense(features, name="mlp_out")(y))
+    y = nn.gelu(nn.Dense(self.mlp_ratio * features, name="mlp_in")(y))
+    return x + drop(nn.Dense(features, name="mlp_out")(y))
 
 
 class ViT(nn.Module):
@@ -57,7 +50,6 @@ class ViT(nn.Module):
     heads: of each attention; divides `dim`.
     mlp_ratio: width of each perceptron, in `dim`.
     dropout: rate in training, on the tokens and in each block; needs an rng "dropout" if not 0.
-    ops: what the layers compute with.
 
   Example:
     >>> import jax
@@ -73,7 +65,6 @@ class ViT(nn.Module):
   heads: int = 3
   mlp_ratio: int = 4
   dropout: float = 0.0
-  ops: LayerOps = PLAIN
 
   @nn.compact
   def __call__(
@@ -94,14 +85,13 @@ class ViT(nn.Module):
     """
     if self.dim % self.heads:
       raise ValueError(f"{self.heads} heads cannot share {self.dim} features evenly")
-    dense = partial(nn.Dense, dot_general=self.ops.dot_general)
-    x = dense(self.dim, name="embed")(_patches(x, self.patch))
+    x = nn.Dense(self.dim, name="embed")(_patches(x, self.patch))
     x = x + self.param("position", nn.initializers.normal(0.02), (1, *x.shape[1:]))
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     for _ in range(self.depth):
-      x = EncoderBlock(self.heads, self.mlp_ratio, self.dropout, self.ops)(x, train=train)
+      x = EncoderBlock(self.heads, self.mlp_ratio, self.dropout)(x, train=train)
     x = jnp.mean(layer_norm()(x), axis=1)
-    return dense(self.num_classes, name="head")(x)
+    return nn.Dense(self.num_classes, name="head")(x)
 
 
 def layer_norm() -> nn.LayerNorm:

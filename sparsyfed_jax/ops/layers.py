@@ -1,7 +1,7 @@
-"""The operations inside dense and convolutional layers, to be passed to flax modules.
+"""The operations inside dense and convolutional layers.
 
-`flax.linen.Dense` takes a `dot_general`, `flax.linen.Conv` a `conv_general_dilated`. A model that
-passes both on to its layers can be trained by every method here without changes.
+`rewrite_layers` makes any function compute with them, and flax's layers take them as arguments:
+`flax.linen.Dense` a `dot_general`, `flax.linen.Conv` a `conv_general_dilated`.
 """
 
 import dataclasses

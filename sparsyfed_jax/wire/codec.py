@@ -9,7 +9,8 @@ a last byte are 0::
 
     payload    "SFJ", version 2, flags, schema, leaves, crc32 of everything before
     flags      bit 0: against a reference; bits 1 and 2: index of value_dtype in
-               `rounding.VALUE_DTYPES`; bit 3: zeros keep their signs
+               `rounding.VALUE_DTYPES`; bit 3: zeros keep their signs; bit 4: schema and leaves
+               are in streams
     schema     against a reference: crc32 of the leaves' paths, dtypes and shapes, then 8 bytes of
                BLAKE2b of where its entries are not zero: for each leaf a bitmap of its size.
                Otherwise nodes:
@@ -32,8 +33,13 @@ l = floor(log2(u / k)) low bits, as l planes of k bits, lowest plane first and a
 then a bitmap of k + ((u - 1) >> l) bits, in which bit i + (p_i >> l) is 1 for each i. The choice
 follows from k and u, so nothing is sent for it.
 
-A size depends on shapes, dtypes and counts of non-zeros alone: `size.payload_bytes` counts it on
-the device.
+streams are uint8 widths of values, of which bit i says that there are some of 2, 4 or 8 bytes; then
+the uint32 size of each stream, and the streams, each a frame of zstd without its size and checksum:
+all but those values, in order; then for each width, ascending, the first bytes of its values, the
+second ones, and so on.
+
+Without streams a size depends on shapes, dtypes and counts of non-zeros alone:
+`size.payload_bytes` counts it on the device.
 """
 
 import hashlib
@@ -44,8 +50,8 @@ from typing import Any, TypeAlias
 
 import jax
 
-from sparsyfed_jax.wire.leaves import Buffer, decode_leaf, encode_leaf, entry_bits
-from sparsyfed_jax.wire.reader import CodecError, Reader, pack_bits
+from sparsyfed_jax.wire.leaves import decode_leaf, encode_leaf, entry_bits
+from sparsyfed_jax.wire.reader import Buffer, CodecError, Reader, pack_bits
 from sparsyfed_jax.wire.rounding import VALUE_DTYPES, checked_value_dtype
 from sparsyfed_jax.wire.schema import (
   CRC_BYTES,
@@ -58,11 +64,13 @@ from sparsyfed_jax.wire.schema import (
   make_layout,
   read_tree,
 )
+from sparsyfed_jax.wire.streams import Part, as_bytes, compress, decompress
 
 Payload: TypeAlias = bytes | bytearray | memoryview
 
 _SIGNS = 8  # the flag
-_NUM_FLAGS = 16
+_STREAMS = 16
+_NUM_FLAGS = 32
 
 
 def encode(
@@ -70,6 +78,7 @@ def encode(
   reference: Any = None,
   value_dtype: Any = None,
   keep_signed_zeros: bool = False,
+  compression_level: int | None = None,
 ) -> bytes:
   """Writes a tree as bytes.
 
@@ -84,6 +93,9 @@ def encode(
       are wider are rounded to it, to the nearest, ties to even. What would become 0 without being
       it becomes the smallest normal number of `value_dtype`, with its sign, so that masks survive.
     keep_signed_zeros: whether -0.0 is a value, in `tree` and in `reference`; it is 0.0 otherwise.
+    compression_level: 1 to 22, of zstd, which codes what is left in streams; it needs the package
+      zstandard, and so does who decodes. None leaves that out. 3 takes milliseconds for eleven
+      million weights of which 5 % are not zero, 19 a third of a second for 4 % less.
 
   Returns:
     The payload; its length is the same for all trees whose entries are equal.
@@ -91,7 +103,8 @@ def encode(
   Raises:
     TypeError: a leaf, a key or a container of another type.
     ValueError: `tree` does not fit `reference`; an unknown `value_dtype`, or a finite value too
-      large for it; or a tree beyond the format's limits.
+      large for it; a tree beyond the format's limits; or an unknown `compression_level`, or one
+      without zstandard.
 
   Example:
     >>> import numpy as np
@@ -106,16 +119,20 @@ def encode(
   layout = make_layout(tree, reference)
   value_name = None if value_dtype is None else value_dtype.name
   flags = (reference is not None) | VALUE_DTYPES.index(value_name) << 1 | _SIGNS * keep_signed_zeros
-  parts: list[Buffer] = [MAGIC + bytes([VERSION, flags]), layout.schema]
+  parts: list[Part] = [layout.schema]
   references = [None] * len(layout.leaves) if layout.references is None else layout.references
   if layout.references is not None:
     parts.append(_mask_digest(layout.specs, references, keep_signed_zeros))
   for spec, leaf, old in zip(layout.specs, layout.leaves, references, strict=True):
     parts += encode_leaf(spec, leaf, old, value_dtype, keep_signed_zeros)
+  if compression_level is not None:
+    flags |= _STREAMS
+    parts = [*compress(parts, compression_level)]
+  whole = [MAGIC + bytes([VERSION, flags]), *map(as_bytes, parts)]
   crc = 0
-  for part in parts:
+  for part in whole:
     crc = zlib.crc32(part, crc)
-  return b"".join([*parts, struct.pack("<I", crc)])
+  return b"".join([*whole, struct.pack("<I", crc)])
 
 
 def decode(payload: Payload, reference: Any = None, max_bytes: int = 2**30) -> Any:
@@ -148,7 +165,7 @@ def decode(payload: Payload, reference: Any = None, max_bytes: int = 2**30) -> A
   view = memoryview(payload).cast("B")
   if len(view) < HEADER_BYTES + CRC_BYTES:
     raise CodecError(f"a payload has at least {HEADER_BYTES + CRC_BYTES} bytes, not {len(view)}")
-  reader = Reader(view[:-CRC_BYTES])
+  reader = Reader(Buffer(view[:-CRC_BYTES]))
   if reader.take(len(MAGIC)) != MAGIC:
     raise CodecError(f"a payload begins with {MAGIC!r}, not {bytes(view[: len(MAGIC)])!r}")
   version = reader.uint(1)
@@ -164,6 +181,8 @@ def decode(payload: Payload, reference: Any = None, max_bytes: int = 2**30) -> A
   if bool(flags & 1) != (reference is not None):
     need = "needs the reference that it was encoded against" if flags & 1 else "has no reference"
     raise CodecError(f"the payload {need}")
+  if flags & _STREAMS:
+    reader = decompress(reader)
 
   if reference is None:
     specs, treedef = read_tree(reader)
@@ -185,8 +204,8 @@ def decode(payload: Payload, reference: Any = None, max_bytes: int = 2**30) -> A
       leaves.append(decode_leaf(reader, spec, old, value_dtype, keep_signed_zeros))
     except CodecError as error:
       raise CodecError(f"leaf {spec.name!r}: {error}") from None
-  if reader.left:
-    raise CodecError(f"{reader.left} bytes follow the last leaf")
+  if left := reader.left:
+    raise CodecError(f"{left} bytes follow the last leaf")
   return jax.tree.unflatten(treedef, leaves)
 
 

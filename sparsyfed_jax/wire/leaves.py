@@ -1,7 +1,7 @@
 """A leaf in a payload: its form, positions and values."""
 
 import struct
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,15 +11,14 @@ from sparsyfed_jax.wire.reader import CodecError, Reader, pack_bits
 from sparsyfed_jax.wire.rounding import round_values, sent_dtype
 from sparsyfed_jax.wire.schema import Spec
 from sparsyfed_jax.wire.size import INTEGERS, dense_bytes, form_bytes, value_bytes
-
-Buffer: TypeAlias = bytes | memoryview
+from sparsyfed_jax.wire.streams import Part
 
 _DENSE, _SPARSE, _DELTA = 0, 1, 2
 
 
 def encode_leaf(
   spec: Spec, leaf: Any, old: Any, value_dtype: np.dtype | None, keep_signed_zeros: bool
-) -> list[Buffer]:
+) -> list[Part]:
   """Writes a leaf in its smallest form; `old` is that of the reference, or None."""
   bits = entry_bits(leaf, spec, keep_signed_zeros)
   mask = bits != 0
@@ -119,11 +118,11 @@ def _little_endian(dtype: np.dtype) -> np.dtype:
   return np.dtype(f"<u{dtype.itemsize}")
 
 
-def _values(bits: np.ndarray, spec: Spec, value_dtype: np.dtype | None) -> memoryview:
+def _values(bits: np.ndarray, spec: Spec, value_dtype: np.dtype | None) -> np.ndarray:
   sent = sent_dtype(spec.dtype, value_dtype)
   if sent != spec.dtype:
     bits = round_values(bits.view(spec.dtype), sent, spec.name).view(_unsigned(sent))
-  return bits.astype(_little_endian(sent), copy=False).data
+  return bits.astype(_little_endian(sent), copy=False)
 
 
 def _read_values(
@@ -135,8 +134,7 @@ def _read_values(
 ) -> np.ndarray:
   """Reads values as unsigned integers of the leaf's own width."""
   sent = sent_dtype(spec.dtype, value_dtype)
-  raw = reader.take(count * sent.itemsize)
-  values = np.frombuffer(raw, _little_endian(sent)).astype(_unsigned(sent))
+  values = reader.values(count, sent.itemsize).astype(_unsigned(sent))
   if sent != spec.dtype:
     with np.errstate(all="ignore"):  # NaNs
       values = values.view(sent).astype(spec.dtype).view(_unsigned(spec.dtype))

@@ -1,6 +1,7 @@
 """Bytes of a payload: read in order, and bitmaps."""
 
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -18,8 +19,19 @@ class CodecError(ValueError):
   """
 
 
-class Reader:
-  """Reads a buffer from its start on; nothing is allocated for what the buffer does not hold."""
+class Source(Protocol):
+  """Where a reader has its bytes from."""
+
+  @property
+  def left(self) -> int:
+    """The bytes that are not read yet; a source that does not know reads one, and says 1 or 0."""
+
+  def take(self, count: int) -> bytes | memoryview:
+    """The next bytes; CodecError where there are fewer."""
+
+
+class Buffer:
+  """A source that is in memory; nothing is allocated for what it does not hold."""
 
   def __init__(self, view: memoryview) -> None:
     self._view = view
@@ -36,6 +48,33 @@ class Reader:
       raise CodecError(f"{count} bytes announced, {self.left} left")
     self._at += count
     return self._view[self._at - count : self._at]
+
+
+class Reader:
+  """Reads a payload from its start on."""
+
+  def __init__(self, source: Source, planes: Mapping[int, Sequence[Source]] | None = None) -> None:
+    """`planes` has the sources of each byte of values of some widths; others are in `source`."""
+    self._source = source
+    self._planes = planes or {}
+
+  @property
+  def left(self) -> int:
+    """The bytes that are not read yet, as far as is known; 0 if all are."""
+    planes = [plane for planes in self._planes.values() for plane in planes]
+    return sum(source.left for source in (self._source, *planes))
+
+  def take(self, count: int) -> bytes | memoryview:
+    """The next bytes; CodecError where there are fewer."""
+    return self._source.take(count)
+
+  def values(self, count: int, width: int) -> np.ndarray:
+    """The next values of `width` bytes, as unsigned integers."""
+    dtype = np.dtype(f"<u{width}")
+    if width not in self._planes:
+      return np.frombuffer(self.take(count * width), dtype)
+    planes = [np.frombuffer(plane.take(count), np.uint8) for plane in self._planes[width]]
+    return np.stack(planes, axis=-1).reshape(-1).view(dtype)
 
   def uint(self, width: int) -> int:
     """A number of `width` bytes."""

@@ -1,6 +1,5 @@
-"""Models with parameters of 16 bits, without injected layers, without anything to prune."""
+"""Models with parameters of 16 bits, without anything to prune, with the batch elsewhere."""
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +11,6 @@ from flax import linen as nn
 from sparsyfed_jax.algorithms import METHODS
 from sparsyfed_jax.fed.optimizers import clipped, sgd
 from sparsyfed_jax.fed.task import classification
-from sparsyfed_jax.ops import PLAIN, LayerOps
 from tests import cases
 
 SGD = sgd()
@@ -22,29 +20,15 @@ class Mixed(nn.Module):
   """A dense layer whose parameters have another dtype, and one of float32."""
 
   dtype: Any = jnp.bfloat16
-  ops: LayerOps = PLAIN
 
   @nn.compact
   def __call__(self, x, *, train=False, valid=None):
-    dense = partial(nn.Dense, dot_general=self.ops.dot_general)
-    x = nn.relu(dense(8, dtype=self.dtype, param_dtype=self.dtype)(x))
-    return dense(cases.NUM_CLASSES)(x.astype(jnp.float32))
-
-
-class Uninjected(nn.Module):
-  """Layers that compute by themselves."""
-
-  ops: LayerOps = PLAIN
-
-  @nn.compact
-  def __call__(self, x, *, train=False, valid=None):
-    return nn.Dense(cases.NUM_CLASSES, name="head")(nn.relu(nn.Dense(4, name="body")(x)))
+    x = nn.relu(nn.Dense(8, dtype=self.dtype, param_dtype=self.dtype)(x))
+    return nn.Dense(cases.NUM_CLASSES)(x.astype(jnp.float32))
 
 
 class WithoutKernels(nn.Module):
   """A norm alone."""
-
-  ops: LayerOps = PLAIN
 
   @nn.compact
   def __call__(self, x, *, train=False, valid=None):
@@ -53,8 +37,6 @@ class WithoutKernels(nn.Module):
 
 class WithoutParameters(nn.Module):
   """A slice."""
-
-  ops: LayerOps = PLAIN
 
   @nn.compact
   def __call__(self, x, *, train=False, valid=None):
@@ -106,24 +88,6 @@ def test_a_layer_in_bfloat16_trains_like_one_in_float32(method, client, setup):
   assert np.mean(zeros[0] != zeros[1]) <= 0.1 and zeros[0].any() == zeros[1].any()
 
 
-@pytest.mark.parametrize("method", ["sparsyfed", "zerofl"])
-def test_layers_that_take_no_operations_are_named(method):
-  right = f"{method}: the model's layers body, head do not compute with its `ops`"
-  with pytest.raises(ValueError, match=right):
-    make(method, Uninjected())
-
-
-@pytest.mark.parametrize("method", ["fedavg", "feddst", "flash", "static", "topk"])
-def test_methods_that_prune_no_activations_take_any_layers(method):
-  make(method, Uninjected())
-
-
-def test_layers_that_are_excluded_need_no_operations():
-  setup = cases.make_setup(classification(Uninjected(), (5,)))
-  for name, field in (("sparsyfed", "reparam_exclude"), ("zerofl", "exclude")):
-    METHODS[name].algorithm(setup, METHODS[name].options(**{field: "body|head"}))
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_a_model_without_kernels_is_for_dense_methods_alone(method):
   if method in ("fedavg", "scaffold"):
@@ -134,30 +98,32 @@ def test_a_model_without_kernels_is_for_dense_methods_alone(method):
 
 
 def test_a_model_without_parameters_is_refused():
-  task = classification(WithoutParameters(), (5,))
   with pytest.raises(ValueError, match="WithoutParameters: the model has no parameters to train"):
-    jax.jit(task.init)(jax.random.key(0))
+    classification(WithoutParameters(), (5,))
 
 
-class TimeFirst(nn.Module):
-  """A layer whose input has the time on its first axis, and the batch on the second."""
+class InTime(nn.Module):
+  """A layer whose input has the batch on its first axis and the time on its second, or turned."""
 
-  ops: LayerOps = PLAIN
+  time: int
+  is_turned: bool
 
   @nn.compact
   def __call__(self, x, *, train=False, valid=None):
-    turned = jnp.swapaxes(x, 0, 1)
-    y = nn.Dense(4, dot_general=self.ops.dot_general, name="turned")(turned)
-    return nn.Dense(cases.NUM_CLASSES, dot_general=self.ops.dot_general, name="head")(y[-1])
+    moments = x[:, None] + jnp.arange(self.time, dtype=jnp.float32)[None, :, None]
+    layer = nn.Dense(4, name="layer")
+    if self.is_turned:
+      y = jnp.swapaxes(layer(jnp.swapaxes(moments, 0, 1)), 0, 1)
+    else:
+      y = layer(moments)
+    return nn.Dense(cases.NUM_CLASSES, name="head")(y[:, -1])
 
 
 @pytest.mark.parametrize("method", ["sparsyfed", "zerofl"])
 @pytest.mark.parametrize("time", [cases.BATCH_SIZE, 7])
-def test_an_injected_layer_whose_first_axis_is_not_the_batch_is_named(method, time):
-  setup = cases.make_setup(classification(TimeFirst(), (time, 5)))
-  exclude = {"sparsyfed": "reparam_exclude", "zerofl": "exclude"}[method]
-  METHODS[method].algorithm(setup, METHODS[method].options(**{exclude: "turned"}))
-  if method == "sparsyfed":  # the first layer of ZeroFL is plain
-    right = "the input of the model's layer turned: its first axis is not the batch"
-    with pytest.raises(ValueError, match=f"^{method}: {right}"):
-      METHODS[method].algorithm(setup, METHODS[method].options())
+def test_a_layer_whose_first_axis_is_not_the_batch_is_trained_as_one_whose_is(method, time):
+  turned, straight = (InTime(time, is_turned) for is_turned in (True, False))
+  variables = classification(straight, (5,)).init(jax.random.key(0))
+  found, expected = (play(make(method, model), variables, method) for model in (turned, straight))
+  cases.assert_close(found[0].variables, expected[0].variables, 1e-5)
+  assert not cases.same_bits(found[0].variables, variables)

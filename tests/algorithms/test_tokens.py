@@ -11,7 +11,6 @@ from flax import linen as nn
 import sparsyfed_jax as sf
 from sparsyfed_jax.data.characters import from_pieces
 from sparsyfed_jax.fed.cohort import federation_of
-from sparsyfed_jax.ops import PLAIN, LayerOps
 from tests import cases
 
 LENGTH, RATE, DECAY = 6, 0.3, 0.01
@@ -23,12 +22,10 @@ EMPTY = 2
 class Looked(nn.Module):
   """A dense layer of what is looked up for each token."""
 
-  ops: LayerOps = PLAIN
-
   @nn.compact
   def __call__(self, x, *, train=False, valid=None):
     x = nn.Embed(DATA.num_classes, 3)(x)
-    return nn.Dense(DATA.num_classes, dot_general=self.ops.dot_general)(x)
+    return nn.Dense(DATA.num_classes)(x)
 
 
 MODELS = {

@@ -10,7 +10,6 @@ from sparsyfed_jax.data.batches import take_batch
 from sparsyfed_jax.fed.sampling import sample, uniformly
 from sparsyfed_jax.fed.task import classification
 from sparsyfed_jax.metrics import mask_iou, regrowth
-from sparsyfed_jax.ops import PLAIN, LayerOps
 from sparsyfed_jax.types import Batch, ClientData, tally, weighted
 
 ONE, TWO, KEY = jnp.float32(1), jnp.ones(2), jax.random.key(0)
@@ -21,11 +20,9 @@ DATA = ClientData(jnp.ones((4, 2)), jnp.zeros(4, jnp.int32), jnp.arange(4), jnp.
 class Tokens(nn.Module):
   """Logits for every token, which nobody averages."""
 
-  ops: LayerOps = PLAIN
-
   @nn.compact
   def __call__(self, x, *, train=False, valid=None):
-    return nn.Dense(3, dot_general=self.ops.dot_general)(x)
+    return nn.Dense(3)(x)
 
 
 def evaluate_tokens():

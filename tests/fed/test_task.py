@@ -88,42 +88,37 @@ def test_batch_statistics_are_those_of_valid_examples():
 
 
 class Dropper(nn.Module):
-  """Drops half of the features, and does nothing else."""
-
-  ops: LayerOps = PLAIN
+  """Drops half of the features, and does nothing else that counts."""
 
   @nn.compact
   def __call__(self, x, *, train=False, valid=None):
-    return nn.Dropout(0.5, deterministic=not train)(x)
+    shift = self.param("shift", nn.initializers.zeros, (1, 64))  # a model has parameters
+    return nn.Dropout(0.5, deterministic=not train)(x + shift)
 
 
 def test_dropout_follows_the_key_in_training_and_is_off_otherwise():
-  task = classification(Dropper(), (64,))
+  task, variables = classification(Dropper(), (64,)), {"params": {"shift": jnp.zeros((1, 64))}}
   case = Batch(jnp.ones((1, 64)), jnp.int32([0]), jnp.asarray([True]))
   keys = [jax.random.key(seed) for seed in (0, 0, 1)]
-  losses = [float(task.loss({"params": {}}, case, plain_layers, key)[0]) for key in keys]
+  losses = [float(task.loss(variables, case, plain_layers, key)[0]) for key in keys]
   assert losses[0] == losses[1] != losses[2]
   plain = optax.softmax_cross_entropy_with_integer_labels(jnp.ones((1, 64)), jnp.int32([0]))
-  assert float(task.evaluate({"params": {}}, case)["loss"].total) == pytest.approx(float(plain[0]))
+  assert float(task.evaluate(variables, case)["loss"].total) == pytest.approx(float(plain[0]))
 
 
 class Nested(nn.Module):
   """Two layers in a block called `inner`, and one outside, which computes first."""
 
-  ops: LayerOps = PLAIN
-
   @nn.compact
   def __call__(self, x, *, train=False, valid=None):
     class Inner(nn.Module):
-      ops: LayerOps
-
       @nn.compact
       def __call__(self, x):
-        x = nn.Dense(3, dot_general=self.ops.dot_general, name="second")(x)
-        return nn.Dense(2, dot_general=self.ops.dot_general, name="first")(x)
+        x = nn.Dense(3, name="second")(x)
+        return nn.Dense(2, name="first")(x)
 
-    x = nn.Dense(4, dot_general=self.ops.dot_general, name="zeroth")(x)
-    return Inner(self.ops, name="inner")(x)
+    x = nn.Dense(4, name="zeroth")(x)
+    return Inner(name="inner")(x)
 
 
 def test_layers_know_their_names():

@@ -11,7 +11,6 @@ from sparsyfed_jax.data.characters import from_pieces
 from sparsyfed_jax.fed.simulation import State
 from sparsyfed_jax.fed.task import plain_layers
 from sparsyfed_jax.fed.tasks import TASKS
-from sparsyfed_jax.ops import PLAIN, LayerOps
 from sparsyfed_jax.types import Batch
 from tests import cases
 
@@ -25,12 +24,10 @@ NEXT = np.array([[1, 0, 4, 2], [3, -1, -1, -1], [2, 2, 0, -1], [1, 4, -1, -1], [
 class Looked(nn.Module):
   """A dense layer of what is looked up for each token: logits that no other token has a part in."""
 
-  ops: LayerOps = PLAIN
-
   @nn.compact
   def __call__(self, x, *, train=False, valid=None):
     x = nn.Embed(TOKENS, 3)(x)
-    return nn.Dense(TOKENS, dot_general=self.ops.dot_general)(x)
+    return nn.Dense(TOKENS)(x)
 
 
 def random_variables(task):

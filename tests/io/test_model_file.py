@@ -67,15 +67,18 @@ def test_too_much_is_not_unpacked(path):
 def test_a_frame_that_unpacks_to_too_much_is_refused(tmp_path):
   zstandard = pytest.importorskip("zstandard")
   path = exported.write(tmp_path / "model.sfed", "mlp")
-  frame = zstandard.ZstdCompressor().compress(bytes(10**6))
-  head = json.dumps({"compression": "zstd"}).encode()
-  seal(path, b"SFED\x01" + len(head).to_bytes(4, "little") + head + frame)
-  with pytest.raises(ModelFileError, match="to 1000000 bytes, more than max_bytes=1000"):
+  frame = zstandard.ZstdCompressor().compress(bytes(10**8))
+  seal(path, b"SFED\x02" + len(frame).to_bytes(4, "little") + frame)
+  with pytest.raises(ModelFileError, match="has a header of 100000000 bytes, may have 16777216"):
+    model_file.read(path)
+  variables = {"params": {"kernel": np.zeros(10**6)}}
+  model_file.write(path, {}, variables, None, "zstd")
+  with pytest.raises(ModelFileError, match="more than max_bytes=1000"):
     model_file.read(path, max_bytes=1000)
 
 
 REFUSED = {
-  "its compression is 'zip'": {"compression": "zip"},
+  "was compressed by an early version; export the model again": {"compression": "zstd"},
   "class 'os.system', which is not one of sparsyfed_jax.models; pass": {
     "model": {"class": "os.system", "arguments": {"command": "true"}}
   },

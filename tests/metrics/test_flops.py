@@ -16,7 +16,8 @@ from sparsyfed_jax.algorithms import METHODS
 from sparsyfed_jax.fed.method import Pattern
 from sparsyfed_jax.metrics import flops
 from sparsyfed_jax.metrics.flops import DENSE, LayerCost, LayerShares
-from sparsyfed_jax.ops import NATIVE, PLAIN, LayerOps
+from sparsyfed_jax.ops import NATIVE, LayerOps
+from tests.models.injected import injected
 
 BATCH = 8
 # Of every kind of model, at the size at which it is used; but fewer blocks that are all the same.
@@ -36,54 +37,51 @@ class Conv(nn.Module):
 
   features: int
   fields: dict
-  ops: LayerOps = PLAIN
 
   @nn.compact
   def __call__(self, x, *, train=False, valid=None):
-    conv = self.ops.conv_general_dilated
-    return nn.Conv(self.features, conv_general_dilated=conv, **self.fields)(x)
+    return nn.Conv(self.features, **self.fields)(x)
 
 
 class Heads(nn.Module):
   """A matrix for each of three heads."""
 
-  ops: LayerOps = PLAIN
-
   @nn.compact
   def __call__(self, x, *, train=False, valid=None):
     kernel = self.param("kernel", nn.initializers.ones, (3, 5, 2))
-    return self.ops.dot_general(x, kernel, (((3,), (1,)), ((2,), (0,))))
+    return lax.dot_general(x, kernel, (((3,), (1,)), ((2,), (0,))))
 
 
 class Mixed(nn.Module):
   """Two layers of the data, one of something trained, and one that is called three times."""
 
-  ops: LayerOps = PLAIN
-
   @nn.compact
   def __call__(self, x, *, train=False, valid=None):
-    dense = partial(nn.Dense, dot_general=self.ops.dot_general)
-    shared = dense(5, name="shared")
+    shared = nn.Dense(5, name="shared")
     shifted = x + self.param("shift", nn.initializers.zeros, (1, 5))
-    y = dense(5, name="left")(nn.relu(2 * x)) + dense(5, name="right")(x)
-    y = y + dense(5, name="shifted")(shifted)
+    y = nn.Dense(5, name="left")(nn.relu(2 * x)) + nn.Dense(5, name="right")(x)
+    y = y + nn.Dense(5, name="shifted")(shifted)
     y = shared(shared(nn.relu(y))) + shared(x)
-    return nn.remat(nn.Dense)(3, dot_general=self.ops.dot_general, name="last")(y)
+    return nn.remat(nn.Dense)(3, name="last")(y)
+
+
+def layer_costs(model, shape, dtype=jnp.float32):
+  return flops.product_costs(models.network_of(model, shape, dtype=dtype).products)
 
 
 @cache
 def costs_of(name):
-  return flops.layer_costs(*MODELS[name])
+  return layer_costs(*MODELS[name])
 
 
 def costs_by_name(model, shape):
-  return {cost.name: cost[1:] for cost in flops.layer_costs(model, shape)}
+  return {cost.name: cost[1:] for cost in layer_costs(model, shape)}
 
 
 class TestByHand:
   def test_dense_layers(self):
     # 3 x 2 entries, 4 hidden, 5 classes; two operations a multiply-add.
-    assert flops.layer_costs(models.MLP(5, (4,)), (3, 2)) == (
+    assert layer_costs(models.MLP(5, (4,)), (3, 2)) == (
       LayerCost("Dense_0", 2 * 6 * 4, 0, 2 * 6 * 4),
       LayerCost("Dense_1", 2 * 4 * 5, 2 * 4 * 5, 2 * 4 * 5),
     )
@@ -105,7 +103,7 @@ class TestByHand:
   def test_convolutions(self, fields, rows, columns):
     model = Conv(4, {"kernel_size": (3, 3), **fields})
     expected = 2 * (2 * 4) * rows * columns
-    assert flops.layer_costs(model, (5, 6, 2)) == (LayerCost("Conv_0", expected, 0, expected),)
+    assert layer_costs(model, (5, 6, 2)) == (LayerCost("Conv_0", expected, 0, expected),)
 
   def test_tokens(self):
     # 6 patches of 4 x 4 x 2; a block; the head sees their mean.
@@ -123,7 +121,7 @@ class TestByHand:
   def test_what_a_loop_repeats(self):
     # 7 tokens of 2 features; states of 3 entries with four gates; 5 logits.
     model = models.LSTM(5, dim=2, hidden=3)
-    assert flops.layer_costs(model, (7,), jnp.int32) == (
+    assert layer_costs(model, (7,), jnp.int32) == (
       LayerCost("input_0", *(2 * 7 * 2 * 12,) * 3),
       LayerCost("recurrent_0", *(2 * 7 * 3 * 12,) * 3),
       LayerCost("head", *(2 * 7 * 3 * 5,) * 3),
@@ -175,9 +173,9 @@ def test_each_product_of_a_convolution_is_as_ones_and_xla_say(name):
     return NATIVE.conv_general_dilated(lhs, rhs, *args, **kwargs)
 
   model, shape = Conv(6, fields), (*sizes, 4)
-  ((_, forward, _, weight_gradient),) = flops.layer_costs(model, shape)
-  probe = model.clone(ops=LayerOps(NATIVE.dot_general, noted))
-  jax.eval_shape(probe.init, jax.random.key(0), jnp.zeros((1, *shape)))
+  ((_, forward, _, weight_gradient),) = layer_costs(model, shape)
+  with injected(LayerOps(NATIVE.dot_general, noted)):
+    jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
 
   op, x, w = seen[0][0], seen[0][1].shape, seen[0][2].shape
   y = op(np.ones(x, np.float32), np.ones(w, np.float32))
@@ -222,7 +220,6 @@ def xla_flops_of_products(jaxpr):
 def test_whole_models_as_xla_counts_them(name):
   costs = costs_of(name)
   model, shape, *dtype = MODELS[name]
-  model = model.clone(ops=NATIVE)
   x = jax.ShapeDtypeStruct((BATCH, *shape), *(dtype or [jnp.float32]))
   variables = jax.eval_shape(model.init, jax.random.key(0), x)
 
@@ -264,8 +261,7 @@ def test_products_that_are_found_cost_the_same(name):
   state = {name: part for name, part in variables.items() if name != "params"}
 
   def run(params, state, x):
-    plain = model.clone(ops=NATIVE)
-    return plain.apply({**state, "params": params}, x, train=True, mutable=list(state))
+    return model.apply({**state, "params": params}, x, train=True, mutable=list(state))
 
   x = jax.ShapeDtypeStruct((3, *shape), dtype)
   products = ops.find_layers(run, variables["params"], state, x, batch_axes=(None, 0))

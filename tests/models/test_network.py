@@ -12,8 +12,10 @@ from flax import nnx
 from sparsyfed_jax import models, ops, trees
 from sparsyfed_jax.fed.task import classification, plain_layers
 from sparsyfed_jax.models.network import network_of
+from sparsyfed_jax.ops import PLAIN, LayerOps
 from sparsyfed_jax.types import Batch
 from tests import cases
+from tests.models.injected import injected
 from tests.models.strangers import MODELS, SHAPE, Linen, Nnx, equinox_model, plain_model
 
 BATCH = 6
@@ -86,20 +88,19 @@ def test_rewriting_equals_injection_to_the_bit(name, method):
   def run(model, params, state, x, valid):
     return model.apply({**state, "params": params}, x, train=True, valid=valid, mutable=list(state))
 
-  def injected(params, state, x, valid, layers):
-    return run(model.clone(ops=layers), params, state, x, valid)
+  def by_injection(params, state, x, valid, layers):
+    with injected(layers):
+      return run(model, params, state, x, valid)
 
   def rewritten(params, state, x, valid, layers):
     rule = ops.layer_rule(lambda path: layers)
-    return ops.rewrite_layers(partial(run, model.clone(ops=ops.NATIVE)), rule, (None, 0, 0))(
-      params, state, x, valid
-    )
+    return ops.rewrite_layers(partial(run, model), rule, (None, 0, 0))(params, state, x, valid)
 
   @partial(jax.jit, static_argnums=0)
   def compute(apply, params, state, x, valid):
     return gradients(apply, params, state, x, valid, layers_of(method, valid))
 
-  found, expected = (compute(one, params, state, x, VALID) for one in (rewritten, injected))
+  found, expected = (compute(one, params, state, x, VALID) for one in (rewritten, by_injection))
   cases.assert_same_bits(found, expected)
   assert any(np.any(leaf) for leaf in jax.tree.leaves(expected[1]))
 
@@ -210,6 +211,29 @@ def test_where_valid_is_accepted_padding_is_exact():
     for filler in (0.0, 7.0)
   ]
   cases.assert_same_bits(*losses)
+
+
+class Given(nn.Module):
+  """Layers that take their operations, as models for early versions do."""
+
+  ops: LayerOps = PLAIN
+
+  @nn.compact
+  def __call__(self, x, *, train=False, valid=None):
+    x = nn.relu(nn.Dense(6, dot_general=self.ops.dot_general)(x.reshape(x.shape[0], -1)))
+    return nn.Dense(5, dot_general=self.ops.dot_general)(x)
+
+
+def test_layers_that_take_their_operations_are_followed_like_others():
+  tasks = [classification(model, SHAPE, num_classes=5) for model in (Given(), models.MLP(5, (6,)))]
+  assert tasks[0].kernels == tasks[0].layer_names == ("Dense_0", "Dense_1")
+  variables, batch, key = tasks[0].init(jax.random.key(0)), batch_of(), jax.random.key(1)
+
+  def gradients_of(task):
+    layers = ops.pruned_layers(batch.valid)
+    return jax.grad(lambda v: task.loss(v, batch, lambda name: layers, key)[0])(variables)
+
+  cases.assert_same_bits(*map(gradients_of, tasks))
 
 
 class Unfollowed(nn.Module):

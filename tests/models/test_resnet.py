@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax import lax
 
 from sparsyfed_jax import models, trees
-from sparsyfed_jax.ops import PLAIN, LayerOps
+from sparsyfed_jax.ops import PLAIN
 
 MODELS = {
   "cifar": (models.ResNet18(3, width=4), (16, 16, 3)),
@@ -45,14 +44,13 @@ def example(name):
 @cache
 def step(name):
   """One compiled step: logits, new statistics, gradients."""
-  model, _ = MODELS[name]
+  network = models.network_of(*MODELS[name])
 
   @compile_cheaply
   def run(variables, x, y, valid):
     def loss(params):
-      logits, state = model.apply(
-        {**variables, "params": params}, x, train=True, valid=valid, mutable=["batch_stats"]
-      )
+      now, key = {**variables, "params": params}, jax.random.key(0)
+      logits, state = network.apply(now, x, valid, key, lambda name: PLAIN, train=True)
       losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
       total = jnp.sum(jnp.where(valid, losses, 0))
       return total / jnp.maximum(jnp.sum(valid, dtype=jnp.float32), 1), (logits, state)
@@ -129,8 +127,7 @@ def test_a_padded_step_equals_an_unpadded_one_of_pytorch(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_evaluation_equals_pytorch_and_the_native_convolution_the_patches(name):
   model, _ = MODELS[name]
-  native = LayerOps(lax.dot_general, lax.conv_general_dilated)
-  logits = compile_cheaply(model.clone(ops=native).apply)(*example(name))
+  logits = compile_cheaply(model.apply)(*example(name))
   assert_close(logits, PYTORCH[name][1])
 
 
@@ -179,26 +176,16 @@ def test_number_of_parameters(model, shape, size, prunable):
   assert ("batch_stats" in variables) == (model.norm == "batch")
 
 
-def calls(model, x):
-  """The shapes that the layers' operations were called with, and the variables."""
-  inputs, weights = [], []
-
-  def noted(op):
-    def run(lhs, rhs, *args, **kwargs):
-      inputs.append(lhs.shape)
-      weights.append(rhs.shape)
-      return op(lhs, rhs, *args, **kwargs)
-
-    return run
-
-  layers = LayerOps(noted(PLAIN.dot_general), noted(PLAIN.conv_general_dilated))
-  variables = jax.eval_shape(model.clone(ops=layers).init, jax.random.key(0), x)
-  return inputs, weights, variables
+def calls(model, shape):
+  """The shapes that the layers' operations are called with, of two examples, and the variables."""
+  products = models.network_of(model, shape).products
+  variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
+  return [one.x_shape for one in products], [one.w_shape for one in products], variables
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_every_kernel_is_used_by_the_layers_operations(norm):
-  inputs, weights, variables = calls(models.ResNet18(10, norm=norm), jnp.zeros((2, 32, 32, 3)))
+  inputs, weights, variables = calls(models.ResNet18(10, norm=norm), (32, 32, 3))
   kernels, _ = trees.split_prunable(variables["params"])
   assert sorted(weights, key=str) == sorted((kernel.shape for kernel in kernels), key=str)
   sides = [shape[1] for shape in inputs[:-1]]
@@ -212,7 +199,7 @@ def test_every_kernel_is_used_by_the_layers_operations(norm):
 
 
 def test_shortcuts_are_found_by_their_path():
-  _, _, variables = calls(models.ResNet18(10), jnp.zeros((1, 32, 32, 3)))
+  _, _, variables = calls(models.ResNet18(10), (32, 32, 3))
   paths = [trees.path_name(path) for path, _ in jax.tree.leaves_with_path(variables["params"])]
   assert [path for path in paths if re.search("shortcut", path)] == [
     f"BasicBlock_{i}/shortcut/kernel" for i in (2, 4, 6)
@@ -221,7 +208,7 @@ def test_shortcuts_are_found_by_their_path():
 
 @pytest.mark.parametrize("shape", [(8000,), (8000, 1), (1, 8000, 1)])
 def test_a_waveform_is_an_image_of_height_1(shape):
-  inputs, _, _ = calls(models.SpeechResNet18(35), jnp.zeros((2, *shape)))
+  inputs, _, _ = calls(models.SpeechResNet18(35), shape)
   assert inputs[0] == (2, 1, 8000, 1) and inputs[1] == (2, 1, 2000, 64)
   assert inputs[-2] == (2, 1, 250, 512) and inputs[-1] == (2, 512)
 

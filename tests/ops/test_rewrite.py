@@ -230,3 +230,18 @@ def test_axes_that_are_not_there_are_refused(axes):
 def test_batches_of_two_sizes_are_refused():
   with pytest.raises(ValueError, match="must hold as many examples as other arguments"):
     ops.find_layers(lambda p, x, y: x @ p["w"], W, X, X[:2])
+
+
+def test_what_a_rule_calls_is_not_traced_again():
+  num_traces = 0
+
+  @jax.jit
+  def double(y):
+    nonlocal num_traces
+    num_traces += 1
+    return 2 * y
+
+  run = ops.rewrite_layers(lambda w, x: x @ w, lambda product, op, x, w: double(op(x, w)))
+  w, x = jnp.ones((3, 2)), jnp.ones((4, 3))
+  jax.make_jaxpr(lambda w, x: (double(x @ w), run(w, x)))(w, x)
+  assert num_traces == 1

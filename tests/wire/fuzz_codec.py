@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sparsyfed_jax.wire import codec
+from sparsyfed_jax.wire import codec, streams
 from sparsyfed_jax.wire.rounding import VALUE_DTYPES
 from sparsyfed_jax.wire.schema import DTYPES
 
@@ -69,8 +69,9 @@ def corpus():
 
   def add(tree, reference=None, value_dtype=None):
     for keep_signed_zeros in (False, True):
-      payload = codec.encode(tree, reference, value_dtype, keep_signed_zeros)
-      entries.append(Entry(payload, reference))
+      for level in (None, 1):
+        payload = codec.encode(tree, reference, value_dtype, keep_signed_zeros, level)
+        entries.append(Entry(payload, reference))
 
   for tree in ({}, (), [], None, {"a": {}, "b": [None, ()]}, np.float32(1), {"": np.zeros(0)}):
     add(tree)
@@ -108,6 +109,14 @@ def with_crc(body: bytes) -> bytes:
   return body + zlib.crc32(body).to_bytes(4, "little")
 
 
+def streamed(payload: bytes) -> bytes:
+  """Puts what follows the flags of a payload without streams into one stream."""
+  flags, rest = payload[4], payload[5:-4]
+  if flags >= 16:
+    return payload
+  return with_crc(payload[:4] + bytes([flags | 16]) + b"".join(streams.compress([rest], 1)))
+
+
 def mutant(rng, entries: list[Entry]) -> Entry:
   """Damages a payload in one to four ways; mostly behind the magic, mostly with the right crc."""
 
@@ -140,6 +149,8 @@ def mutant(rng, entries: list[Entry]) -> Entry:
         extreme = EXTREMES[number(len(EXTREMES))]
         data[at : at + 4] = extreme.to_bytes(4, "little")
   payload = with_crc(bytes(data[:-4])) if number(10) else bytes(data)
+  if number(5) == 0 and len(payload) > 9:
+    payload = streamed(payload)
   reference = entry.reference if number(50) else entries[number(len(entries))].reference
   return Entry(payload, reference)
 
@@ -169,6 +180,9 @@ def check(entry: Entry) -> tuple[bool, float, int]:
     signed = codec.encode(tree, entry.reference, keep_signed_zeros=True)
     again = codec.decode(signed, entry.reference)
     assert_same_bits(again, tree)
+    assert_same_bits(
+      codec.decode(codec.encode(tree, entry.reference, None, True, 1), entry.reference), tree
+    )
     plain = codec.encode(tree, entry.reference)
     with np.errstate(invalid="ignore"):  # NaNs of bfloat16
       unsigned = jax.tree.map(lambda x: np.where(x == 0, np.zeros_like(x), x), tree)

@@ -514,7 +514,7 @@ def test_damage_is_told_apart():
     (payload[:-6] + b"\0" + payload[-5:], "crc32"),
     (payload + b"\0", "crc32"),
     (with_crc(payload), "4 bytes follow the last leaf"),
-    (with_crc(payload[:4] + b"\x10" + payload[5:-4]), "flags must be below 16, found 16"),
+    (with_crc(payload[:4] + b"\x20" + payload[5:-4]), "flags must be below 32, found 32"),
   ]:
     with pytest.raises(codec.CodecError, match=message):
       codec.decode(bad)

@@ -81,7 +81,6 @@ def multi_label(
     _score,
     _hits_of_each,
     dtype=dtype,
-    is_chosen=bool(prunable),
     metrics=(F1, LABEL_ACCURACY, EXACT_MATCH),
     sums=("loss", "f1", "accuracy", "exact_match"),
   )

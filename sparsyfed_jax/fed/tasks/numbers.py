@@ -116,7 +116,6 @@ def regression(
     score,
     score_each,
     dtype=dtype,
-    is_chosen=bool(prunable),
     metrics=(MSE, MAE, R2),
     sums=("loss", "mse", "mae", _SPREAD),
   )

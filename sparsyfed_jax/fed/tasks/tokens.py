@@ -106,7 +106,6 @@ def next_token(
     _score,
     _hits_of_each,
     dtype=dtype,
-    is_chosen=bool(prunable),
     metrics=(PERPLEXITY, TOKEN_ACCURACY),
     sums=("loss", "accuracy", EXAMPLES),
   )

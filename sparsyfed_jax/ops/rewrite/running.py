@@ -24,6 +24,7 @@ from sparsyfed_jax.ops.rewrite.versions import (
   Equation,
   Jaxpr,
   Literal,
+  context_of,
   evaluate,
   jaxprs_in,
   opened,
@@ -141,7 +142,7 @@ def _product(
 
   x, w = reversed(args) if product.is_swapped else args
   stack = str(equation.source_info.name_stack)
-  with jax.named_scope(stack) if stack else contextlib.nullcontext(), equation.ctx.manager:
+  with jax.named_scope(stack) if stack else contextlib.nullcontext(), context_of(equation):
     return how.rule(product, op, x, w)
 
 

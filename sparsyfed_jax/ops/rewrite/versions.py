@@ -1,5 +1,6 @@
 """What differs between the versions of jax that are allowed."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -33,6 +34,16 @@ def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
     return params["num_consts"], params["num_carry"]
   consts, carry, _ = params["ft_in"].unpack()
   return len(consts), len(carry)
+
+
+def context_of(equation: Equation) -> contextlib.AbstractContextManager[Any]:
+  """Makes the settings of jax under which an equation was traced.
+
+  Nothing is entered where they are those of now: jax tells settings that were entered from equal
+  ones that were not, and would trace again what it has traced under these.
+  """
+  now = core.new_jaxpr_eqn([], [], equation.primitive, {}, core.no_effects).ctx
+  return contextlib.nullcontext() if equation.ctx == now else equation.ctx.manager
 
 
 def evaluate(equation: Equation, args: Sequence[Any]) -> list[Any]:
