@@ -38,7 +38,7 @@ PLAIN = flags.DEFAULTS._replace(
 def files(tmp_path_factory):
   folder = tmp_path_factory.mktemp("files")
   (folder / "devices.csv").write_text(TABLE)
-  lines = [f"{client},0,{10 + 5 * client}" for client in range(0, 20, 2)]
+  lines = [f"{client},0,{5 + 3 * client}" for client in range(0, 20, 2)]
   (folder / "trace.csv").write_text("\n".join(["client,from,to", *lines]))
   return folder
 
