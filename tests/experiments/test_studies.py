@@ -49,6 +49,7 @@ def make_rows(seed, count=LAST):
       "client_regrowth": 1e-3 * rng.uniform(),
       "server_regrowth": 0.0,
       "cumulative_bytes": 1000 * i,
+      "virtual_seconds": 2.5 * i,
       "mask_iou": 0.9,
       "client_mask_iou": 0.8 if i % 2 == 0 else None,
       "client_accuracy_p10": rng.uniform() if i % 2 == 0 else None,
