@@ -60,6 +60,7 @@ def define(flag_values: flags.FlagValues = _FLAGS, strangers: Sequence[Method] =
     int | None: flags.DEFINE_integer,
     tuple[float, ...]: flags.DEFINE_list,
     tuple[str, ...]: flags.DEFINE_list,
+    tuple[int, ...]: flags.DEFINE_list,
     bool: flags.DEFINE_boolean,
   }
   for name, flag in flags_of(*strangers).items():
@@ -166,6 +167,7 @@ def collect(flag_values: flags.FlagValues) -> Config:
   values: dict[str, Any] = {name: flag_values[name].value for name in defaults._fields}
   for name in ("client_sparsities", "client_sparsity_shares"):
     values[name] = _numbers(name, values[name])
+  values["image_size"] = _whole_numbers("image_size", values["image_size"])
   for name in ("trackers", "input_range", "text_columns"):
     values[name] = tuple(values[name])
   return defaults._replace(**values)
@@ -187,6 +189,14 @@ def _numbers(name: str, listed: Sequence[str | float]) -> tuple[float, ...]:
   except ValueError:
     joined = ",".join(map(str, listed))
     raise ConfigError(f"--{name}={joined}: must be numbers separated by commas") from None
+
+
+def _whole_numbers(name: str, listed: Sequence[str | int]) -> tuple[int, ...]:
+  try:
+    return tuple(int(entry) for entry in listed)
+  except ValueError:
+    joined = ",".join(map(str, listed))
+    raise ConfigError(f"--{name}={joined}: must be whole numbers separated by commas") from None
 
 
 def ignored(config: Config) -> list[str]:

@@ -93,6 +93,7 @@ def run(config: flags.Config, experiment: Experiment, directory: pathlib.Path) -
     DivergedError: the training loss is not finite any more; the rounds up to there are recorded.
     StoppedError: after a signal.
   """
+  config = config._replace(partition=experiment.facts["partition"])
   if processes.is_first():
     if not config.resume:
       write_json(directory / CONFIG_NAME, begun.describe(config, experiment.facts))

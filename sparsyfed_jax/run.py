@@ -24,7 +24,7 @@ from sparsyfed_jax.fed.cohort import Federation, federation_of, sum_over_clients
 from sparsyfed_jax.fed.devices import AXIS, place, put, sum_over_devices
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.measures import measures
-from sparsyfed_jax.fed.memory import choose_chunk
+from sparsyfed_jax.fed.memory import choose_chunk, target_of
 from sparsyfed_jax.fed.method import Configured, Method, with_own
 from sparsyfed_jax.fed.optimizers import ClientOptimizer, ServerOptimizer, sgd
 from sparsyfed_jax.fed.ragged import are_uneven
@@ -295,7 +295,7 @@ def _on_devices(
   mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
   federation = _federation(clients)
   per_device = -(-clients_per_round // mesh.size)
-  chunk = clients_per_chunk or _chunk(setup, federation, per_device)
+  chunk = clients_per_chunk or _chunk(setup, federation, per_device, mesh)
   simulation = engine.simulate(
     algorithm,
     setup.task,
@@ -356,16 +356,12 @@ def _federation(clients: Clients) -> Federation:
   return federation
 
 
-def _chunk(setup: Setup, federation: Federation, clients_per_device: int) -> int:
-  """On CPU convolutions fill the cores one client at a time; dense layers need many clients."""
-  shapes = jax.eval_shape(setup.task.init, jax.eval_shape(lambda: jax.random.key(0)))
-  kernels, _ = trees.split_prunable(shapes["params"])
-  if jax.default_backend() == "cpu" and any(kernel.ndim > 2 for kernel in kernels):
-    return 1
-  example, target = (
+def _chunk(setup: Setup, federation: Federation, clients_per_device: int, mesh: Mesh) -> int:
+  example, label = (
     jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in (federation.x, federation.y)
   )
-  return choose_chunk(setup, example, clients_per_device, target)
+  target = target_of(mesh.local_devices[0])
+  return choose_chunk(setup, example, clients_per_device, target, label)
 
 
 def _whole(column: np.ndarray) -> np.ndarray:

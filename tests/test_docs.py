@@ -83,3 +83,4 @@ print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
   brought = set(ran.stdout.split())
   assert "sparsyfed_jax" in brought
   assert not brought & {"matplotlib", "sklearn", "scipy", "rich", "orbax", "jinja2"}
+  assert not brought & {"h5py", "PIL", "pyarrow", "sqlite3"}

@@ -19,7 +19,11 @@ class MeasurementError(RuntimeError):
 
 
 def default_backend() -> str:
-  """Asks another process for jax's backend, as this one must not open the devices."""
+  """Asks a child for the backend that the measuring child will have.
+
+  Nothing is compiled for the answer: it only says which workloads suit, before one is measured, and
+  this process must not open the devices to find out.
+  """
   return _run_python("-c", "import jax; print(jax.default_backend())").split()[-1]
 
 

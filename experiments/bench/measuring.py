@@ -19,12 +19,13 @@ from experiments.bench.memory import forget_peak, peak_memory_bytes, program_mem
 from experiments.bench.options import OFF, Settings
 from experiments.bench.rows import RUN_ROUNDS, PeerTimes, Row, compare
 from experiments.bench.workloads import SELECTION, Workload
-from experiments.run.build import choose_chunk
 from experiments.run.compiling import compile_in_turn
 from experiments.run.environment import describe_environment
+from experiments.run.models import choose_chunk
 from sparsyfed_jax import trees
 from sparsyfed_jax.fed.cohort import Federation
 from sparsyfed_jax.fed.measures import NO_MEASURES
+from sparsyfed_jax.fed.memory import Target, target_of
 from sparsyfed_jax.fed.task import Task
 from sparsyfed_jax.ops import NATIVE, kth_magnitude
 from sparsyfed_jax.types import Batch
@@ -57,10 +58,11 @@ def measure(
     PeerError: a peer did not run.
   """
   cases = []
+  target = target_of(jax.local_devices()[0])  # where jax puts the arrays that are made here
   for name in names:
     if name != SELECTION:
       sizes = settings.num_clients, settings.clients_per_round
-      workload = workloads.choose(name, jax.default_backend(), *sizes)
+      workload = workloads.choose(name, target.platform, *sizes)
       federation = workloads.random_federation(workload)
       for algorithm, metrics in itertools.product(algorithms, settings.metrics):
         facts = {
@@ -69,7 +71,7 @@ def measure(
           "compute_dtype": settings.compute_dtype,
           "metrics": metrics,
         }
-        cases.append(_prepare(workload, federation, facts, settings.clients_per_chunk))
+        cases.append(_prepare(workload, federation, facts, settings.clients_per_chunk, target))
   timers = [_warm_up(case.run) for case in cases]
   with contextlib.ExitStack() as stack:
     # Only now, so that nothing else ran while programs were made.
@@ -80,7 +82,7 @@ def measure(
   rows = []
   if cases:
     # After the calls, whose peak memory it must not count for.
-    fastest = _matmul_flops_per_second(settings.compute_dtype)
+    fastest = _matmul_flops_per_second(settings.compute_dtype, target.platform)
     for case, timer, seconds in zip(cases, timers, own, strict=True):
       rows.append(_describe(case, seconds, timer.peak(), fastest))
   beside = {
@@ -104,15 +106,17 @@ class _Case(NamedTuple):
 
 
 def _prepare(
-  workload: Workload, federation: Federation, facts: Row, clients_per_chunk: str
+  workload: Workload,
+  federation: Federation,
+  facts: Row,
+  clients_per_chunk: str,
+  target: Target,
 ) -> _Case:
   setup = workloads.make_setup(workload, facts["compute_dtype"])
   if facts["metrics"] == OFF:
     setup = setup._replace(measures=NO_MEASURES)
   example = jax.ShapeDtypeStruct(workload.shape, workload.dtype)
-  chunk = choose_chunk(
-    clients_per_chunk, workload.model, setup, example, workload.clients_per_round
-  )
+  chunk = choose_chunk(clients_per_chunk, setup, example, workload.clients_per_round, target)
   started = time.perf_counter()
   simulation = workloads.make_simulation(
     workload, setup, facts["algorithm"], chunk, MAX_ROUNDS_PER_CALL, facts["compute_dtype"]
@@ -123,6 +127,7 @@ def _prepare(
   init, compiled = compile_in_turn(
     lambda: simulation.init.lower(hyper, key),
     lambda: simulation.run.lower(shapes, federation, key, jnp.int32(1)),
+    platform=target.platform,
   )
   ended = time.perf_counter()
   state = jax.block_until_ready(init(hyper, key))
@@ -222,9 +227,9 @@ def _flops_per_step(workload: Workload, task: Task) -> float:
   return analysis["flops"]
 
 
-def _matmul_flops_per_second(compute_dtype: str, repeats: int = 10) -> float:
+def _matmul_flops_per_second(compute_dtype: str, platform: str, repeats: int = 10) -> float:
   """Times a large matrix product; the fastest counts, as the median would not be a peak."""
-  size = 2048 if jax.default_backend() == "cpu" else 8192
+  size = 2048 if platform == "cpu" else 8192
   matrix, precision = workloads.random_matrix(size, compute_dtype)
   product = jax.jit(lambda a, b: jnp.matmul(a, b, precision=precision))
   return 2 * size**3 / min(_times(product, matrix, matrix, repeats=repeats))

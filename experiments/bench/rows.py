@@ -124,11 +124,11 @@ def table_cells(rows: Sequence[Row]) -> list[list[str]]:
   return [list(line) for line in zip(*kept, strict=True)]
 
 
-def markdown(cells: Sequence[Sequence[str]]) -> str:
-  """Writes a table whose first line are headings; all but two columns are numbers."""
+def markdown(cells: Sequence[Sequence[str]], num_texts: int = 2) -> str:
+  """Writes a table whose first line are headings; all but the first columns are numbers."""
   if not cells:
     return ""
-  rule = "|---|---|" + "---:|" * (len(cells[0]) - 2)
+  rule = "|" + "---|" * num_texts + "---:|" * (len(cells[0]) - num_texts)
   lines = ["| " + " | ".join(line) + " |" for line in cells]
   return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
 

@@ -130,7 +130,7 @@ def choose(
 
   Args:
     name: of the workload.
-    backend: as `jax.default_backend()`.
+    backend: the platform of its devices, "cpu", "gpu" or "tpu".
     num_clients: of the federation, whose sizes are those of the workload, repeated or cut; None
       leaves them.
     clients_per_round: None leaves them.

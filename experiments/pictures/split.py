@@ -50,9 +50,8 @@ def _draw_phase(figure: SubFigure, split: Split, labels: Sequence[str]) -> None:
   (top, corner), (middle, side) = figure.subplots(2, 2, gridspec_kw=_BOX | ratios)
   corner.set_axis_off()
   counts = _sorted(split.counts)
-  sizes = counts.sum(1)
   figure.text(0.03, 0.935, split.title, fontsize=15, fontweight="bold", color=INK)
-  figure.text(0.03, 0.885, _facts(split, sizes), fontsize=10.5, color=GREY)
+  figure.text(0.03, 0.885, "   ·   ".join(facts_of(split)), fontsize=10.5, color=GREY)
   num_clients, num_classes = counts.shape
 
   columns = _merged(_merged(counts, _MOST_COLUMNS).T, _MOST_ROWS).T
@@ -125,8 +124,10 @@ def _merged(counts: np.ndarray, most: int) -> np.ndarray:
   return np.add.reduceat(counts, (np.arange(most) * len(counts)) // most, axis=0)
 
 
-def _facts(split: Split, sizes: np.ndarray) -> str:
+def facts_of(split: Split) -> list[str]:
+  """Describes a split in a few words each: clients, examples, sizes."""
   clients, classes = split.counts.shape
+  sizes = split.counts.sum(1)
   filled = split.counts[split.counts.any(1)]
   facts = [
     f"{clients:,} clients"
@@ -139,7 +140,7 @@ def _facts(split: Split, sizes: np.ndarray) -> str:
     facts.append(f"{clients - len(filled):,} empty")
   if len(filled) and classes > 1:
     facts.append(f"{np.mean((filled > 0).sum(1)):.3g} of {classes:,} classes a client on average")
-  return "   ·   ".join(facts)
+  return facts
 
 
 def _shortened(label: Any) -> str:

@@ -15,6 +15,7 @@ from sparsyfed_jax.io.writers import write_json
 
 # Of the data, in the order in which they are compared; the last are digests.
 _DATA = (
+  "partition",
   "num_classes",
   "input_shape",
   "train_examples",
@@ -32,6 +33,7 @@ _UNTOLD = ("output_dir", "resume", "discard_rounds", "compilation_cache_dir", "p
 _FLAGS_OF = {
   "split_sha256": "partition",
   "init_sha256": "init_from",
+  "partition": "partition",
   "fleet_sha256": "device_profiles",
 }
 
@@ -95,6 +97,8 @@ def check_flags(before: Mapping[str, Any], config: flags.Config, directory: path
   for name, value in sorted(now.items(), key=lambda item: item[0] in flags.DERIVED):
     if name in flags.WITHOUT_EFFECT or before.get(name, value) == value:
       continue
+    if name == "partition" and value is None:  # which the data tells: `check_data`
+      continue
     if str(before[name]) == str(value):  # a text in the place of a number, say
       place = directory / CONFIG_NAME
       raise flags.ConfigError(f"--resume: {place}: {name} is {json.dumps(before[name])[:60]}")
@@ -126,6 +130,7 @@ def check_data(
     if name not in recorded or name not in now or recorded[name] == now[name]:
       continue
     flag = _FLAGS_OF.get(name, "dataset")
+    value = facts["partition"] if flag == "partition" else getattr(config, flag)
     what = {
       "examples_sha256": "its examples are not those",
       "split_sha256": "the clients' examples are not those",
@@ -133,7 +138,7 @@ def check_data(
       "fleet_sha256": "the clients' devices, or when they are available, are not those",
     }.get(name, f"{name} is {now[name]}, not the {recorded[name]}")
     raise flags.ConfigError(
-      f"--{flag}={getattr(config, flag)}: {what} that the run in {directory} was begun with"
+      f"--{flag}={value}: {what} that the run in {directory} was begun with"
       f" ({name} in {CONFIG_NAME}); --resume goes on with the same data alone"
     )
   if "examples_sha256" not in recorded:

@@ -7,31 +7,33 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from experiments.run import processes
 from experiments.run.config import VALUE, Config, ConfigError
 from experiments.run.data import TestOwners, deal_phases, deal_tests, density_scales, load
+from experiments.run.defaults import with_partition
 from experiments.run.fleet import counted_by, make_fleet, make_timing
 from experiments.run.identity import digest, examples_digest
 from experiments.run.models import choose_chunk, make_model
+from experiments.run.placing import HERE, Machine, everywhere, make_mesh, phases_of, place_phases
 from experiments.run.settings import all_flags, method_of, own_hyper, own_options
 from experiments.run.split import Split, count_phases
 from experiments.run.starting import starting_of
-from experiments.run.systems import num_selected, times
+from experiments.run.systems import num_selected, require_clients
 from experiments.run.tasks import classes_of, costs_of, make_task, scale_facts
 from experiments.run.weight_files import facts_of, started_once
 from sparsyfed_jax import trees
 from sparsyfed_jax.data import sources
 from sparsyfed_jax.data.batches import batch_rows
 from sparsyfed_jax.data.dataset import Signature, flat
-from sparsyfed_jax.data.lists import Parts, join_clients, join_phases
+from sparsyfed_jax.data.lists import Parts, join_clients
 from sparsyfed_jax.data.mapped import ends
 from sparsyfed_jax.data.remarks import remarks
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.client import LocalTraining
-from sparsyfed_jax.fed.cohort import Federation, federation_of, sum_over_clients
-from sparsyfed_jax.fed.devices import AXIS, place, put, sum_over_devices
+from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
+from sparsyfed_jax.fed.devices import sum_over_devices
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.measures import NO_MEASURES
 from sparsyfed_jax.fed.measures import measures as make_measures
@@ -96,6 +98,7 @@ def check(config: Config, dataset: sources.Dataset) -> None:
   Raises:
     ConfigError: a flag does not fit the data set.
   """
+  config = with_partition(config, dataset)
   prepared = _prepare(config, dataset, make_keys(jax.random.key(config.seed)))
   if starting_of(config).init_from or any(getattr(config, flag) for flag in _patterns(config)):
     _check_patterns(config, make_task(config, dataset).layer_names)
@@ -104,22 +107,20 @@ def check(config: Config, dataset: sources.Dataset) -> None:
     _check_shift(config, _make_algorithm(config, setup), setup, prepared)
 
 
-def _prepare(config: Config, dataset: sources.Dataset, keys: Keys) -> _OnHost:
+def _prepare(
+  config: Config, dataset: sources.Dataset, keys: Keys, machine: Machine = HERE
+) -> _OnHost:
   input_shape = dataset.x_train.shape[1:]
   model = make_model(config, input_shape, dataset.num_classes)
   before, later = deal_phases(config, dataset, keys.partition)
   parts, parts_after = join_clients(before), join_clients(later) if later else None
-  if num_selected(config) > len(parts):
-    raise ConfigError(
-      f"--clients_per_round={config.clients_per_round}{times(config)}: must be at most the"
-      f" {len(parts)} clients of the data"
-    )
+  require_clients(config, len(parts))
   return _OnHost(
     model,
     parts,
     parts_after,
     np.concatenate([parts.sizes, *([parts_after.sizes] if parts_after else [])]),
-    _make_mesh(config),
+    make_mesh(config, machine),
     deal_tests(config, dataset, parts, parts_after or (), keys.partition),
     make_fleet(config, len(parts), keys.partition),
   )
@@ -135,9 +136,48 @@ def build(config: Config) -> Experiment:
     DataError: the data set cannot be used.
     ConfigError: a flag does not fit the data set.
   """
-  keys = make_keys(jax.random.key(config.seed))
   dataset = load(config)
+  config = with_partition(config, dataset)
+  keys = make_keys(jax.random.key(config.seed))
   prepared = _prepare(config, dataset, keys)
+  experiment = _assemble(config, dataset, prepared, keys, HERE)
+  phases = [phase for phase in (prepared.parts, prepared.parts_after) if phase is not None]
+  return experiment._replace(
+    facts=experiment.facts
+    | _facts(config, prepared, dataset, keys)
+    | facts_of(config)
+    | {"partition": config.partition},
+    remarks=(*remarks(dataset), *experiment.remarks),
+    split=count_phases(config, phases, *classes_of(dataset)),
+  )
+
+
+def outline(config: Config, dataset: sources.Dataset, machine: Machine) -> Experiment:
+  """Does as `build` for a machine that need not be there, as far as programs are concerned.
+
+  Of the examples nothing is read but the shapes and the classes; `facts` has only what programs
+  depend on, with the clients' `sizes`, and `split` is empty.
+
+  Args:
+    config: checked and resolved flags.
+    dataset: whose arrays may be views of a single number.
+    machine: whose `put` and `place` may make shapes in place of arrays.
+
+  Raises:
+    ConfigError: a flag does not fit the data set or the machine.
+  """
+  config = with_partition(config, dataset)
+  keys = make_keys(jax.random.key(config.seed))
+  prepared = _prepare(config, dataset, keys, machine)
+  experiment = _assemble(config, dataset, prepared, keys, machine)
+  return experiment._replace(
+    facts=experiment.facts | {"sizes": prepared.sizes[: len(prepared.parts)]}
+  )
+
+
+def _assemble(
+  config: Config, dataset: sources.Dataset, prepared: _OnHost, keys: Keys, machine: Machine
+) -> Experiment:
   setup = _make_setup(config, prepared, dataset)
   algorithm = _make_algorithm(config, setup)
   _check_shift(config, algorithm, setup, prepared)
@@ -147,15 +187,18 @@ def build(config: Config) -> Experiment:
   is_alone = mesh.size == 1 and config.data_placement != "streamed"
   placement = "replicated" if is_alone else config.data_placement
   scales = density_scales(config, num_clients, keys.partition)
-  federation, after = _phases(prepared, dataset, scales)
+  federation, after = phases_of(
+    dataset, prepared.parts, prepared.parts_after, scales, prepared.fleet
+  )
   sizes = (federation.sizes, after.sizes)
   selected = num_selected(config)
   num_rows = rows_needed(placement, sizes, selected, mesh.size)
-  federation, after = _place_phases(federation, after, mesh, placement, num_rows)
+  federation, after = place_phases(machine, federation, after, mesh, placement, num_rows)
   example = jax.ShapeDtypeStruct(dataset.x_train.shape[1:], dataset.x_train.dtype)
   most = -(-selected // mesh.size)
-  target = jax.ShapeDtypeStruct(dataset.y_train.shape[1:], dataset.y_train.dtype)
-  own_chunk = choose_chunk(config.clients_per_chunk, prepared.model, setup, example, most, target)
+  label = jax.ShapeDtypeStruct(dataset.y_train.shape[1:], dataset.y_train.dtype)
+  target = machine.target(mesh)
+  own_chunk = choose_chunk(config.clients_per_chunk, setup, example, most, target, label)
   chunk = processes.smallest(own_chunk)  # all have to run the same program
   layers = tuple(trees.layer_names(jax.eval_shape(setup.task.init, keys.init)["params"]))
   costs = costs_of(config, dataset, setup.task) if config.metrics else ()
@@ -174,11 +217,9 @@ def build(config: Config) -> Experiment:
     num_clients=num_clients if placement == "replicated" else 1,
     timing=make_timing(config, costs, layers),
   )
-  facts = _facts(prepared, dataset, setup, chunk, scales) | facts_of(config)
   total_weight = float(jnp.sum(setup.client_weight(jnp.asarray(prepared.sizes[:num_clients]))))
   others = (flat(dataset.x_test), dataset.y_test, make_hyper(config, total_weight), keys)
-  x_test, y_test, hyper, keys = put(others, everywhere(mesh))
-  phases = [phase for phase in (prepared.parts, prepared.parts_after) if phase is not None]
+  x_test, y_test, hyper, placed_keys = machine.put(others, everywhere(mesh))
   return Experiment(
     model=prepared.model,
     signature=dataset.signature,
@@ -193,12 +234,23 @@ def build(config: Config) -> Experiment:
     y_test=y_test,
     hyper=hyper,
     num_rows=num_rows,
-    keys=keys,
+    keys=placed_keys,
     mesh=mesh,
     placement=placement,
-    facts=facts,
-    remarks=(*remarks(dataset), *setup.task.remarks),
-    split=count_phases(config, phases, *classes_of(dataset)),
+    facts=dict(
+      num_clients=num_clients,
+      clients_per_chunk=chunk,
+      uneven_clients=setup.local.is_ragged,
+      devices=mesh.size,
+      processes=jax.process_count(),
+      num_classes=dataset.num_classes,
+      mean=dataset.mean,
+      std=dataset.std,
+      **scale_facts(dataset),
+      **({"fleet_sha256": digest(jax.tree.leaves(prepared.fleet))} if prepared.fleet else {}),
+    ),
+    remarks=tuple(setup.task.remarks),
+    split=(),
   )
 
 
@@ -223,31 +275,22 @@ def _make_setup(config: Config, prepared: _OnHost, dataset: sources.Dataset) -> 
 
 
 def _facts(
-  prepared: _OnHost, dataset: sources.Dataset, setup: Setup, chunk: int, scales: np.ndarray
+  config: Config, prepared: _OnHost, dataset: sources.Dataset, keys: Keys
 ) -> dict[str, Any]:
   parts, parts_after, sizes = prepared.parts, prepared.parts_after or (), prepared.sizes
+  scales = density_scales(config, len(parts), keys.partition)
   return dict(
-    num_clients=len(parts),
     natural_clients=dataset.num_clients,
     empty_clients=int(np.sum(sizes == 0)),
     smallest_client=int(np.min(sizes)),
     largest_client=int(np.max(sizes)),
     train_examples=len(dataset.y_train),
     test_examples=len(dataset.y_test),
-    num_classes=dataset.num_classes,
     input_shape=dataset.x_train.shape[1:],
-    clients_per_chunk=chunk,
-    uneven_clients=setup.local.is_ragged,
-    devices=prepared.mesh.size,
-    processes=jax.process_count(),
-    mean=dataset.mean,
-    std=dataset.std,
     seen_range=ends(dataset.x_train),
     classes=dataset.classes,
     examples_sha256=examples_digest(dataset),
     split_sha256=digest([*parts, len(parts), *parts_after, scales]),
-    **({"fleet_sha256": digest(jax.tree.leaves(prepared.fleet))} if prepared.fleet else {}),
-    **scale_facts(dataset),
   )
 
 
@@ -256,11 +299,6 @@ _FACTS = (
   *("num_classes", "clients_per_chunk", "uneven_clients", "mean", "std", "target_scale"),
   *("init_sha256", "fleet_sha256"),
 )
-
-
-def everywhere(mesh: Mesh) -> NamedSharding:
-  """Makes the sharding of what every device has."""
-  return NamedSharding(mesh, PartitionSpec())
 
 
 def fixed_flags(config: Config) -> Hashable:
@@ -288,16 +326,6 @@ def program_key(config: Config, experiment: Experiment) -> Hashable:
     experiment.mesh,
     experiment.num_rows,
   )
-
-
-def _make_mesh(config: Config) -> Mesh:
-  devices = jax.devices()
-  if config.num_devices is not None and config.num_devices > len(devices):
-    raise ConfigError(
-      f"--num_devices={config.num_devices}: must be at most {len(devices)}, the devices of this"
-      " machine"
-    )
-  return Mesh(np.array(devices[: config.num_devices]), (AXIS,))
 
 
 def _client_optimizer(config: Config) -> ClientOptimizer:
@@ -368,33 +396,3 @@ def make_hyper(config: Config, total_weight: float) -> Hyper:
   }
   common = Hyper(**{name: jnp.float32(value) for name, value in values.items()})
   return with_own(common, own_hyper(config))
-
-
-def _phases(
-  prepared: _OnHost, dataset: sources.Dataset, scales: Any
-) -> tuple[Federation, Federation]:
-  """Makes the data before and after a shift, the same where there is none."""
-  parts, after = prepared.parts, prepared.parts_after
-  if after is not None:
-    parts, after = join_phases(parts, after)
-  longest = int(prepared.sizes.max())
-  before = federation_of(flat(dataset.x_train), dataset.y_train, parts, scales, longest)
-  before = before._replace(fleet=prepared.fleet)
-  if after is None:
-    return before, before
-  return before, before._replace(starts=after.starts, sizes=after.sizes)
-
-
-def _place_phases(
-  before: Federation, after: Federation, mesh: Mesh, placement: str, num_rows: int
-) -> tuple[Federation, Federation]:
-  """Lays the data of both phases out; where each device holds all examples, they are held once."""
-  if placement == "streamed":
-    return before, after
-  placed = place(before, mesh, placement, num_rows)
-  if after is before:
-    return placed, placed
-  if placement == "sharded":
-    return placed, place(after, mesh, placement, num_rows)
-  starts, sizes = put((after.starts, after.sizes), everywhere(mesh))
-  return placed, placed._replace(starts=starts, sizes=sizes)

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Callable
 
-from experiments.run.choices import MODELS
+from experiments.run.choices import FILE, MODELS, PARTITIONS
 from experiments.run.config import AUTO, Config, ConfigError
 from experiments.run.ending import NOTHING
-from experiments.run.learning import is_text, judgement_of, learning_of, task_of
+from experiments.run.learning import is_text, judgement_of, learning_of, reader_of, task_of
 from experiments.run.models import check_model, is_strange
 from experiments.run.settings import all_flags, completed, method_of, own_hyper
 from experiments.run.starting import starting_of
@@ -43,6 +43,7 @@ def check(config: Config) -> None:
   for name, flag in known.items():
     right = refusal(flag.rule, getattr(config, name))
     require(not right, name, right)
+  _check_partition(config, require)
   _check_method(completed(config))
   _check_task(config, require)
   _check_starting(config, require)
@@ -97,6 +98,15 @@ def check(config: Config) -> None:
   )
 
 
+def _check_partition(config: Config, require: Callable[[bool, str, str], None]) -> None:
+  chosen = config.partition
+  require(
+    chosen in (None, *PARTITIONS) or (chosen.startswith(FILE) and chosen != FILE),
+    "partition",
+    f"one of {', '.join(PARTITIONS)}, or file:CLIENTS.csv",
+  )
+
+
 def _check_method(config: Config) -> None:
   """Checks the numbers of the method, with those filled in that follow from other flags."""
   method = method_of(config)
@@ -117,16 +127,24 @@ def _check_starting(config: Config, require: Callable[[bool, str, str], None]) -
 
 
 def _check_task(config: Config, require: Callable[[bool, str, str], None]) -> None:
-  own, task = learning_of(config), task_of(config)
+  own, task, reader = learning_of(config), task_of(config), reader_of(config)
   require(task in TASKS, "task", f"one of {', '.join(TASKS)}")
   data = f"with --dataset={config.dataset}"
   if is_text(config):
     require(task == "next_token", "task", f"next_token {data}")
     require(config.input_range == (AUTO,), "input_range", f"left out {data}: tokens have no scale")
-  elif config.dataset.startswith("npz:"):
+  elif config.dataset.startswith("folder:") or (reader and reader.has_text):
+    is_plain = config.input_range == (AUTO,) or task != "next_token"
+    require(is_plain, "input_range", f"left out {data}: tokens have no scale")
+  elif reader or config.dataset.startswith("npz:"):
     require(task != "next_token", "task", f"another {data}; next_token needs --dataset=text:PATH")
   else:
     require(task == "classification", "task", f"classification {data}")
+  size = own.image_size
+  is_size = not size or (len(size) == 2 and min(size) > 0)
+  require(is_size, "image_size", "HEIGHT,WIDTH, two whole numbers of at least 1")
+  has_images = config.dataset.startswith(("hf:", "images:"))
+  require(has_images or not size, "image_size", f"left out {data}, which has no encoded images")
   require(len(own.text_columns) == 2, "text_columns", "two names, TEXT,CLIENT")
   columns = [NOTHING, *(f"test_{metric.name}" for metric in TASKS[task].metrics), "test_loss"]
   require(config.keep_best in columns, "keep_best", f"one of {', '.join(columns)}")
@@ -136,8 +154,10 @@ def _check_task(config: Config, require: Callable[[bool, str, str], None]) -> No
     require(own.target is None, "target", "left out with classification: --target_accuracy is its")
     return
   classes = f"without --task={task}, which has no classes"
+  is_file = (config.partition or "").startswith(FILE)
   right = f"natural, iid or power_law with --task={task}, which has no classes to deal by"
-  require(config.partition in ("natural", "iid", "power_law"), "partition", right)
+  allowed = (None, "natural", "iid", "power_law")
+  require(config.partition in allowed or is_file, "partition", right)
   require(config.shift_round is None, "shift_round", f"given {classes}")
   metric = judgement_of(config).main
   if own.target is not None:
@@ -184,13 +204,13 @@ def _check_shift(config: Config, require: Callable[[bool, str, str], None]) -> N
     f"at least 1 and below --rounds={config.rounds}",
   )
   require(
-    config.partition != "natural",
+    config.partition != "natural" and not (config.partition or "").startswith(FILE),
     "shift_round",
-    "left out with --partition=natural, whose clients are as they are",
+    f"left out with --partition={config.partition}, whose clients are as they are",
   )
   if config.shift_dirichlet_alpha is not None:
     require(
-      config.partition.startswith("dirichlet"),
+      config.partition is None or config.partition.startswith("dirichlet"),
       "shift_dirichlet_alpha",
       f"left out with --partition={config.partition}",
     )

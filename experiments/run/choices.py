@@ -4,7 +4,7 @@ from typing import Literal
 
 from sparsyfed_jax.data.shift import SHIFTS
 from sparsyfed_jax.fed.devices import PLACEMENTS
-from sparsyfed_jax.fed.method import Choice
+from sparsyfed_jax.fed.method import Choice, Knob
 
 MODELS = ("mlp", "cnn", "resnet18", "speech_resnet18", "vit", "transformer", "lstm")
 NORMS = ("batch", "group")
@@ -20,14 +20,17 @@ AUTO: Literal["auto"] = "auto"
 # alone; and of those that change no result, so that a resumed run may change them.
 VALUE, FREE = "value", "free"
 
-PARTITION = Choice(
+FILE = "file:"  # how a partition begins that is read
+PARTITION = Knob(
   "how the training data is dealt to the clients: dirichlet (equal sizes, class frequencies"
   " of each client ~ Dirichlet(--dirichlet_alpha * classes * frequency of the class)),"
   " dirichlet_symmetric (~ Dirichlet(--dirichlet_alpha), as in the paper: the same where"
   " classes are equally frequent; where not, some clients get nothing but the frequent ones),"
   " dirichlet_per_class (sizes vary too), iid, shards (--shards_per_client of the sorted"
-  " data), power_law (sizes ~ rank^-exponent), natural (the file's own clients)",
-  PARTITIONS,
+  " data), power_law (sizes ~ rank^-exponent), natural (the file's own clients), or"
+  " file:CLIENTS.csv (with a header and the columns example, counted from 0, and client). Default:"
+  " dirichlet of digits, npz and tfds; otherwise natural where the data has clients (and"
+  " --num_clients, --shift_round ask for no others), else dirichlet, or iid without classes",
 )
 PLACEMENT = Choice(
   "where training examples are: replicated (on every device), sharded (each device has some"

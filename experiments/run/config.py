@@ -13,6 +13,7 @@ from experiments.run.defaults import (
 )
 from experiments.run.ending import EarlyStopPatience, KeepBest, StopAtTarget
 from sparsyfed_jax.algorithms import METHODS, OURS
+from sparsyfed_jax.data.readers import READERS
 from sparsyfed_jax.fed.method import Choice, Knob, Pattern
 from sparsyfed_jax.fed.optimizers import SERVER_OPTIMIZERS
 from sparsyfed_jax.fed.sampling import AVAILABILITIES
@@ -31,7 +32,8 @@ class Config(NamedTuple):
     Knob(
       "digits (scikit-learn's, embedded), npz:PATH (docs/own_data.md lists its arrays),"
       " folder:PATH (of .npy files, larger than memory with --data_placement=streamed), text:PATH"
-      " (of characters), or tfds:NAME (prepared by tensorflow-datasets)"
+      " (of characters), tfds:NAME (prepared by tensorflow-datasets), or one of"
+      f" {', '.join(f'{name}:PATH' for name in READERS)} (docs/data_formats.md)"
     ),
     VALUE,
   ] = "digits"
@@ -194,7 +196,7 @@ class Config(NamedTuple):
     ),
     VALUE,
   ] = 1e-3
-  partition: Annotated[str, choices.PARTITION, VALUE] = "dirichlet"
+  partition: Annotated[str | None, choices.PARTITION, VALUE] = None
   dirichlet_alpha: Annotated[
     float,
     Knob("concentration of the Dirichlet splits: 1000 is uniform, 0.1 very skewed", above=0),

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 
 from experiments.flags import input_range
+from experiments.run.choices import FILE
 from experiments.run.config import Config, ConfigError
-from experiments.run.learning import is_text, reading_of, task_of
-from sparsyfed_jax.data import partition, sources
+from experiments.run.learning import is_text, reader_of, reading_of, task_of
+from sparsyfed_jax.data import assignment, partition, sources
 from sparsyfed_jax.data.shift import SHIFTS
 from sparsyfed_jax.types import make_keys
 
@@ -25,18 +26,23 @@ class TestOwners(NamedTuple):
 
 def load(config: Config) -> sources.Dataset:
   """Loads the data set of a run; raises DataError."""
-  return sources.load(
+  return open_source(config).dataset
+
+
+def open_source(config: Config, task: str | None = None) -> sources.Opened:
+  """Loads it with the names of its clients, where they are known; "" for the data's usual task."""
+  return sources.open_source(
     config.dataset,
     make_keys(jax.random.key(config.seed)).split,
     input_range(config),
-    task_of(config),
+    task_of(config) if task is None else task,
     reading_of(config),
   )
 
 
 def source_of(config: Config) -> Hashable:
   """Makes what two runs share if their data sets are the same but for --input_range."""
-  reading = reading_of(config) if is_text(config) else None
+  reading = reading_of(config) if is_text(config) or reader_of(config) else None
   return config.dataset, config.seed, task_of(config), reading
 
 
@@ -104,11 +110,14 @@ def deal_tests(
 
 
 def _deal(config: Config, dataset: sources.Dataset, key: jax.Array) -> Sequence[np.ndarray]:
+  if (config.partition or "").startswith(FILE):
+    return _deal_by_file(config, len(dataset.y_train))
   if config.partition == "natural":
     if not dataset.num_clients:
       raise ConfigError(
         f"--partition=natural: --dataset={config.dataset} has no clients of its own;"
-        " an npz file names them in client_train or client, a tfds set in a feature like client_id"
+        " an npz file names them in client_train or client, a tfds set in a feature like client_id,"
+        " a table of hf in --client_column"
       )
     if config.num_clients not in (None, dataset.num_clients):
       raise ConfigError(
@@ -132,3 +141,17 @@ def _deal(config: Config, dataset: sources.Dataset, key: jax.Array) -> Sequence[
     return partition.iid(key, len(labels), num_clients)
   except ValueError as error:
     raise ConfigError(f"--partition={config.partition}: {error}") from error
+
+
+def _deal_by_file(config: Config, num_examples: int) -> Sequence[np.ndarray]:
+  assert config.partition is not None
+  try:
+    clients, names = assignment.read(config.partition.removeprefix(FILE), num_examples)
+  except sources.DataError as error:
+    raise ConfigError(f"--partition={config.partition}: {error}") from error
+  if config.num_clients not in (None, len(names)):
+    raise ConfigError(
+      f"--num_clients={config.num_clients}: must be left out or {len(names)}, the number of clients"
+      f" in --partition={config.partition}"
+    )
+  return partition.natural(clients, len(names))

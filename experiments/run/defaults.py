@@ -1,6 +1,10 @@
-"""Defaults of flags that follow from other flags."""
+"""Defaults of flags that follow from other flags, or from the data."""
 
 from typing import Any
+
+from sparsyfed_jax.data.dataset import Dataset
+
+_BY_CLASS = ("digits", "npz", "tfds")
 
 
 def default_client_lr(config: Any) -> float:
@@ -25,3 +29,28 @@ def default_shift_alpha(config: Any) -> float | None:
 
 def default_shift_seed(config: Any) -> int | None:
   return None if config.shift_round is None else (config.seed + 1) % 2**32
+
+
+def known_partition(config: Any) -> str | None:
+  """Names the split of data that is dealt by class whatever its clients; None of other data.
+
+  That is how all data with classes was dealt before there were other formats.
+  """
+  has_classes = config.task in (None, "classification")
+  is_one = config.dataset.partition(":")[0] in _BY_CLASS
+  return "dirichlet" if has_classes and is_one else None
+
+
+def with_partition(config: Any, dataset: Dataset) -> Any:
+  """Fills in the split that suits the data where --partition is left out.
+
+  Where the data has clients and no others are asked for, those, and else by class or at random.
+  """
+  chosen = config.partition or known_partition(config)
+  if chosen:
+    return config._replace(partition=chosen)
+  is_free = config.num_clients in (None, dataset.num_clients) and config.shift_round is None
+  if dataset.num_clients and is_free:
+    return config._replace(partition="natural")
+  has_classes = dataset.kind == "classification"
+  return config._replace(partition="dirichlet" if has_classes else "iid")

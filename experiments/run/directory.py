@@ -111,11 +111,8 @@ def remove_unused(directory: RunDirectory) -> bool:
 def _named(config: flags.Config) -> tuple[pathlib.Path, bool]:
   now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
   kind, _, name = config.dataset.partition(":")
-  data = (
-    pathlib.Path(name).stem
-    if kind in ("npz", "folder")
-    else re.sub("[^A-Za-z0-9]+", "-", name or kind)
-  )
+  is_path = name and kind not in ("text", "tfds")
+  data = pathlib.Path(name).stem if is_path else re.sub("[^A-Za-z0-9]+", "-", name or kind)
   first = pathlib.Path("runs") / f"{now}-{method_of(config).name}-{data}"
   first.parent.mkdir(exist_ok=True)
   path, number = first, 1

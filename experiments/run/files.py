@@ -57,6 +57,7 @@ _KINDS: Mapping[Any, type | UnionType] = {
   bool: bool,
   tuple[float, ...]: list,
   tuple[str, ...]: list,
+  tuple[int, ...]: list,
 }
 
 

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, Sharding
 
-from experiments.run.build import Experiment, everywhere
+from experiments.run.build import Experiment
+from experiments.run.placing import everywhere
 from sparsyfed_jax.fed.devices import collect_memories, deal_sharding, place_memories, put
 from sparsyfed_jax.fed.simulation import State
 from sparsyfed_jax.types import Memory

@@ -1,10 +1,14 @@
-"""The flags that say what is learned and how a text is read, and what follows from them."""
+"""The flags that say what is learned and how data is read, and what follows from them."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
-from experiments.run.config import FREE, VALUE
-from sparsyfed_jax.data.characters import CLIENTS, HEADINGS, READING, Reading
+from experiments.run.config import FREE, VALUE, ConfigError
+from sparsyfed_jax.data.characters import CLIENTS
+from sparsyfed_jax.data.dataset import DataError
+from sparsyfed_jax.data.readers import find
+from sparsyfed_jax.data.readers.record import Reader
+from sparsyfed_jax.data.reading import HEADINGS, READING, Reading
 from sparsyfed_jax.fed.method import Choice, Knob, Pattern
 from sparsyfed_jax.fed.tasks import TASKS, Judgement
 
@@ -56,6 +60,22 @@ class Learning(NamedTuple):
   sequence_length: Annotated[int, Knob("characters of an example of a text", low=1), VALUE] = (
     READING.sequence_length
   )
+  example_column: Annotated[
+    str | None, Knob("of hf and tff, what is seen; default: the images, numbers or text"), VALUE
+  ] = None
+  label_column: Annotated[
+    str | None, Knob("of hf and tff; default: the only classes, or label"), VALUE
+  ] = None
+  client_column: Annotated[
+    str | None,
+    Knob("of hf, whose an example is; default: client_id, user_id, speaker_id, writer_id or such"),
+    VALUE,
+  ] = None
+  image_size: Annotated[
+    tuple[int, ...],
+    Knob("HEIGHT,WIDTH to which hf and images resize; default: as they are, all of one size"),
+    VALUE,
+  ] = READING.image_size
 
 
 def learning_of(config: Any) -> Learning:
@@ -66,6 +86,15 @@ def learning_of(config: Any) -> Learning:
 def is_text(config: Any) -> bool:
   """Tells whether the data of a run is a text."""
   return bool(config.dataset.startswith(TEXT))
+
+
+def reader_of(config: Any) -> Reader | None:
+  """Finds the reader of the data of a run, if it has one; raises ConfigError."""
+  try:
+    found = find(config.dataset)
+  except DataError as error:
+    raise ConfigError(str(error)) from error
+  return found[0] if found else None
 
 
 def task_of(config: Any) -> str:
@@ -94,17 +123,26 @@ def reading_of(config: Any) -> Reading:
   """Makes how the text of a run is read."""
   own = learning_of(config)
   return Reading(
-    own.text_clients,
-    config.num_clients or READING.num_clients,
-    own.text_pattern,
-    own.text_columns,  # type: ignore[arg-type]  # whose number was checked
-    own.sequence_length,
+    clients=own.text_clients,
+    num_clients=config.num_clients or READING.num_clients,
+    pattern=own.text_pattern,
+    columns=own.text_columns,  # type: ignore[arg-type]  # whose number was checked
+    sequence_length=own.sequence_length,
+    example_column=own.example_column or "",
+    label_column=own.label_column or "",
+    client_column=own.client_column or "",
+    image_size=own.image_size,
   )
 
 
 def without_effect(config: Any) -> list[str]:
   """Names those of the flags that the data does not need."""
+  reader, is_of_text = reader_of(config), task_of(config) == "next_token"
+  vain = [] if is_of_text else ["sequence_length"]
+  columns = {"hf": 3, "tff": 2}.get(reader.name if reader else "", 0)
+  vain += ("example_column", "label_column", "client_column")[columns:]
   if not is_text(config):
-    return [name for name in Learning._fields if name.startswith("text_")] + ["sequence_length"]
+    return [name for name in Learning._fields if name.startswith("text_")] + vain
   others = {"chapters": "text_pattern", "column": "text_columns"}
-  return [name for clients, name in others.items() if clients != learning_of(config).text_clients]
+  own = learning_of(config).text_clients
+  return [name for clients, name in others.items() if clients != own] + vain

@@ -107,30 +107,13 @@ def make_model(config: Config, input_shape: tuple[int, ...], num_classes: int) -
 
 def choose_chunk(
   clients_per_chunk: str,
-  model: Any,
   setup: Setup,
   example: jax.ShapeDtypeStruct,
   clients_per_device: int,
-  target: jax.ShapeDtypeStruct = memory.CLASS,
+  target: memory.Target,
+  label: jax.ShapeDtypeStruct = memory.CLASS,
 ) -> int:
-  """Reads the flag --clients_per_chunk, and decides where it says auto.
-
-  Args:
-    clients_per_chunk: the flag.
-    model: that is trained.
-    setup: of the method.
-    example: shape and dtype of one example, as stored.
-    clients_per_device: of a round.
-    target: shape and dtype of what is predicted of an example.
-  """
+  """Reads the flag --clients_per_chunk; where it says auto, `fed.memory.choose_chunk` decides."""
   if clients_per_chunk != AUTO:
     return min(int(clients_per_chunk), clients_per_device)
-  # On CPU convolutions fill the cores one client at a time, and batching them only costs cache;
-  # small dense layers need many clients side by side.
-  products = setup.task.products
-  is_small = bool(products) and all(
-    one.kind == "dot_general" and len(one.x_shape) == 2 for one in products
-  )
-  if jax.default_backend() == "cpu" and not is_small:
-    return 1
-  return memory.choose_chunk(setup, example, clients_per_device, target)
+  return memory.choose_chunk(setup, example, clients_per_device, target, label)

@@ -14,6 +14,7 @@ from experiments.run.build import Experiment
 from experiments.run.compiling import compile_in_turn
 from experiments.run.layout import Layout, layout_of, without_memories
 from sparsyfed_jax.fed.cohort import Federation
+from sparsyfed_jax.fed.devices import platform_of
 from sparsyfed_jax.fed.simulation import State
 from sparsyfed_jax.fed.streaming import Staged, run_staged, stage
 from sparsyfed_jax.types import Key, Memory
@@ -128,6 +129,7 @@ def compile_programs(experiment: Experiment) -> Programs:
     lambda: simulation.init.lower(inputs.hyper, inputs.init_key),
     lambda: simulation.evaluate.lower(server, inputs.x_test, inputs.y_test),
     *rounds.lower,
+    platform=platform_of(experiment.mesh),
   )
   return Programs(
     init=lambda inputs: init(inputs.hyper, inputs.init_key),
@@ -160,30 +162,31 @@ def compile_side_by_side(experiment: Experiment, inputs: Inputs, axes: Inputs) -
   """
   started = time.perf_counter()
   simulation = experiment.simulation
+  for_each_run = partial(_for_each_run, platform_of(experiment.mesh))
 
   def init(inputs: Inputs) -> Any:
-    return _for_each_run(simulation.init, 0, 0)(inputs.hyper, inputs.init_key)
+    return for_each_run(simulation.init, 0, 0)(inputs.hyper, inputs.init_key)
 
   def run(state: Any, inputs: Inputs, num_rounds: jax.Array) -> Any:
-    mapped = _for_each_run(simulation.run, 0, axes.federation, 0, None)
+    mapped = for_each_run(simulation.run, 0, axes.federation, 0, None)
     return mapped(state, inputs.federation, inputs.rounds_key, num_rounds)
 
   def evaluate(state: Any, inputs: Inputs) -> Any:
-    mapped = _for_each_run(simulation.evaluate, 0, axes.x_test, axes.y_test)
+    mapped = for_each_run(simulation.evaluate, 0, axes.x_test, axes.y_test)
     return mapped(state, inputs.x_test, inputs.y_test)
 
   @jax.jit
   def score_each(state: Any, inputs: Inputs) -> Any:
-    mapped = _for_each_run(simulation.score_each, 0, axes.x_test, axes.y_test)
+    mapped = for_each_run(simulation.score_each, 0, axes.x_test, axes.y_test)
     return mapped(state, inputs.x_test, inputs.y_test)
 
   @jax.jit
   def agree(state: Any, inputs: Inputs) -> Any:
-    mapped = _for_each_run(simulation.agree, 0, axes.federation, 0)
+    mapped = for_each_run(simulation.agree, 0, axes.federation, 0)
     return mapped(state, inputs.federation, inputs.rounds_key)
 
-  pack = jax.jit(_for_each_run(simulation.pack, 0))
-  read = jax.jit(_for_each_run(experiment.algorithm.model, 0))
+  pack = jax.jit(for_each_run(simulation.pack, 0))
+  read = jax.jit(for_each_run(experiment.algorithm.model, 0))
 
   shapes = jax.eval_shape(init, inputs)
   layout = layout_of(experiment, axis=1)
@@ -192,6 +195,7 @@ def compile_side_by_side(experiment: Experiment, inputs: Inputs, axes: Inputs) -
     lambda: jax.jit(init).lower(inputs),
     lambda: jax.jit(evaluate).lower(without_memories(state), inputs),
     lambda: jax.jit(run, donate_argnums=0).lower(state, inputs, np.int32(0)),
+    platform=platform_of(experiment.mesh),
   )
 
   def run_and_fetch(state: Any, inputs: Inputs, count: int) -> Any:
@@ -215,14 +219,15 @@ def compile_side_by_side(experiment: Experiment, inputs: Inputs, axes: Inputs) -
   )
 
 
-def _for_each_run(fn: Callable[..., Any], *axes: Any) -> Callable[..., Any]:
+def _for_each_run(platform: str, fn: Callable[..., Any], *axes: Any) -> Callable[..., Any]:
   """Maps over runs: on an accelerator side by side, on a CPU, which one run fills, in a loop.
 
   Args:
+    platform: of the devices that the runs are on.
     fn: of one run.
     axes: for each argument, or each array of it, 0 or None, as in `jax.vmap`.
   """
-  if jax.default_backend() != "cpu":
+  if platform != "cpu":
     return jax.vmap(fn, axes)
 
   def mapped(*arguments: Any) -> Any:

@@ -1,12 +1,13 @@
 """Counts of training examples by client and class, for the picture of a split."""
 
-import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.flags import Config
+from experiments.run.choices import FILE
 
 _MOST_CELLS = 10**7  # of a table of counts; of more clients every second, third, ... is counted
 _LONGEST_NAME = 40
@@ -52,7 +53,8 @@ def count_phases(
     classes: their names.
   """
   kind, _, path = config.dataset.partition(":")
-  name = os.path.basename(path) if kind in ("npz", "text", "folder") else config.dataset
+  is_path = kind not in ("digits", "tfds")
+  name = pathlib.PurePath(path).name if is_path else config.dataset
   titles = [f"{name[:_LONGEST_NAME]}  ·  {_rule(config, config.dirichlet_alpha)}"]
   if config.shift_round is not None:
     alpha = config.shift_dirichlet_alpha or config.dirichlet_alpha
@@ -66,6 +68,9 @@ def count_phases(
 
 
 def _rule(config: Config, alpha: float) -> str:
+  assert config.partition is not None  # told by the data
+  if config.partition.startswith(FILE):
+    return pathlib.PurePath(config.partition).name
   if config.partition.startswith("dirichlet"):
     return f"{config.partition}, alpha {alpha:g}"
   if config.partition == "shards":

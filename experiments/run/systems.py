@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
+from experiments.run.choices import ConfigError
 from sparsyfed_jax.fed.method import Knob
 
 PHONES, DAILY = "phones", "daily"
@@ -74,10 +75,15 @@ def num_selected(config: Any) -> int:
   return math.ceil(round(config.clients_per_round * config.over_selection, 6))
 
 
-def times(config: Any) -> str:
-  """Writes by what --clients_per_round is multiplied, behind its value."""
-  factor = systems_of(config).over_selection
-  return "" if factor == 1 else f" with --over_selection={factor}"
+def require_clients(config: Any, num_clients: int) -> None:
+  """Raises ConfigError if a round samples more clients than there are."""
+  if num_selected(config) > num_clients:
+    factor = systems_of(config).over_selection
+    times = "" if factor == 1 else f" with --over_selection={factor}"
+    raise ConfigError(
+      f"--clients_per_round={config.clients_per_round}{times}: must be at most the"
+      f" {num_clients} clients of the data"
+    )
 
 
 def check_systems(config: Any, require: Callable[[bool, str, str], None]) -> None:

@@ -10,12 +10,16 @@ from typing import NamedTuple
 from absl import flags as absl_flags
 
 from experiments import flags
+from experiments.run.defaults import known_partition
 from experiments.run.settings import all_flags, flags_of
 
 # Of the sweep, which always resumes, or of a run of several processes, which a sweep is not.
 OWN = ("output_dir", "resume", "discard_rounds", "coordinator", "num_processes", "process_id")
 # Lists already, which are not swept.
-LISTS = ("client_sparsities", "client_sparsity_shares", "trackers", "input_range")
+LISTS = (
+  *("client_sparsities", "client_sparsity_shares", "trackers", "input_range"),
+  *("text_columns", "image_size"),
+)
 _MOST_BYTES = 100  # of the readable part of a name; file systems take 255
 _DIGITS = 8  # of the hash behind it
 
@@ -114,6 +118,7 @@ def identity(run: Run) -> str:
   """
   config = {**run.config._asdict(), **dict.fromkeys(flags.ignored(run.config))}
   defaults = {name: flag.default for name, flag in all_flags(run.config).items()}
+  defaults["partition"] = known_partition(run.config) if config["partition"] else None
   values = {
     name: value
     for name, value in config.items()

@@ -200,6 +200,7 @@ def open_member(run: Run, directory: pathlib.Path, stack: contextlib.ExitStack) 
   if before:
     config = begun.with_recorded_chunk(config, begun.recorded_chunk(before))
   experiment = build(config)
+  config = config._replace(partition=experiment.facts["partition"])
   if before:
     begun.check_data(before, config, experiment.facts, place)
   else:

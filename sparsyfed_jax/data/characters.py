@@ -10,36 +10,17 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from sparsyfed_jax.data.dataset import DataError, Dataset
+from sparsyfed_jax.data.reading import Reading
 
 CLIENTS = ("blocks", "chapters", "column")
 UNKNOWN = "\ufffd"  # token 0
 TEST_SHARE = 5  # one character in so many
 _PADDING = -1  # the target behind the end of a sequence
-# "Chapter 1", "BOOK II", "Act III" and the like, alone on a line.
-HEADINGS = r"(?im)^[ \t]*(chapter|book|act|part|canto|letter)[ \t]+[\divxlc]+\b.*$"
-
-
-class Reading(NamedTuple):
-  """How a text is read.
-
-  Example:
-    >>> READING._replace(clients="chapters").clients
-    'chapters'
-  """
-
-  clients: str = "blocks"  # one of CLIENTS
-  num_clients: int = 100  # of blocks
-  pattern: str = HEADINGS  # finds the headings of chapters
-  columns: tuple[str, str] = ("text", "client")  # names of a CSV file's columns
-  sequence_length: int = 64
-
-
-READING = Reading()
 # The texts of clients, by their names.
 Pieces: TypeAlias = dict[str, str]
 
@@ -105,21 +86,11 @@ def from_pieces(pieces: Pieces, length: int, name: str, where: str = "") -> Data
   if length < 1:
     raise DataError(f"{where}: sequence_length={length}: must be at least 1")
   ends = [len(piece) - len(piece) // TEST_SHARE for piece in pieces.values()]
-  parts = [
-    [piece[:end] for piece, end in zip(pieces.values(), ends, strict=True)],
-    [piece[end:] for piece, end in zip(pieces.values(), ends, strict=True)],
-  ]
-  vocabulary = sorted(set("".join(parts[0])) - {UNKNOWN})
-  numbers = {character: i for i, character in enumerate(vocabulary, start=1)}
-
-  def examples(own: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    rows = [_rows([numbers.get(c, 0) for c in part], length) for part in own]
-    owners = np.repeat(np.arange(len(rows)), [len(x) for x, _ in rows])
-    x, y = (np.concatenate(arrays) for arrays in zip(*rows, strict=True))
-    return x, y, owners.astype(np.int32)
-
-  x_train, y_train, client_train = examples(parts[0])
-  x_test, y_test, client_test = examples(parts[1])
+  train = [piece[:end] for piece, end in zip(pieces.values(), ends, strict=True)]
+  test = [piece[end:] for piece, end in zip(pieces.values(), ends, strict=True)]
+  characters = vocabulary(train)
+  x_train, y_train, client_train = sequences(train, characters, length)
+  x_test, y_test, client_test = sequences(test, characters, length)
   for noun, y in (("training", y_train), ("test", y_test)):
     if not len(y):
       raise DataError(
@@ -134,12 +105,38 @@ def from_pieces(pieces: Pieces, length: int, name: str, where: str = "") -> Data
     y_test=y_test,
     client_train=client_train,
     num_clients=len(pieces),
-    num_classes=1 + len(vocabulary),
+    num_classes=len(characters),
     mean=0.0,
     std=1.0,
     client_test=client_test,
-    classes=(UNKNOWN, *vocabulary),
+    classes=characters,
   )
+
+
+def vocabulary(texts: Iterable[str]) -> tuple[str, ...]:
+  """Lists the characters of texts in sorted order, behind that which stands for all others."""
+  return (UNKNOWN, *sorted(set().union(*texts) - {UNKNOWN}))
+
+
+def sequences(
+  texts: Sequence[str], characters: Sequence[str], length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Cuts texts into sequences of `length` tokens, each with as many that come next.
+
+  Args:
+    texts: each of which begins a sequence.
+    characters: of the tokens, from `vocabulary`.
+    length: of a sequence, 1 or more.
+
+  Returns:
+    (n, length) int32 tokens, those that come next, -1 behind the end, and (n,) int32, the number
+    of each one's text.
+  """
+  numbers = {character: i for i, character in enumerate(characters)}
+  rows = [_rows([numbers.get(c, 0) for c in text], length) for text in texts]
+  owners = np.repeat(np.arange(len(rows)), [len(x) for x, _ in rows])
+  x, y = (np.concatenate(arrays) for arrays in zip(*rows, strict=True))
+  return x, y, owners.astype(np.int32)
 
 
 def _rows(tokens: Sequence[int], length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 
 from sparsyfed_jax.data import partition, sources
-from sparsyfed_jax.data.characters import READING, cut, from_pieces
+from sparsyfed_jax.data.characters import cut, from_pieces
 from sparsyfed_jax.data.dataset import Dataset
 from sparsyfed_jax.data.lists import sizes_of
+from sparsyfed_jax.data.reading import READING
 from sparsyfed_jax.data.sources import InputRange
 from sparsyfed_jax.types import make_keys
 
@@ -46,8 +47,8 @@ def load(
   """Loads a data set by its name.
 
   Args:
-    name: 'digits', 'npz:PATH', 'folder:PATH' of .npy files, 'text:PATH' or 'tfds:NAME', a set that
-      tensorflow_datasets has prepared.
+    name: 'digits', 'npz:PATH', 'folder:PATH' of .npy files, 'text:PATH', 'tfds:NAME', a set that
+      tensorflow_datasets has prepared, or 'FORMAT:PATH' with a format of `sources.READERS`.
     seed: decides the train/test split where the source has none.
     input_range: the stored values that a model sees as -1 and 1; None for the values as they are,
       'auto' for what the training set suggests.

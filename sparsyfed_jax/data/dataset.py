@@ -65,7 +65,9 @@ class Dataset(NamedTuple):
   num_classes: int  # or tokens, labels or numbers to predict
   mean: float  # a model sees (x - mean) / std
   std: float
-  client_test: np.ndarray = np.zeros(0, np.int32)  # (m,) int32, as client_train; (0,) if unknown
+  # (m,) int32, as client_train; (0,) if unknown. Some sources have clients that only test and take
+  # part in no round: their numbers are num_clients and above.
+  client_test: np.ndarray = np.zeros(0, np.int32)
   classes: tuple[Label, ...] = ()  # (num_classes,) the labels as the source has them; () if none
 
   @property

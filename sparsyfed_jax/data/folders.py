@@ -7,7 +7,8 @@ reads of them what a round needs. A folder holds
 - `test_examples.npy` and `test_labels.npy`; without them the set is read and split 80/20;
 - `clients.npy` and `test_clients.npy`, (n,) and (m,) ids, where examples have clients;
 - `dataset.json`: `format_version`, 1; `name`; and `classes`, which the labels count from 0, or an
-  empty list where the labels that occur are the classes, or nothing is classified.
+  empty list where the labels that occur are the classes, or nothing is classified; and with
+  `num_clients` the ids are numbers, of which those from there on only test.
 """
 
 import json
@@ -19,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sparsyfed_jax.data import sources
+from sparsyfed_jax.data.arrays import from_arrays
 from sparsyfed_jax.data.dataset import DataError, Dataset
 from sparsyfed_jax.data.targets import numbered
 
@@ -63,16 +64,40 @@ def load(path: str, key: jax.Array, task: str = "") -> Dataset:
     3
   """
   folder = pathlib.Path(os.path.expanduser(path))
-  title, classes = _described(folder)
+  title, classes, num_clients = _described(folder)
   arrays = {name: _opened(folder, name) for name in _FILES if _is_there(folder, name)}
   _check_names(folder, arrays)
+  dataset = _made(folder, key, task, title, classes, arrays)
+  if num_clients is None or "x_test" not in arrays or "client_train" not in arrays:
+    return dataset
+  owners = [arrays.get(name, np.zeros(0, np.int32)) for name in ("client_train", "client_test")]
+  low, high = min(own.min(initial=0) for own in owners), owners[0].max()
+  if owners[0].dtype.kind not in "iu" or low < 0 or high >= num_clients:
+    raise DataError(
+      f"{folder}/clients.npy: holds {low} to {high}, must be 0 to {num_clients - 1}, as"
+      f" dataset.json has {num_clients} clients"
+    )
+  client_train, client_test = (own.astype(np.int32) for own in owners)
+  return dataset._replace(
+    client_train=client_train, client_test=client_test, num_clients=num_clients
+  )
+
+
+def _made(
+  folder: pathlib.Path,
+  key: jax.Array,
+  task: str,
+  title: str,
+  classes: tuple[Any, ...],
+  arrays: dict[str, np.ndarray],
+) -> Dataset:
   kind = task or _kind(arrays["y_train"])
   if kind == "next_token":
     return _tokens(folder, title, arrays, classes)
   if "x_test" not in arrays:
     arrays = {_WHOLE[known]: np.asarray(array) for known, array in arrays.items()}
   try:
-    dataset = sources.from_arrays(arrays, key, str(folder), title, kind)
+    dataset = from_arrays(arrays, key, str(folder), title, kind)
   except DataError as error:
     raise DataError(_with_file_names(str(error))) from None
   if not classes or dataset.kind == "regression":
@@ -91,8 +116,8 @@ def load(path: str, key: jax.Array, task: str = "") -> Dataset:
   return dataset._replace(y_train=y_train, y_test=y_test, classes=classes, num_classes=len(classes))
 
 
-def _described(folder: pathlib.Path) -> tuple[str, tuple[Any, ...]]:
-  """Reads the name and the classes."""
+def _described(folder: pathlib.Path) -> tuple[str, tuple[Any, ...], int | None]:
+  """Reads the name, the classes, and how many clients train, if it says so."""
   if not folder.is_dir():
     raise DataError(f"{folder}: no such folder, must hold dataset.json, examples.npy, labels.npy")
   where = folder / "dataset.json"
@@ -111,7 +136,10 @@ def _described(folder: pathlib.Path) -> tuple[str, tuple[Any, ...]]:
   is_list = isinstance(classes, list) and all(isinstance(one, str | int) for one in classes)
   if not is_list or len(set(classes)) != len(classes) or len(classes) == 1:
     raise DataError(f"{where}: classes: must be a list of different texts or of whole numbers")
-  return name, tuple(classes)
+  num_clients = known.get("num_clients")
+  if num_clients is not None and (type(num_clients) is not int or num_clients < 1):
+    raise DataError(f"{where}: num_clients: is {num_clients!r}, must be a number of at least 1")
+  return name, tuple(classes), num_clients
 
 
 def _is_there(folder: pathlib.Path, name: str) -> bool:

@@ -43,6 +43,15 @@ def ends(x: np.ndarray) -> tuple[float, float]:
   return float(min(lows)), float(max(highs))
 
 
+def every(x: np.ndarray, step: int) -> np.ndarray:
+  """Takes every so many values of an array that is not empty; (ceil(x.size / step),)."""
+  taken, start = [], 0
+  for block in blocks(x):
+    taken.append(block.reshape(-1)[-start % step :: step].copy())
+    start += block.size
+  return np.concatenate(taken)
+
+
 def zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
   """Makes an array of zeros that a CPU device takes over as it is."""
   size = int(np.prod(shape)) * np.dtype(dtype).itemsize

@@ -4,7 +4,7 @@ import numpy as np
 
 from sparsyfed_jax.data.dataset import Dataset
 from sparsyfed_jax.data.labels import Label, outsiders
-from sparsyfed_jax.data.mapped import blocks, ends, release
+from sparsyfed_jax.data.mapped import blocks, ends, every
 from sparsyfed_jax.data.scaling import as_range
 
 _SPREAD = 100.0  # times as wide as others is another unit
@@ -63,9 +63,15 @@ def _of_clients(dataset: Dataset) -> list[str]:
   if not len(dataset.client_test):
     return []
   absent = np.setdiff1d(dataset.client_test, dataset.client_train)
+  strangers = np.count_nonzero(absent >= dataset.num_clients)
+  told = [
+    f"clients with test examples alone: {strangers}; they take part in no round, and with"
+    " --partition=natural, --client_eval tells how good the model is for each"
+  ]
+  absent = absent[absent < dataset.num_clients]
   if not len(absent):
-    return []
-  return [
+    return told if strangers else []
+  return told[: bool(strangers)] + [
     f"{len(absent)} of the {dataset.num_clients} clients of the data have test examples alone; with"
     " --partition=natural they are empty clients"
   ]
@@ -101,9 +107,7 @@ def _of_values(dataset: Dataset) -> list[str]:
 
 def _of_range(dataset: Dataset, least: float) -> list[str]:
   limits = as_range(dataset.mean, dataset.std)
-  values = dataset.x_train.reshape(-1)
-  values = np.array(values[:: 1 + values.size // _SAMPLE])
-  release(dataset.x_train)
+  values = every(dataset.x_train, 1 + dataset.x_train.size // _SAMPLE)
   values = values[values != least]  # masks and strokes are nearly all background
   if limits is None or not len(values):
     return []

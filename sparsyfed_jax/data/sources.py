@@ -2,7 +2,7 @@
 
 A file is checked when it is read, so that a mistake in it surfaces here, in one line that names the
 array, and not as a NaN or a shape error inside a compiled round. `load` also takes the sets that
-tensorflow_datasets has prepared, which `prepared` reads.
+tensorflow_datasets has prepared, which `prepared` reads, and the formats of `readers`.
 """
 
 import importlib.util
@@ -14,11 +14,11 @@ from typing import Literal, TypeAlias
 import jax
 import numpy as np
 
-from sparsyfed_jax.data import characters, prepared, scaling
+from sparsyfed_jax.data import characters, folders, prepared, scaling
+from sparsyfed_jax.data.arrays import from_arrays
 from sparsyfed_jax.data.dataset import DataError, Dataset, split_80_20
-from sparsyfed_jax.data.labels import Label
-from sparsyfed_jax.data.mapped import blocks
-from sparsyfed_jax.data.targets import numbered, targets
+from sparsyfed_jax.data.readers import READERS, Opened, find, open_with
+from sparsyfed_jax.data.reading import READING, Reading
 
 _KINDS = {
   stat.S_IFDIR: "a directory",
@@ -38,49 +38,62 @@ def load(
   key: jax.Array,
   input_range: InputRange = "auto",
   task: str = "",
-  reading: characters.Reading = characters.READING,
+  reading: Reading = READING,
 ) -> Dataset:
   """Loads the data set that the flag --dataset names.
 
   Args:
-    name: 'digits', 'npz:PATH', 'folder:PATH' (as `folders` opens it), 'text:PATH' or 'tfds:NAME',
-      a set that tensorflow_datasets has prepared.
+    name: 'digits', 'npz:PATH', 'folder:PATH' (as `folders` opens it), 'text:PATH', 'tfds:NAME', a
+      set that tensorflow_datasets has prepared, or 'FORMAT:PATH' with a format of `READERS`.
     key: a JAX PRNG key; decides the train/test split where the source has none.
     input_range: the stored values that a model sees as -1 and 1; None for the values as they are,
       'auto' for what `scaling.find_range` finds in the training set.
     task: what is learned, one of `dataset.TASKS`; by default of a text the next token, and of
       others classification.
-    reading: how a text is read.
+    reading: how a text is read, and which columns of a table.
 
   Raises:
     DataError: the name is unknown or the data cannot be used.
   """
-  dataset = _load(name, key, task, reading)
+  return open_source(name, key, input_range, task, reading).dataset
+
+
+def open_source(
+  name: str,
+  key: jax.Array,
+  input_range: InputRange = "auto",
+  task: str = "",
+  reading: Reading = READING,
+) -> Opened:
+  """Loads a data set as `load` does, with the names of its clients where a reader tells them."""
+  opened = _open(name, key, task, reading)
+  dataset = opened.dataset
   if task not in ("", dataset.kind):
     raise DataError(f"--task={task}: must be {dataset.kind}, which --dataset={name} is for")
   if input_range == "auto" or dataset.kind == "next_token":
-    return dataset
+    return opened
   mean, std = scaling.mean_and_std(input_range)
-  return dataset._replace(mean=mean, std=std)
+  return opened._replace(dataset=dataset._replace(mean=mean, std=std))
 
 
-def _load(name: str, key: jax.Array, task: str, reading: characters.Reading) -> Dataset:
+def _open(name: str, key: jax.Array, task: str, reading: Reading) -> Opened:
   kind, _, path = name.partition(":")
   if name == "digits":
-    return digits(key)
+    return Opened(digits(key))
   if kind == "npz" and path:
-    return npz(path, key, task)
+    return Opened(npz(path, key, task))
   if kind == "text" and path:
-    return characters.load(path, reading)
+    return Opened(characters.load(path, reading))
   if kind == "tfds" and path:
-    return prepared.load(path, key)
+    return Opened(prepared.load(path, key))
   if kind == "folder" and path:
-    from sparsyfed_jax.data import folders  # which needs `from_arrays`
-
-    return folders.load(path, key, task)
+    return Opened(folders.load(path, key, task))
+  if found := find(name):
+    return open_with(*found, key, reading, task)
+  others = ", ".join(f"'{reader}:PATH'" for reader in READERS)
   raise DataError(
-    f"--dataset={name}: unknown data set, must be 'tfds:NAME', 'text:PATH', 'folder:PATH',"
-    " 'digits' or 'npz:PATH'"
+    f"--dataset={name}: unknown data set, must be {others}, 'tfds:NAME', 'text:PATH',"
+    " 'folder:PATH', 'digits' or 'npz:PATH'"
   )
 
 
@@ -149,61 +162,6 @@ def npz(path: str, key: jax.Array, task: str = "") -> Dataset:
   return from_arrays(_read(path), key, path, name, task)
 
 
-def from_arrays(
-  arrays: dict[str, np.ndarray], key: jax.Array | None, path: str, name: str, task: str = ""
-) -> Dataset:
-  """Checks arrays of one of the two layouts of an .npz file, and makes a data set of them.
-
-  Args:
-    arrays: by name.
-    key: a JAX PRNG key; not used where there is a test set.
-    path: where they come from, for messages.
-    name: of the data set.
-    task: what is learned; classification by default.
-
-  Raises:
-    DataError: an array cannot be used.
-  """
-  if "x" in arrays:
-    x = _examples(path, "x", arrays)
-    if len(x) < 2:
-      raise DataError(f"{path}: x: holds {len(x)} example, must be 2 or more to be split 80/20")
-    (y,), classes, num_outputs = targets(path, ("y",), arrays, (len(x),), task)
-    assert key is not None
-    train, test = split_80_20(len(x), key)
-    x_train, y_train, x_test, y_test = x[train], y[train], x[test], y[test]
-    (clients,), owners = _clients(path, ("client",), arrays, (len(x),))
-    client_train, client_test = (clients[train], clients[test]) if owners else (clients, clients)
-  else:
-    x_train, x_test = _examples(path, "x_train", arrays), _examples(path, "x_test", arrays)
-    sizes = len(x_train), len(x_test)
-    names = ("y_train", "y_test")
-    (y_train, y_test), classes, num_outputs = targets(path, names, arrays, sizes, task)
-    if (x_train.shape[1:], x_train.dtype) != (x_test.shape[1:], x_test.dtype):
-      raise DataError(
-        f"{path}: x_test: examples are {x_test.dtype} of shape {x_test.shape[1:]}, must be like"
-        f" x_train's, {x_train.dtype} of shape {x_train.shape[1:]}"
-      )
-    both = ("client_train", "client_test")
-    (client_train, client_test), owners = _clients(path, both, arrays, sizes)
-  mean, std = scaling.mean_and_std(scaling.find_range(x_train))
-  x_train, x_test = scaling.narrow(x_train, x_test)
-  return Dataset(
-    name=name,
-    x_train=x_train,
-    y_train=y_train,
-    x_test=x_test,
-    y_test=y_test,
-    client_train=client_train,
-    num_clients=len(owners),
-    num_classes=num_outputs,
-    mean=mean,
-    std=std,
-    client_test=client_test,
-    classes=classes,
-  )
-
-
 def _read(path: str) -> dict[str, np.ndarray]:
   """Reads the arrays of one of the two layouts."""
   try:
@@ -263,46 +221,3 @@ def _member(path: str, archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
   if not isinstance(array, np.ndarray):
     raise DataError(f"{path}: {name}: is not a NumPy array, must be written by numpy.savez")
   return array
-
-
-def _examples(path: str, name: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
-  """Returns the checked examples (n, *shape) of an array: bool, integers or float32."""
-  where = f"{path}: {name}"
-  x = arrays[name]
-  if x.ndim < 2:
-    raise DataError(f"{where}: has shape {x.shape}, must be (n, features) or (n, h, w, channels)")
-  if not x.size:
-    raise DataError(f"{where}: has shape {x.shape}, is empty; must hold at least one example")
-  if x.dtype.kind not in "biuf":
-    raise DataError(f"{where}: is {x.dtype}, must be booleans, integers or floats")
-  if scaling.looks_channels_first(x.shape[1:]):
-    raise DataError(
-      f"{where}: has shape {x.shape}, looks like images with the channels first (NCHW), must be"
-      f" NHWC; save {name}.transpose(0, 2, 3, 1)"
-    )
-  x = x.astype(x.dtype.newbyteorder("="), copy=False)
-  if x.dtype.kind == "f":
-    with np.errstate(over="ignore"):  # a float64 too large becomes infinite, and is then reported
-      x = x.astype(np.float32, copy=False)
-    finite = [np.isfinite(block).reshape(len(block), -1).all(1) for block in blocks(x)]
-    bad = np.flatnonzero(~np.concatenate(finite))
-    if len(bad):
-      raise DataError(
-        f"{where}: holds NaN or infinity in {len(bad)} of {len(x)} examples, the first at index"
-        f" {bad[0]}; must be finite in float32"
-      )
-  return x[..., None] if x.ndim == 3 else x
-
-
-def _clients(
-  path: str, names: tuple[str, ...], arrays: dict[str, np.ndarray], sizes: tuple[int, ...]
-) -> tuple[list[np.ndarray], tuple[Label, ...]]:
-  """Returns the natural clients of the examples, int32, and their ids; (0,) where unknown."""
-  nobody = np.zeros(0, np.int32)
-  if names[0] not in arrays:
-    if any(name in arrays for name in names):
-      raise DataError(f"{path}: {names[1]}: must come with {names[0]}")
-    return [nobody] * len(names), ()
-  known = tuple(name for name in names if name in arrays)
-  numbers, ids = numbered(path, known, arrays, "client ids", sizes)
-  return [*numbers, *[nobody] * (len(names) - len(known))], ids

@@ -78,7 +78,8 @@ def train(
 
   def run_epoch(epoch: jax.Array, carry: Any) -> Any:
     epoch_key = jax.random.fold_in(key, epoch)
-    shuffled = shuffle(epoch_key, data, local.is_ragged)
+    with jax.named_scope("shuffling"):
+      shuffled = shuffle(epoch_key, data, local.is_ragged)
 
     def run_step(step: jax.Array, carry: Any) -> Any:
       variables, opt_state, metrics = carry
@@ -91,10 +92,11 @@ def train(
       return {**state, "params": params}, opt_state, metrics
 
     count = _steps_of_epoch(local, data)
-    if local.is_ragged:
-      carry = ragged_loop(run_step, count, carry)
-    else:
-      carry = lax.fori_loop(0, count, run_step, carry)
+    with jax.named_scope("local_steps"):  # by which plans know the loop
+      if local.is_ragged:
+        carry = ragged_loop(run_step, count, carry)
+      else:
+        carry = lax.fori_loop(0, count, run_step, carry)
     variables, *rest = carry
     return hooks.after_epoch(variables, epoch, jax.random.fold_in(epoch_key, _AFTER_EPOCH)), *rest
 
@@ -105,7 +107,8 @@ def train(
     optimizer.init(variables["params"]),
     train_metrics(dict.fromkeys(sums, zero)),
   )
-  trained, _, metrics = lax.fori_loop(0, local.epochs, run_epoch, carry)
+  with jax.named_scope("local_training"):
+    trained, _, metrics = lax.fori_loop(0, local.epochs, run_epoch, carry)
   return trained, metrics
 
 

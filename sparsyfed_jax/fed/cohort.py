@@ -158,14 +158,16 @@ def sum_over_first(
     else:
       each = jax.vmap(run, (None, None, None, 0, 0))
       results, kept, is_counted = each(*common, members, memory_of(memories, members))
-      results = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), results)
+      with jax.named_scope("aggregation"):
+        results = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), results)
 
     def put(leaf: jax.Array, new: jax.Array) -> jax.Array:
       rows = jnp.where(is_counted, members.rows, leaf.shape[0])  # beyond the last: not written
       return leaf.at[rows].set(new, mode="drop")
 
-    memories = jax.tree.map(put, memories, kept)
-    return memories, jax.tree.map(jnp.add, sums, results)
+    with jax.named_scope("aggregation"):
+      memories = jax.tree.map(put, memories, kept)
+      return memories, jax.tree.map(jnp.add, sums, results)
 
   def first_of(members: Cohort) -> Cohort:
     return jax.tree.map(lambda leaf: leaf[0], members)

@@ -81,7 +81,8 @@ def sum_over_devices(
     )
     if placement == "replicated":
       memories = _exchange_memories(memories, mine)
-    upload, metrics = _add_up((upload, metrics))
+    with jax.named_scope("aggregation"):
+      upload, metrics = _add_up((upload, metrics))
     return upload, memories, metrics
 
   run = jax.shard_map(
@@ -98,6 +99,12 @@ def sum_over_devices(
     check_vma=False,  # the loop's carry starts out the same on all devices
   )
   return run(download, memories, federation, cohort, key)
+
+
+def platform_of(mesh: Mesh) -> str:
+  """Tells what programs for a mesh are compiled for: "cpu", "gpu" or "tpu"."""
+  device: jax.Device = mesh.devices.flat[0]
+  return device.platform
 
 
 def put(tree: Any, sharding: Sharding) -> Any:

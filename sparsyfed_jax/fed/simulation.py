@@ -153,7 +153,8 @@ def simulate(
       state: State, federation: Federation, key: Key
     ) -> tuple[State, dict[str, jax.Array]]:
       keys = keys_of_round(key, state.server.round + 1)
-      cohort = sampled(federation.sizes, state, keys, federation.fleet)
+      with jax.named_scope("sampling"):
+        cohort = sampled(federation.sizes, state, keys, federation.fleet)
       return one_round(state, federation, cohort, keys)
 
     shapes = jax.eval_shape(next_round, state, federation, key)[1]
@@ -302,7 +303,8 @@ def run_round(
     return upload, memory, {**metrics, "examples": tally(seen.weight)}
 
   number = state.server.round + 1
-  download = algorithm.broadcast(state.server)
+  with jax.named_scope("server"):
+    download = algorithm.broadcast(state.server)
   arguments = client, download, state.memories, federation
   devices, race = cohort.device, {}
   if timing is not None:
@@ -310,7 +312,10 @@ def run_round(
     costs = costs_of_round(timing, algorithm, measures, state.server, shapes, devices)
     cohort = cohort._replace(device=costs)
     race = {"race": race_of(timing, cohort)}
-  upload, memories, sums = sum_cohort(*arguments, cohort, keys.training, clients_per_chunk, **race)
+  with jax.named_scope("clients"):
+    upload, memories, sums = sum_cohort(
+      *arguments, cohort, keys.training, clients_per_chunk, **race
+    )
   clock, timed = state.clock, dict[str, jax.Array]()
   has_vanished = ~cohort.is_present
   if timing is not None:
@@ -318,13 +323,15 @@ def run_round(
     has_work = (devices.wait == 0) & (federation.sizes[cohort.numbers] > 0)
     clock, timed = end_round(timing, clock, devices, has_work, sums)
   counts = {name: sums.pop(name).total for name in (CLIENTS, EXCLUDED)}
-  server, server_metrics = algorithm.server(state.server, upload)
-  before, after = download.variables, algorithm.broadcast(server).variables
+  with jax.named_scope("server"):
+    server, server_metrics = algorithm.server(state.server, upload)
+    before, after = download.variables, algorithm.broadcast(server).variables
+  with jax.named_scope("measures"):
+    measured = measures.model(after) | measures.step(before, after)
   return State(server, memories, clock), {
     "round": number,
     **_train_values(task, sums),
-    **measures.model(after),
-    **measures.step(before, after),
+    **measured,
     "dropped_clients": jnp.sum(has_vanished, dtype=jnp.float32),
     **counts,
     **timed,

@@ -1,14 +1,13 @@
 """The exact k-th largest magnitude without a sort, and the masks that follow from it.
 
 A float's magnitude grows with its bit pattern read as an integer, sign bit dropped. So the k-th
-largest magnitude is the largest pattern that at least k entries reach. A bracket around it is
-narrowed by counting how many entries reach each of three pivots. No copy is made, k may be traced,
-and the counts of a pass are one fused reduction. (One pivot would read the data twice as often;
-seven would compare more than the memory traffic they save.)
-
-On a CPU the search in a large array starts from a guess and ends when one candidate is left. Small
-arrays take as many passes as the worst case needs, and so do accelerators, which would have to ask
-the host before every pass of a loop of unknown length.
+largest magnitude is the largest pattern that at least k entries reach. On a CPU a bracket around it
+is narrowed by counting how many entries reach each of three pivots. No copy is made, k may be
+traced, and the counts of a pass are one fused reduction. (One pivot would read the data twice as
+often; seven would compare more than the memory traffic they save.) The search in a large array
+starts from a guess and ends when one candidate is left; in small arrays it takes as many passes as
+the worst case needs. Accelerators, which would have to ask the host before every pass of a loop of
+unknown length, find the pattern digit by digit: `ops.backend.digits`.
 
 The tie rule, everywhere: what reaches the k-th magnitude is kept, so that ties with it are kept too
 and a mask may hold more than k entries. Zeros are never kept by a mask: a kept zero could not be
@@ -25,6 +24,7 @@ from jax import lax
 
 from sparsyfed_jax.ops.backend.choice import by_platform
 from sparsyfed_jax.ops.backend.count import count_one, count_true
+from sparsyfed_jax.ops.backend.digits import kth_key, laid_out
 from sparsyfed_jax.ops.share import num_kept
 
 _PIVOTS_PER_PASS = 3
@@ -35,6 +35,7 @@ _Search: TypeAlias = Callable[[Sequence[jax.Array], jax.Array], jax.Array]
 _UNSIGNED = {16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}
 
 
+@jax.named_scope("thresholds")
 def kth_magnitude(x: jax.Array, k: jax.Array | int) -> jax.Array:
   """Finds the k-th largest `|x|`, exactly.
 
@@ -57,9 +58,9 @@ def kth_magnitude(x: jax.Array, k: jax.Array | int) -> jax.Array:
     3.0
   """
   chex.assert_rank(k, 0)
-  keys, k = _keys_of([x]), jnp.asarray(k, jnp.int32)
-  search = _kth_key_on_this_platform if _is_large(keys) else _kth_key_in_all_passes
-  key = search(keys, jnp.maximum(k, 1))
+  leaves, k = _checked([x]), jnp.asarray(k, jnp.int32)
+  cpu = _find_large_on_cpu if _is_large(leaves) else _find_small_on_cpu
+  key = by_platform(leaves, jnp.maximum(k, 1), cpu=cpu, default=_find)
   magnitude = lax.bitcast_convert_type(key, x.dtype)
   return jnp.where(k < 1, jnp.asarray(jnp.inf, x.dtype), magnitude)
 
@@ -167,23 +168,29 @@ def layerwise_mask(tree: Any, densities: Any) -> Any:
   return jax.tree.map(lambda leaf, density: topk_mask(leaf, density), tree, densities)
 
 
+@jax.named_scope("thresholds")
 def _mask_of(leaves: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
-  keys = _keys_of(leaves)
-  cpu = _mark_large_on_cpu if _is_large(keys) else _mark_small_on_cpu
-  masks = by_platform(keys, k, cpu=cpu, default=_mark)
-  return [mask.reshape(leaf.shape) for mask, leaf in zip(masks, leaves, strict=True)]
+  leaves = _checked(leaves)
+  cpu = _mark_large_on_cpu if _is_large(leaves) else _mark_small_on_cpu
+  return by_platform(leaves, k, cpu=cpu, default=_mark)
 
 
-def _mark(keys: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
-  least = _least_marked(keys, k, _kth_key_in_all_passes)
-  return [leaf >= least for leaf in keys]
+def _mark(leaves: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
+  # Behind a barrier: the compiler might compute the leaves anew for the search, and if they were
+  # rounded differently then, the k-th entry would not reach itself.
+  leaves = lax.optimization_barrier(leaves)
+  least = _least_marked(list(map(_keys, laid_out(leaves))), k, kth_key)
+  return [_keys(leaf) >= least for leaf in leaves]
 
 
-def _mark_small_on_cpu(keys: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
-  return _reach_once(keys, _least_marked(keys, k, _kth_key_in_all_passes))
+def _mark_small_on_cpu(leaves: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
+  keys = _flat_keys(leaves)
+  return _like(leaves, _reach_once(keys, _least_marked(keys, k, _kth_key_in_all_passes)))
 
 
-def _mark_large_on_cpu(keys: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
+def _mark_large_on_cpu(leaves: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
+  keys = _flat_keys(leaves)
+
   def mark_all() -> list[jax.Array]:
     return [leaf != 0 for leaf in keys]
 
@@ -191,7 +198,12 @@ def _mark_large_on_cpu(keys: Sequence[jax.Array], k: jax.Array) -> list[jax.Arra
     return _reach_once(keys, _least_marked(keys, k, _kth_key_from_a_guess))
 
   # A model that is already sparse mostly has no more entries than may be kept.
-  return lax.cond(sum(map(count_one, mark_all())) <= k, mark_all, mark_largest)
+  masks = lax.cond(sum(map(count_one, mark_all())) <= k, mark_all, mark_largest)
+  return _like(leaves, masks)
+
+
+def _like(leaves: Sequence[jax.Array], masks: Sequence[jax.Array]) -> list[jax.Array]:
+  return [mask.reshape(leaf.shape) for mask, leaf in zip(masks, leaves, strict=True)]
 
 
 def _least_marked(keys: Sequence[jax.Array], k: jax.Array, search: _Search) -> jax.Array:
@@ -212,15 +224,32 @@ def _reach_once(keys: Sequence[jax.Array], least: jax.Array) -> list[jax.Array]:
   )[1]
 
 
-def _keys_of(leaves: Sequence[jax.Array]) -> list[jax.Array]:
+def _checked(leaves: Sequence[jax.Array]) -> list[jax.Array]:
   dtypes = {leaf.dtype for leaf in leaves}
   if len(dtypes) != 1:
     raise TypeError(f"the leaves must have one dtype, found {sorted(map(str, dtypes))}")
+  _check_dtype(leaves[0])
+  return list(map(lax.stop_gradient, leaves))
+
+
+def _flat_keys(leaves: Sequence[jax.Array]) -> list[jax.Array]:
   return [_keys(leaf).reshape(-1) for leaf in leaves]
 
 
-def _is_large(keys: Sequence[jax.Array]) -> bool:
-  return sum(leaf.size for leaf in keys) >= _WORTH_A_SAMPLE
+def _is_large(leaves: Sequence[jax.Array]) -> bool:
+  return sum(leaf.size for leaf in leaves) >= _WORTH_A_SAMPLE
+
+
+def _find(leaves: Sequence[jax.Array], k: jax.Array) -> jax.Array:
+  return kth_key(list(map(_keys, laid_out(leaves))), k)
+
+
+def _find_small_on_cpu(leaves: Sequence[jax.Array], k: jax.Array) -> jax.Array:
+  return _kth_key_in_all_passes(_flat_keys(leaves), k)
+
+
+def _find_large_on_cpu(leaves: Sequence[jax.Array], k: jax.Array) -> jax.Array:
+  return _kth_key_from_a_guess(_flat_keys(leaves), k)
 
 
 # Each search finds the k-th largest key of all arrays, for k of at least 1; 0 if there are fewer.
@@ -238,10 +267,6 @@ def _kth_key_from_a_guess(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
   # In a branch, which reads the keys from memory: otherwise the compiler recomputes them.
   is_narrow = found.high - found.low == 1
   return lax.cond(is_narrow, lambda: found.low, lambda: _key_within(found, keys, k))
-
-
-def _kth_key_on_this_platform(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
-  return by_platform(keys, k, cpu=_kth_key_from_a_guess, default=_kth_key_in_all_passes)
 
 
 def _kth_key_in_all_passes(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
@@ -334,9 +359,13 @@ def _least_and_largest(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> tuple[
   return jnp.minimum(a[0], b[0]), jnp.maximum(a[1], b[1])
 
 
-def _keys(x: jax.Array) -> jax.Array:
+def _check_dtype(x: jax.Array) -> None:
   if not jnp.issubdtype(x.dtype, jnp.floating) or jnp.finfo(x.dtype).bits not in _UNSIGNED:
     raise TypeError(f"magnitudes are selected in float arrays of 16 to 64 bits, found {x.dtype}")
+
+
+def _keys(x: jax.Array) -> jax.Array:
+  _check_dtype(x)
   bits = jnp.finfo(x.dtype).bits
   unsigned = _UNSIGNED[bits]
   pattern = lax.bitcast_convert_type(lax.stop_gradient(x), unsigned)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from sparsyfed_jax.data import characters, remarks, sources
-from sparsyfed_jax.data.characters import READING, cut, from_pieces
+from sparsyfed_jax.data.characters import cut, from_pieces
+from sparsyfed_jax.data.reading import READING
 
 BOOK = "Dear reader,\nhello.\n\nChapter I\nIt was dark.\n\nCHAPTER 2. A night\nIt rained.\n"
 TABLE = 'client,line,text\nann,1,"To be, or ""not"""\nbob,2,Words\nann,3,to be.\n'

@@ -96,6 +96,13 @@ def test_without_a_test_set_it_is_split_like_an_npz_file(write, tmp_path):
   assert_same(found, sources.npz(str(tmp_path / "toy.npz"), KEY))
 
 
+def test_clients_from_a_number_on_only_test(write):
+  data = load(write(told={"num_clients": 3}))
+  assert data.num_clients == 3 and data.client_train.max() == 2
+  assert data.client_test.tolist() == IMAGES["client_test"].tolist()
+  assert data.client_train.dtype == data.client_test.dtype == np.int32
+
+
 def test_classes_that_do_not_occur_count(write):
   data = load(write(classes=["cat", "dog", "hen", "owl"], y_test=np.full(5, 2)))
   assert (data.num_classes, data.classes) == (4, ("cat", "dog", "hen", "owl"))
@@ -147,6 +154,8 @@ def test_blocks_are_the_whole_array(monkeypatch):
   assert [len(block) for block in cut] == [3] * 5
   np.testing.assert_array_equal(np.concatenate(cut), x)
   assert mapped.ends(x) == (0, 59)
+  for step in (1, 2, 7, 12, 13, 100):
+    assert mapped.every(x, step).tolist() == x.reshape(-1)[::step].tolist()
   assert not list(mapped.blocks(x[:0])) and len(list(mapped.blocks(np.zeros((2, 99))))) == 2
 
 
@@ -173,6 +182,8 @@ BROKEN = {
   "fractions": (dict(client_train=np.linspace(0, 1, 12)), r" clients\.npy: is float64"),
   "version": (dict(told={"format_version": 2}), r"dataset\.json: format_version: is 2, must be 1"),
   "name": (dict(told={"name": 7}), r"dataset\.json: name: is 7, must be a text"),
+  "no clients": (dict(told={"num_clients": 0}), r"dataset\.json: num_clients: is 0, must be a"),
+  "few clients": (dict(told={"num_clients": 2}), r"/clients\.npy: holds 0 to 2, must be 0 to 1"),
   "classes": (dict(told={"classes": "ab"}), r"dataset\.json: classes: must be a list"),
   "one class twice": (dict(classes=["a", "a", "b"]), r"dataset\.json: classes: must be a list"),
   "few classes": (dict(classes=["a", "b"]), r"/labels\.npy: holds 0 to 2, must be 0 to 1"),

@@ -87,10 +87,43 @@ class TestLoad:
   def test_npz(self, save):
     assert sources.load(f"npz:{save(whole())}", KEY).x_train.shape == (16, 4, 4, 3)
 
-  @pytest.mark.parametrize("name", ["mnist", "", "npz", "npz:", "digits:8", "toy.npz"])
+  @pytest.mark.parametrize("name", ["mnist", "", "npz", "npz:", "digits:8", "toy.npz", "leaf:"])
   def test_unknown(self, name):
     with pytest.raises(sources.DataError, match=f"--dataset={name}: .*'digits' or 'npz:PATH'"):
       sources.load(name, KEY)
+
+
+class TestReadersOfOnesOwn:
+  CODE = """
+import numpy as np
+from sparsyfed_jax.data.readers import Found, Part, Reader
+
+def read(path, reading, task):
+  table = np.loadtxt(path)
+  return Found(path.stem, Part(table[:, :-1], table[:, -1].astype(int)))
+
+OWN = Reader("rows", read)
+"""
+
+  def test_a_file_is_named_before_the_path(self, tmp_path):
+    (tmp_path / "own.py").write_text(self.CODE)
+    np.savetxt(tmp_path / "rows.txt", np.arange(20).reshape(5, 4) % 3)
+    data = sources.load(f"{tmp_path}/own.py:OWN:{tmp_path}/rows.txt", KEY)
+    assert (data.name, data.x_train.shape, data.classes) == ("rows", (4, 3), (0, 1, 2))
+
+  @pytest.mark.parametrize(
+    "name, message",
+    [
+      ("own.py:OWN", "--dataset=own.py:OWN: must be own.py:READER:PATH, of a Reader"),
+      ("math:tau", "--dataset=math:tau: unknown data set"),
+      ("os.path:sep:x", "--dataset=os.path:sep:x: sep is a str, must be a Reader"),
+      ("./no.py:OWN:x", "--dataset=./no.py:OWN:x: cannot be loaded .FileNotFoundError"),
+    ],
+  )
+  def test_what_is_no_reader(self, name, message):
+    with pytest.raises(sources.DataError, match=message) as caught:
+      sources.load(name, KEY)
+    assert "\n" not in str(caught.value)
 
 
 class TestLayoutSplit:

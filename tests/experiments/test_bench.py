@@ -77,7 +77,7 @@ def tiny(monkeypatch):
   skewed = Workload(model, 3, (5,), (10, 1, 1), 3, 2, even="tiny-even")
   monkeypatch.setitem(WORKLOADS, "tiny-skewed", skewed)
   monkeypatch.setattr(measuring, "LEAST_CALL_SECONDS", 1e-9)
-  monkeypatch.setattr(measuring, "_matmul_flops_per_second", lambda dtype: 1e9)
+  monkeypatch.setattr(measuring, "_matmul_flops_per_second", lambda dtype, platform: 1e9)
 
 
 def test_a_row_says_what_was_measured_and_beside_what(tiny):

@@ -31,7 +31,7 @@ def test_each_preset_is_read_from_any_folder():
     "cifar10": "tfds:cifar10",
     "cifar100": "tfds:cifar100",
     "genesis": "text:runs/genesis.txt",
-    "speech": "tfds:speech_commands",
+    "speech": "speech:~/speech_commands_v0.02",
   }
   for name in flag_files.presets():
     config = read(f"--preset={name}")

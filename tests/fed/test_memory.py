@@ -2,8 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 
-from sparsyfed_jax.fed.memory import client_bytes
+from experiments.bench import workloads
+from sparsyfed_jax.fed.memory import Target, choose_chunk, client_bytes
 from tests import cases
 
 
@@ -20,7 +22,7 @@ def test_the_estimate_is_about_what_the_compiler_takes():
     compiled = simulation.run.lower(state, problem.federation, key, jnp.int32(1)).compile()
     temporary.append(compiled.memory_analysis().temp_size_in_bytes)
   taken = (temporary[1] - temporary[0]) / 3
-  estimate = client_bytes(setup, jax.ShapeDtypeStruct(shape, jnp.float32))
+  estimate = client_bytes(setup, jax.ShapeDtypeStruct(shape, jnp.float32), "cpu")
   assert 0.8 * taken <= estimate <= 4 * taken
 
 
@@ -48,5 +50,53 @@ def test_a_million_clients_take_the_memory_of_thousands():
 def test_a_larger_batch_takes_more():
   task = cases.problem("cnn").task
   example = jax.ShapeDtypeStruct((6, 6, 1), jnp.float32)
-  small, large = (client_bytes(cases.make_setup(task, batch_size=n), example) for n in (4, 40))
+  small, large = (
+    client_bytes(cases.make_setup(task, batch_size=n), example, "cpu") for n in (4, 40)
+  )
   assert 2 * small < large < 10 * small
+
+
+# Bytes that XLA took for one client more (jax 0.10.2, v5e and H100), with FedAvg.
+@pytest.mark.parametrize(
+  ("workload", "dtype", "platform", "taken"),
+  [
+    ("mlp64", "float32", "gpu", 40e3),
+    ("cnn32", "float32", "gpu", 13.1e6),
+    ("cnn32", "float32", "tpu", 47.5e6),
+    ("cnn32", "bfloat16", "tpu", 38.4e6),
+  ],
+)
+def test_the_estimate_is_about_what_accelerators_take(workload, dtype, platform, taken):
+  chosen = workloads.choose(workload, platform)
+  example = jax.ShapeDtypeStruct(chosen.shape, chosen.dtype)
+  estimate = client_bytes(workloads.make_setup(chosen, dtype), example, platform)
+  assert taken / 1.5 <= estimate <= 1.5 * taken
+
+
+@pytest.mark.parametrize(
+  ("model", "platform", "expected"),
+  [
+    ("mlp", "cpu", 10),
+    ("cnn", "cpu", 1),
+    ("mlp", "gpu", 10),
+    ("cnn", "gpu", 10),
+    ("mlp", "tpu", 10),
+    ("cnn", "tpu", 1),
+  ],
+)
+def test_clients_side_by_side_follow_the_target(model, platform, expected):
+  problem = cases.problem(model)
+  example = jax.ShapeDtypeStruct(problem.federation.x.shape[1:], jnp.float32)
+  setup = cases.make_setup(problem.task)
+  assert choose_chunk(setup, example, 10, Target(platform)) == expected
+  one = client_bytes(setup, example, platform)
+  assert choose_chunk(setup, example, 10, Target(platform, 2 * one)) == 1
+  assert choose_chunk(setup, example, 10, Target(platform, 2 * 6 * one)) == min(expected, 5)
+
+
+@pytest.mark.parametrize(("platform", "expected"), [("cpu", 125), ("gpu", 1000), ("tpu", 1000)])
+def test_a_thousand_small_clients(platform, expected):
+  problem = cases.problem("mlp")
+  example = jax.ShapeDtypeStruct(problem.federation.x.shape[1:], jnp.float32)
+  setup = cases.make_setup(problem.task)
+  assert choose_chunk(setup, example, 1000, Target(platform)) == expected

@@ -24,6 +24,7 @@ def test_of_the_special_values_only_zeros_are_not_counted():
   assert count_nonzero(np.float32([0, -0.0, np.nan, np.inf, -np.inf, 1e-37])) == 4
 
 
+@pytest.mark.usefixtures("on_any_platform")
 def test_count_true_of_several_masks():
   masks = np.random.default_rng(0).random((3, 4, 33)) < np.float64([0.1, 0.5, 0.9])[:, None, None]
   for number in (1, 2, 3):
@@ -39,6 +40,7 @@ def test_under_vmap():
 SIZES = [(3, 700), (2**11,), (2**11 + 1,), (), (0, 4), (5,), (60, 70)]  # on both sides of small
 
 
+@pytest.mark.usefixtures("on_any_platform")
 @pytest.mark.parametrize("sizes", [SIZES, SIZES[:1], SIZES[2:3], SIZES[4:5], []])
 def test_count_each(sizes):
   rng = np.random.default_rng(0)

@@ -70,6 +70,35 @@ class TestConvolution:
     assert found["convolution"] == 3 and "dot_general" not in found
 
 
+@pytest.mark.parametrize("platform", ACCELERATORS)
+def test_accelerators_search_without_a_loop(platform):
+  x = draw(3, 4, 5, 128)
+  found = count_operations(lower(ops.kth_magnitude, x, np.int32(7), platform=platform))
+  assert "while" not in found and "reshape" not in found  # keys stay in their shape
+  mask = count_operations(lower(ops.largest_mask, x, np.int32(7), platform=platform))
+  assert "while" not in mask and "reshape" not in mask
+  on_cpu = count_operations(lower(ops.largest_mask, x, np.int32(7), platform="cpu"))
+  assert on_cpu["while"] >= 2
+
+
+@pytest.mark.parametrize("platform", ACCELERATORS)
+def test_accelerators_count_arrays_in_their_shape(platform):
+  def count(a, b):
+    return ops.count_each(lambda leaf: [leaf > 0, leaf < 0], [a, b])
+
+  found = count_operations(lower(count, draw(5, 6, 7), draw(3, 2), platform=platform))
+  assert found["reduce"] == 2 and not {"pad", "while"} & set(found)
+  assert "pad" in count_operations(lower(count, draw(5, 6, 7), draw(3, 2), platform="cpu"))
+
+
+@pytest.mark.parametrize("platform", ACCELERATORS)
+def test_accelerators_pool_without_reductions(platform):
+  pool = gradients(lambda x: ops.max_pool(x, 2))
+  found = count_operations(lower(pool, draw(2, 6, 4, 3), platform=platform))
+  assert found["slice"] >= 4 and "reduce" not in found
+  assert "reduce" in count_operations(lower(pool, draw(2, 6, 4, 3), platform="cpu"))
+
+
 def round_of(method):
   """One round of a small CNN, one client at a time, and its arguments."""
   run = cases.simulation(method, "cnn", clients_per_chunk=1).run
@@ -99,11 +128,15 @@ class TestRound:
     assert "convolution" not in found and found["dot_general"] > 9
 
 
-def test_nothing_that_is_traced_asks_what_the_process_runs_on():
-  # All rooms: only the front door may, which cuts cohorts to suit the machine before it traces.
-  paths = list(pathlib.Path(sparsyfed_jax.__file__).parent.glob("*/**/*.py"))
-  assert len(paths) > 50
-  assert not [path.name for path in paths if "default_backend" in path.read_text()]
+def test_nothing_asks_what_the_process_runs_on():
+  # But for the one that asks a child, to choose workloads before any is measured.
+  root = pathlib.Path(sparsyfed_jax.__file__).parents[1]
+  paths = [
+    path for room in ("sparsyfed_jax", "experiments") for path in root.glob(f"{room}/**/*.py")
+  ]
+  assert len(paths) > 150
+  asking = [path.name for path in paths if "jax.default_backend" in path.read_text()]
+  assert asking == ["apart.py"]
 
 
 def gradients(fn):

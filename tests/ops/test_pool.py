@@ -53,6 +53,7 @@ def test_ties_share_the_gradient():
   assert np.all(dx[x[0, :, :, 0] == 2] > 0)
 
 
+@pytest.mark.usefixtures("on_any_platform")
 @pytest.mark.parametrize(("sides", "window"), [((4, 6), 2), ((7, 5), 2), ((9, 9), 3), ((2, 3), 1)])
 def test_separate_windows_equal_flax(sides, window):
   shape = (2, *sides, 3)
@@ -64,6 +65,7 @@ def test_separate_windows_equal_flax(sides, window):
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.usefixtures("on_any_platform")
 @pytest.mark.parametrize("batched", [False, True])
 def test_separate_windows_share_the_gradient_of_ties(batched):
   # Few different values, so that most windows tie; relu makes such windows of zeros.

@@ -330,3 +330,47 @@ def test_a_mask_holds_k_of_a_gradient_that_the_same_program_computes(is_vmapped)
     masks = zip(*[jax.jit(mask)(*each) for each in zip(*arrays, strict=True)], strict=True)
   for each in masks:
     np.testing.assert_array_equal(np.sum(each, axis=(1, 2)), 213)
+
+
+class TestAsOnAccelerators:
+  """Digit by digit: small arrays together, large ones in rows of 128 or as they are."""
+
+  SHAPES = [(2, 14, 14, 64), (130, 127), (300, 128), (7,)]
+
+  @pytest.mark.parametrize("kind", ["normal", "tied", "zero-filled", "any pattern"])
+  @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+  def test_the_kth_magnitude_of_many_shapes(self, kind, dtype):
+    draw = KINDS[kind]
+    for shape in self.SHAPES:
+      size = int(np.prod(shape))
+      x = np.stack([draw(np.random.default_rng(i), size, dtype).reshape(shape) for i in range(2)])
+      ks = np.int32([max(size // 20, 1), size - 1])
+      with ops.untuned():
+        found = jax.jit(jax.vmap(ops.kth_magnitude))(x, ks)
+      for each, k, value in zip(x, ks, found, strict=True):
+        assert_is_kth(value, each.reshape(-1), k)
+
+  @pytest.mark.parametrize("density", [0.0, 0.05, 0.5, 1.0])
+  @pytest.mark.parametrize("is_vmapped", [False, True])
+  def test_masks_over_leaves_of_many_sizes(self, density, is_vmapped):
+    rng = np.random.default_rng(5)
+    shapes = [*self.SHAPES, (0, 3), (), (16, 8)]
+    leaves = [
+      rng.integers(-9, 10, (2, *shape)).astype(np.float32) if i % 2 else draw_normal(rng, shape)
+      for i, shape in enumerate(shapes)
+    ]
+    with ops.untuned():
+      if is_vmapped:
+        masks = jax.jit(jax.vmap(ops.topk_mask, (0, None)))(leaves, jnp.float32(density))
+      else:
+        each = [jax.jit(ops.topk_mask)([x[i] for x in leaves], density) for i in range(2)]
+        masks = [np.stack(pair) for pair in zip(*each, strict=True)]
+    k = round(density * sum(leaf[0].size for leaf in leaves))
+    for i in range(2):
+      expected = reference.topk_mask([leaf[i] for leaf in leaves], k)
+      for found, mask in zip(masks, expected, strict=True):
+        np.testing.assert_array_equal(found[i], mask)
+
+
+def draw_normal(rng, shape):
+  return rng.standard_normal((2, *shape)).astype(np.float32)

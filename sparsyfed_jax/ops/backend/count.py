@@ -1,10 +1,11 @@
 """Counting of True entries.
 
-XLA's CPU backend vectorises a reduction of several arrays at once, unlike a single integer sum;
-accelerators take sums.
+XLA's CPU backend vectorises a reduction of several arrays at once, unlike a single integer sum, and
+small arrays are counted together. Accelerators count array by array, each in its shape.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import chex
 import jax
@@ -41,7 +42,7 @@ def count_true(*masks: jax.Array) -> tuple[jax.Array, ...]:
   """
   chex.assert_equal_shape(masks)
   chex.assert_type(masks, bool)
-  return tuple(_count_rows([mask.reshape(-1) for mask in masks]))
+  return tuple(by_platform(masks, cpu=_count_flat, default=count_together))
 
 
 def count_one(mask: jax.Array) -> jax.Array:
@@ -63,7 +64,7 @@ def count_one(mask: jax.Array) -> jax.Array:
     2
   """
   chex.assert_type(mask, bool)
-  return _count_one_by_row(mask.reshape(-1))
+  return count_true(mask)[0]
 
 
 def count_nonzero(x: jax.Array) -> jax.Array:
@@ -110,15 +111,42 @@ def count_each(
     >>> nonzero.tolist(), positive.tolist()
     ([1, 2], [1, 1])
   """
+  if not list(zip(*lists, strict=True)):
+    nothing = jnp.zeros(0, jnp.int32)
+    return (nothing,) * len(test(*(nothing for _ in lists)))
+  return by_platform(*lists, cpu=_count_in_groups, default=_count_in_turn, settings=(test,))
+
+
+def count_together(masks: Sequence[jax.Array]) -> list[jax.Array]:
+  """Counts the True entries of masks of one shape by one reduction, which leaves them in shape.
+
+  Accelerators would copy a large array to flatten it.
+
+  Args:
+    masks: bool arrays of one shape.
+
+  Returns:
+    A () int32 for each mask.
+  """
+  if len(masks) == 1:
+    return [jnp.sum(masks[0], dtype=jnp.int32)]
+  return _variadic(masks, range(masks[0].ndim))
+
+
+def _count_in_turn(*lists_and_test: Any) -> tuple[jax.Array, ...]:
+  *lists, test = lists_and_test
+  counts = [count_together(test(*arrays)) for arrays in zip(*lists, strict=True)]
+  return tuple(jnp.stack(of_mask) for of_mask in zip(*counts, strict=True))
+
+
+def _count_in_groups(*lists_and_test: Any) -> tuple[jax.Array, ...]:
+  *lists, test = lists_and_test
   groups: dict[object, list[int]] = {}
   for i, beside in enumerate(zip(*lists, strict=True)):
     is_small = beside[0].size <= _MOST_SMALL
     groups.setdefault(tuple(array.dtype for array in beside) if is_small else i, []).append(i)
-  if not groups:
-    nothing = jnp.zeros(0, jnp.int32)
-    return (nothing,) * len(test(*(nothing for _ in lists)))
   counts = [
-    _count_by_row(test(*(_as_rows([arrays[i] for i in group]) for arrays in lists)))
+    _count_rows(test(*(_as_rows([arrays[i] for i in group]) for arrays in lists)))
     for group in groups.values()
   ]
   places = np.argsort(np.concatenate(list(groups.values())))
@@ -135,37 +163,24 @@ def _as_rows(arrays: Sequence[jax.Array]) -> jax.Array:
   return jnp.stack([jnp.pad(array.reshape(-1), (0, width - array.size)) for array in arrays])
 
 
-def _count_by_row(masks: Sequence[jax.Array]) -> list[jax.Array]:
-  return [_count_one_by_row(masks[0])] if len(masks) == 1 else _count_rows(masks)
-
-
-def _count_one_by_row(mask: jax.Array) -> jax.Array:
-  return by_platform(mask, cpu=_count_with_rest, default=_sum)
-
-
-def _count_with_rest(mask: jax.Array) -> jax.Array:
-  true, false = _variadic([mask, ~mask])
-  # Equal: the minimum only keeps both in use.
-  return jnp.minimum(true, mask.shape[-1] - false)
+def _count_flat(masks: Sequence[jax.Array]) -> list[jax.Array]:
+  return _count_rows([mask.reshape(-1) for mask in masks])
 
 
 def _count_rows(masks: Sequence[jax.Array]) -> list[jax.Array]:
   """Counts along the last axis."""
-  return by_platform(masks, cpu=_variadic, default=_sums)
+  last = (masks[0].ndim - 1,)
+  if len(masks) > 1:
+    return _variadic(masks, last)
+  true, false = _variadic([masks[0], ~masks[0]], last)
+  # Equal: the minimum only keeps both in use.
+  return [jnp.minimum(true, masks[0].shape[-1] - false)]
 
 
-def _variadic(masks: Sequence[jax.Array]) -> list[jax.Array]:
+def _variadic(masks: Sequence[jax.Array], axes: Sequence[int]) -> list[jax.Array]:
   ones = tuple(mask.astype(jnp.int32) for mask in masks)
 
   def add(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
     return tuple(p + q for p, q in zip(a, b, strict=True))
 
-  return list(lax.reduce(ones, (jnp.int32(0),) * len(ones), add, (masks[0].ndim - 1,)))
-
-
-def _sums(masks: Sequence[jax.Array]) -> list[jax.Array]:
-  return list(map(_sum, masks))
-
-
-def _sum(mask: jax.Array) -> jax.Array:
-  return jnp.sum(mask, axis=-1, dtype=jnp.int32)
+  return list(lax.reduce(ones, (jnp.int32(0),) * len(ones), add, axes))

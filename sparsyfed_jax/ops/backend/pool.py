@@ -32,44 +32,76 @@ def max_pool(x: jax.Array, window: int) -> jax.Array:
     [[5.0, 7.0], [13.0, 15.0]]
   """
   chex.assert_rank(x, 4)
-  batch, height, width, features = x.shape
-  rows, columns = height // window, width // window
-  x = x[:, : rows * window, : columns * window]
-  return _max_of_windows(x.reshape(batch, rows, window, columns, window, features))
+  rows, columns = (side // window for side in x.shape[1:3])
+  return _pool(x[:, : rows * window, : columns * window], window)
 
 
-@jax.custom_vjp
-def _max_of_windows(windows: jax.Array) -> jax.Array:
-  return jnp.max(windows, axis=(2, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _pool(x: jax.Array, window: int) -> jax.Array:
+  return by_platform(x, cpu=_max_of_windows, default=_max_of_places, settings=(window,))
 
 
-def _forward(windows: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  largest = _max_of_windows(windows)
-  return largest, (windows, largest)
+def _forward(x: jax.Array, window: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  largest = _pool(x, window)
+  return largest, (x, largest)
 
 
-def _backward(residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array]:
-  return (by_platform(*residuals, cotangent, cpu=_share_by_place, default=_share),)
+def _backward(
+  window: int, residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array]:
+  operands = *residuals, cotangent
+  return (
+    by_platform(*operands, cpu=_share_by_windows, default=_share_by_places, settings=(window,)),
+  )
+
+
+_pool.defvjp(_forward, _backward)
+
+
+def _max_of_windows(x: jax.Array, window: int) -> jax.Array:
+  return jnp.max(_windows(x, window), axis=(2, 4))
 
 
 # As autodiff would, but the ties are counted place by place: its sum over two axes is slow on CPU.
-def _share_by_place(windows: jax.Array, largest: jax.Array, cotangent: jax.Array) -> jax.Array:
-  places = itertools.product(*(range(windows.shape[axis]) for axis in (2, 4)))
-  ties = sum((windows[:, :, i, :, j] == largest).astype(cotangent.dtype) for i, j in places)
+def _share_by_windows(
+  x: jax.Array, largest: jax.Array, cotangent: jax.Array, window: int
+) -> jax.Array:
+  windows = _windows(x, window)
+  ties = sum((windows[:, :, i, :, j] == largest).astype(cotangent.dtype) for i, j in _grid(window))
   # Divided once for a window, not once for each of its places.
   share = lax.optimization_barrier(cotangent / ties)
-  return jnp.where(windows == _spread(largest), _spread(share), 0)
+  return jnp.where(windows == _spread(largest), _spread(share), 0).reshape(x.shape)
 
 
-def _share(windows: jax.Array, largest: jax.Array, cotangent: jax.Array) -> jax.Array:
-  return jax.vjp(lambda windows: jnp.max(windows, axis=(2, 4)), windows)[1](cotangent)[0]
-
-
-_max_of_windows.defvjp(_forward, _backward)
+def _windows(x: jax.Array, window: int) -> jax.Array:
+  batch, height, width, features = x.shape
+  return x.reshape(batch, height // window, window, width // window, window, features)
 
 
 def _spread(x: jax.Array) -> jax.Array:
   return x[:, :, None, :, None]
+
+
+# Accelerators would copy an array for a reduction over two axes inside: a place of all windows is a
+# slice with strides.
+def _max_of_places(x: jax.Array, window: int) -> jax.Array:
+  return functools.reduce(jnp.maximum, _places(x, window))
+
+
+def _share_by_places(
+  x: jax.Array, largest: jax.Array, cotangent: jax.Array, window: int
+) -> jax.Array:
+  ties = sum((place == largest).astype(cotangent.dtype) for place in _places(x, window))
+  is_largest = _windows(x, window) == _spread(largest)
+  return jnp.where(is_largest, _spread(cotangent / ties), 0).reshape(x.shape)
+
+
+def _grid(window: int) -> list[tuple[int, int]]:
+  return list(itertools.product(range(window), range(window)))
+
+
+def _places(x: jax.Array, window: int) -> list[jax.Array]:
+  return [x[:, i::window, j::window] for i, j in _grid(window)]
 
 
 def max_pool_overlapping(x: jax.Array, window: int, stride: int, padding: int) -> jax.Array:

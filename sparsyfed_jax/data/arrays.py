@@ -1,0 +1,108 @@
+"""Data sets made of arrays, which are checked."""
+
+import jax
+import numpy as np
+
+from sparsyfed_jax.data import scaling
+from sparsyfed_jax.data.dataset import DataError, Dataset, split_80_20
+from sparsyfed_jax.data.labels import Label
+from sparsyfed_jax.data.mapped import blocks
+from sparsyfed_jax.data.targets import numbered, targets
+
+
+def from_arrays(
+  arrays: dict[str, np.ndarray], key: jax.Array | None, path: str, name: str, task: str = ""
+) -> Dataset:
+  """Checks arrays of one of the two layouts of an .npz file, and makes a data set of them.
+
+  Args:
+    arrays: by name.
+    key: a JAX PRNG key; not used where there is a test set.
+    path: where they come from, for messages.
+    name: of the data set.
+    task: what is learned; classification by default.
+
+  Raises:
+    DataError: an array cannot be used.
+  """
+  if "x" in arrays:
+    x = _examples(path, "x", arrays)
+    if len(x) < 2:
+      raise DataError(f"{path}: x: holds {len(x)} example, must be 2 or more to be split 80/20")
+    (y,), classes, num_outputs = targets(path, ("y",), arrays, (len(x),), task)
+    assert key is not None
+    train, test = split_80_20(len(x), key)
+    x_train, y_train, x_test, y_test = x[train], y[train], x[test], y[test]
+    (clients,), owners = _clients(path, ("client",), arrays, (len(x),))
+    client_train, client_test = (clients[train], clients[test]) if owners else (clients, clients)
+  else:
+    x_train, x_test = _examples(path, "x_train", arrays), _examples(path, "x_test", arrays)
+    sizes = len(x_train), len(x_test)
+    names = ("y_train", "y_test")
+    (y_train, y_test), classes, num_outputs = targets(path, names, arrays, sizes, task)
+    if (x_train.shape[1:], x_train.dtype) != (x_test.shape[1:], x_test.dtype):
+      raise DataError(
+        f"{path}: x_test: examples are {x_test.dtype} of shape {x_test.shape[1:]}, must be like"
+        f" x_train's, {x_train.dtype} of shape {x_train.shape[1:]}"
+      )
+    both = ("client_train", "client_test")
+    (client_train, client_test), owners = _clients(path, both, arrays, sizes)
+  mean, std = scaling.mean_and_std(scaling.find_range(x_train))
+  x_train, x_test = scaling.narrow(x_train, x_test)
+  return Dataset(
+    name=name,
+    x_train=x_train,
+    y_train=y_train,
+    x_test=x_test,
+    y_test=y_test,
+    client_train=client_train,
+    num_clients=len(owners),
+    num_classes=num_outputs,
+    mean=mean,
+    std=std,
+    client_test=client_test,
+    classes=classes,
+  )
+
+
+def _examples(path: str, name: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
+  """Returns the checked examples (n, *shape) of an array: bool, integers or float32."""
+  where = f"{path}: {name}"
+  x = arrays[name]
+  if x.ndim < 2:
+    raise DataError(f"{where}: has shape {x.shape}, must be (n, features) or (n, h, w, channels)")
+  if not x.size:
+    raise DataError(f"{where}: has shape {x.shape}, is empty; must hold at least one example")
+  if x.dtype.kind not in "biuf":
+    raise DataError(f"{where}: is {x.dtype}, must be booleans, integers or floats")
+  if scaling.looks_channels_first(x.shape[1:]):
+    raise DataError(
+      f"{where}: has shape {x.shape}, looks like images with the channels first (NCHW), must be"
+      f" NHWC; save {name}.transpose(0, 2, 3, 1)"
+    )
+  x = x.astype(x.dtype.newbyteorder("="), copy=False)
+  if x.dtype.kind == "f":
+    with np.errstate(over="ignore"):  # a float64 too large becomes infinite, and is then reported
+      x = x.astype(np.float32, copy=False)
+    finite = [np.isfinite(block).reshape(len(block), -1).all(1) for block in blocks(x)]
+    bad = np.flatnonzero(~np.concatenate(finite))
+    if len(bad):
+      raise DataError(
+        f"{where}: holds NaN or infinity in {len(bad)} of {len(x)} examples, the first at index"
+        f" {bad[0]}; must be finite in float32"
+      )
+  return x[..., None] if x.ndim == 3 else x
+
+
+def _clients(
+  path: str, names: tuple[str, ...], arrays: dict[str, np.ndarray], sizes: tuple[int, ...]
+) -> tuple[list[np.ndarray], tuple[Label, ...]]:
+  """Returns the natural clients of the examples, int32, and their ids; (0,) where unknown."""
+  nobody = np.zeros(0, np.int32)
+  if names[0] not in arrays:
+    if any(name in arrays for name in names):
+      raise DataError(f"{path}: {names[1]}: must come with {names[0]}")
+    return [nobody] * len(names), ()
+  known = tuple(name for name in names if name in arrays)
+  numbers, ids = numbered(path, known, arrays, "client ids", sizes)
+  return [*numbers, *[nobody] * (len(names) - len(known))], ids

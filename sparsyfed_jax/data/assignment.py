@@ -1,0 +1,87 @@
+"""A table of whose each training example is: CSV with the columns example and client."""
+
+import csv
+import os
+import pathlib
+
+import numpy as np
+
+from sparsyfed_jax.data.dataset import DataError
+from sparsyfed_jax.data.labels import Label, number
+
+COLUMNS = ("example", "client")
+
+
+def read(path: str, num_examples: int) -> tuple[np.ndarray, tuple[Label, ...]]:
+  """Reads a table.
+
+  Args:
+    path: the CSV file, in UTF-8, with a header; other columns are ignored.
+    num_examples: of the training set, each of which must be there once, by its number from 0.
+
+  Returns:
+    (num_examples,) int32, the number of each example's client; and the clients as they are called,
+    in sorted order, as integers where all are.
+
+  Raises:
+    DataError: the file cannot be read, or is no such table.
+  """
+  owners: list[str | None] = [None] * num_examples
+  try:
+    with open(os.path.expanduser(path), encoding="utf-8-sig", newline="") as file:
+      reader = csv.DictReader(file, strict=True)
+      for column in COLUMNS:
+        if column not in (reader.fieldnames or ()):
+          found = ", ".join(reader.fieldnames or ()) or "nothing"
+          raise DataError(f"{path}: {column} is missing in its header, which has {found}")
+      for row in reader:
+        where = f"{path}: line {reader.line_num}"
+        example, client = (row[column] or "" for column in COLUMNS)
+        if not (example.isascii() and example.isdigit()) or int(example) >= num_examples:
+          raise DataError(
+            f"{where}: example is {example!r}, must be a number from 0 to {num_examples - 1}"
+          )
+        if not client:
+          raise DataError(f"{where}: client is empty, must name one")
+        before = owners[int(example)]
+        if before is not None:
+          raise DataError(
+            f"{where}: example {example} is given to {client} and before to {before}, must be given"
+            " once"
+          )
+        owners[int(example)] = client
+  except UnicodeDecodeError as error:
+    raise DataError(f"{path}: is not UTF-8 at byte {error.start}, must be a CSV file") from None
+  except csv.Error as error:
+    raise DataError(f"{path}: line {reader.line_num}: is not CSV ({error})") from None
+  except (OSError, ValueError) as error:
+    if isinstance(error, DataError):
+      raise
+    reason = getattr(error, "strerror", None) or error
+    raise DataError(f"{path}: cannot be opened: {reason}, must be a CSV file") from None
+  if None in owners:
+    missing = owners.index(None)
+    raise DataError(
+      f"{path}: example {missing} is missing ({owners.count(None)} of {num_examples} are), must be"
+      " given to a client"
+    )
+  names = np.array(owners, np.str_)
+  try:
+    names = names.astype(np.int64)
+  except (ValueError, OverflowError):
+    pass
+  (clients,), known = number(names)
+  return clients, known
+
+
+def write(path: str | os.PathLike[str], clients: np.ndarray) -> None:
+  """Writes a table that `read` reads.
+
+  Args:
+    path: the file, which must not be there yet.
+    clients: (n,) whose each example is, -1 for one of nobody, which is left out.
+  """
+  with pathlib.Path(path).open("x", encoding="utf-8", newline="") as file:
+    writer = csv.writer(file)
+    writer.writerow(COLUMNS)
+    writer.writerows((i, client) for i, client in enumerate(clients.tolist()) if client >= 0)
