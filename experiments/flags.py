@@ -22,6 +22,7 @@ from experiments.run.settings import (
   method_of,
   strangers_of,
 )
+from experiments.run.systems import without_effect as unread_systems
 from sparsyfed_jax.algorithms import METHODS
 from sparsyfed_jax.data.sources import InputRange
 from sparsyfed_jax.fed.method import Knob, Method
@@ -204,7 +205,7 @@ def ignored(config: Config) -> list[str]:
   numbers = [flag for flag, name in _HYPER_OF_FLAG.items() if name not in method.reads]
   own = [name for name, flag in all_flags(config).items() if flag.owner not in (None, method)]
   server = [] if config.server_optimizer in FEDOPT else ["server_tau"]
-  return numbers + own + server + without_effect(config)
+  return numbers + own + server + without_effect(config) + unread_systems(config)
 
 
 def notes(config: Config, flag_values: flags.FlagValues = _FLAGS) -> list[str]:
@@ -217,7 +218,11 @@ def notes(config: Config, flag_values: flags.FlagValues = _FLAGS) -> list[str]:
     if flag_values[name].present and not name.startswith(prefixes)
   ]
   said = []
-  others = {"server_optimizer": ["server_tau"], "dataset": without_effect(config)}
+  others = {
+    "server_optimizer": ["server_tau"],
+    "dataset": without_effect(config),
+    "availability": unread_systems(config),
+  }
   for flag, names in others.items():
     own = [f"--{name}" for name in names if f"--{name}" in vain]
     vain = [name for name in vain if name not in own]

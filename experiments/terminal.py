@@ -120,6 +120,10 @@ def closing_table(summary: Row, note: str = "") -> None:
     seconds = summary.get(key)
     if seconds is not None:
       table.add_row(name, f"{seconds:.3g} s" if seconds < 60 else format_seconds(seconds), "")
+  if summary.get("virtual_seconds") is not None:
+    seconds, energy = summary["virtual_seconds"], summary.get("energy")
+    text = f"{seconds:.3g} s" if seconds < 60 else format_seconds(seconds)
+    table.add_row("virtual time", text, "" if energy is None else f"{energy:.3g} J")
   console = Console()
   console.print(table)
   if summary.get("output_dir"):

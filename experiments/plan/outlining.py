@@ -82,8 +82,8 @@ def _dealt(host: Federation, mesh: Mesh, num_rows: int, num_lists: int) -> Feder
     return jax.ShapeDtypeStruct((num * mesh.size, *shape), dtype, sharding=dealt)
 
   indices = jax.ShapeDtypeStruct((num_rows + len(host.slots),), jnp.int32)
-  common = indices, host.sizes, host.slots, host.density_scales
-  indices, sizes, slots, scales = shapes_of(common, everywhere(mesh))
+  common = indices, host.sizes, host.slots, host.density_scales, host.fleet
+  indices, sizes, slots, scales, fleet = shapes_of(common, everywhere(mesh))
   return Federation(
     x=of(num_rows, host.x.shape[1:], host.x.dtype),
     y=of(num_rows, host.y.shape[1:], host.y.dtype),
@@ -92,6 +92,7 @@ def _dealt(host: Federation, mesh: Mesh, num_rows: int, num_lists: int) -> Feder
     sizes=sizes,
     slots=slots,
     density_scales=scales,
+    fleet=fleet,
   )
 
 
@@ -105,8 +106,10 @@ def lowering_of(experiment: Experiment) -> Lowering:
   data: Any = experiment.federation
   num_rows = layout.num_clients
   if layout.placement == "streamed":
-    cohorts = jax.eval_shape(simulation.draw, server, experiment.federation.sizes, key)
-    data = staged_shapes(experiment.federation, mesh, cohorts, experiment.num_rows)
+    host = experiment.federation
+    cohorts = jax.eval_shape(simulation.draw, server, host.sizes, key, host.fleet)
+    # Cohorts have what they need of the fleet.
+    data = staged_shapes(host._replace(fleet=()), mesh, cohorts, experiment.num_rows)
     num_rows = data.cohort.numbers.shape[0]
   state = layout.placed(made, num_rows)
   count = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere(mesh))

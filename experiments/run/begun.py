@@ -24,10 +24,18 @@ _DATA = (
   "examples_sha256",
   "split_sha256",
   "init_sha256",
+  "fleet_sha256",
 )
 _NEEDED = ("dataset", "model", "algorithm", "rounds", "seed", "data")
 # Of no interest to anybody who wants to know how the rows came about.
 _UNTOLD = ("output_dir", "resume", "discard_rounds", "compilation_cache_dir", "process_id")
+# Whose fault it is where they differ; else --dataset.
+_FLAGS_OF = {
+  "split_sha256": "partition",
+  "init_sha256": "init_from",
+  "partition": "partition",
+  "fleet_sha256": "device_profiles",
+}
 
 
 def describe(config: flags.Config, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,13 +129,13 @@ def check_data(
   for name in _DATA:
     if name not in recorded or name not in now or recorded[name] == now[name]:
       continue
-    of_flags = {"split_sha256": "partition", "init_sha256": "init_from", "partition": "partition"}
-    flag = of_flags.get(name, "dataset")
+    flag = _FLAGS_OF.get(name, "dataset")
     value = facts["partition"] if flag == "partition" else getattr(config, flag)
     what = {
       "examples_sha256": "its examples are not those",
       "split_sha256": "the clients' examples are not those",
       "init_sha256": "its weights are not those",
+      "fleet_sha256": "the clients' devices, or when they are available, are not those",
     }.get(name, f"{name} is {now[name]}, not the {recorded[name]}")
     raise flags.ConfigError(
       f"--{flag}={value}: {what} that the run in {directory} was begun with"

@@ -13,12 +13,14 @@ from experiments.run import processes
 from experiments.run.config import VALUE, Config, ConfigError
 from experiments.run.data import TestOwners, deal_phases, deal_tests, density_scales, load
 from experiments.run.defaults import with_partition
+from experiments.run.fleet import counted_by, make_fleet, make_timing
 from experiments.run.identity import digest, examples_digest
 from experiments.run.models import choose_chunk, make_model
 from experiments.run.placing import HERE, Machine, everywhere, make_mesh, phases_of, place_phases
 from experiments.run.settings import all_flags, make_hyper, method_of, own_options
 from experiments.run.split import Split, count_phases
 from experiments.run.starting import starting_of
+from experiments.run.systems import num_selected, require_clients
 from experiments.run.tasks import classes_of, costs_of, make_task, scale_facts
 from experiments.run.weight_files import facts_of, started_once
 from sparsyfed_jax import trees
@@ -84,6 +86,7 @@ class _OnHost(NamedTuple):
   sizes: np.ndarray  # of both phases
   mesh: Mesh
   test_owners: TestOwners
+  fleet: Any  # `clock.Fleet`, or () where rounds are not timed
 
 
 def check(config: Config, dataset: sources.Dataset) -> None:
@@ -112,11 +115,7 @@ def _prepare(
   model = make_model(config, input_shape, dataset.num_classes)
   before, later = deal_phases(config, dataset, keys.partition)
   parts, parts_after = join_clients(before), join_clients(later) if later else None
-  if config.clients_per_round > len(parts):
-    raise ConfigError(
-      f"--clients_per_round={config.clients_per_round}: must be at most the"
-      f" {len(parts)} clients of the data"
-    )
+  require_clients(config, len(parts))
   return _OnHost(
     model,
     parts,
@@ -124,6 +123,7 @@ def _prepare(
     np.concatenate([parts.sizes, *([parts_after.sizes] if parts_after else [])]),
     make_mesh(config, machine),
     deal_tests(config, dataset, parts, parts_after or (), keys.partition),
+    make_fleet(config, len(parts), keys.partition),
   )
 
 
@@ -192,19 +192,24 @@ def _assemble(
   is_alone = mesh.size == 1 and config.data_placement != "streamed"
   placement = "replicated" if is_alone else config.data_placement
   scales = density_scales(config, num_clients, keys.partition)
-  federation, after = phases_of(dataset, prepared.parts, prepared.parts_after, scales)
+  federation, after = phases_of(
+    dataset, prepared.parts, prepared.parts_after, scales, prepared.fleet
+  )
   sizes = (federation.sizes, after.sizes)
-  num_rows = rows_needed(placement, sizes, config.clients_per_round, mesh.size)
+  selected = num_selected(config)
+  num_rows = rows_needed(placement, sizes, selected, mesh.size)
   federation, after = place_phases(machine, federation, after, mesh, placement, num_rows)
   example, label = _entries(dataset)
-  most = -(-config.clients_per_round // mesh.size)
+  most = -(-selected // mesh.size)
   target = machine.target(mesh)
   own_chunk = choose_chunk(config.clients_per_chunk, setup, example, most, target, label)
   chunk = processes.smallest(own_chunk)  # all have to run the same program
+  layers = tuple(trees.layer_names(jax.eval_shape(setup.task.init, keys.init)["params"]))
+  costs = costs_of(config, dataset, setup.task) if config.metrics else ()
   simulation = simulate(
     algorithm,
     setup.task,
-    clients_per_round=config.clients_per_round,
+    clients_per_round=selected,
     clients_per_chunk=chunk,
     rounds_per_call=min(config.eval_every, config.rounds),
     eval_batch_size=min(EVAL_BATCH_SIZE, len(dataset.y_test)),
@@ -214,6 +219,7 @@ def _assemble(
     measures=setup.measures,
     compared_clients=config.mask_metrics_clients,
     num_clients=num_clients if placement == "replicated" else 1,
+    timing=make_timing(config, costs, layers),
   )
   total_weight = float(jnp.sum(setup.client_weight(jnp.asarray(prepared.sizes[:num_clients]))))
   others = (flat(dataset.x_test), dataset.y_test, make_hyper(config, total_weight), keys)
@@ -226,8 +232,8 @@ def _assemble(
     federation=federation,
     shifted=after,
     test_owners=prepared.test_owners,
-    layers=tuple(trees.layer_names(jax.eval_shape(setup.task.init, keys.init)["params"])),
-    costs=costs_of(config, dataset, setup.task) if config.metrics else (),
+    layers=layers,
+    costs=costs,
     x_test=x_test,
     y_test=y_test,
     hyper=hyper,
@@ -245,6 +251,7 @@ def _assemble(
       mean=dataset.mean,
       std=dataset.std,
       **scale_facts(dataset),
+      **({"fleet_sha256": digest(jax.tree.leaves(prepared.fleet))} if prepared.fleet else {}),
     ),
     remarks=tuple(setup.task.remarks),
     split=(),
@@ -301,7 +308,7 @@ def _facts(
 # What the data makes of the programs, besides its shapes.
 _FACTS = (
   *("num_classes", "clients_per_chunk", "uneven_clients", "mean", "std", "target_scale"),
-  "init_sha256",
+  *("init_sha256", "fleet_sha256"),
 )
 
 
@@ -316,6 +323,7 @@ def fixed_flags(config: Config) -> Hashable:
     bool(config.client_sparsities),
     config.proximal_mu > 0,
     min(config.eval_every, config.rounds),
+    counted_by(config),
   )
 
 

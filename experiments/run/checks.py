@@ -10,6 +10,7 @@ from experiments.run.learning import is_text, judgement_of, learning_of, reader_
 from experiments.run.models import check_model, is_strange
 from experiments.run.settings import all_flags, completed, method_of, own_hyper
 from experiments.run.starting import starting_of
+from experiments.run.systems import check_systems
 from sparsyfed_jax.algorithms import METHODS
 from sparsyfed_jax.fed.method import refusal
 from sparsyfed_jax.fed.tasks import TASKS
@@ -46,6 +47,7 @@ def check(config: Config) -> None:
   _check_method(completed(config))
   _check_task(config, require)
   _check_starting(config, require)
+  check_systems(config, require)
   require(
     not config.resume or bool(config.output_dir),
     "resume",

@@ -28,6 +28,8 @@ _AMOUNTS = (
   *("dense_bytes", "bytes_to_target", "rounds_to_target", "rounds_to_regain", "shift_round"),
   *("client_flops_per_round", "dense_client_flops_per_round"),
   *("seconds_per_round", "compile_seconds", "device_peak_bytes"),
+  *("virtual_seconds", "round_virtual_seconds", "virtual_seconds_to_target", "energy"),
+  *("late_clients", "unavailable_clients"),
 )
 _NUMBERS = ("train_loss", "test_loss", "target")
 _HUGE = 1e100  # beyond what is measured, and far enough from what no float holds

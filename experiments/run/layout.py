@@ -28,8 +28,8 @@ class Layout(NamedTuple):
       memories = jax.tree.map(
         lambda leaf: np.broadcast_to(leaf, self._shape(leaf, self.num_clients)), memories
       )
-    server = put(state.server, everywhere(self.mesh))
-    return State(server, place_memories(memories, self.mesh, self.placement, self.axis))
+    server, clock = put((state.server, state.clock), everywhere(self.mesh))
+    return State(server, place_memories(memories, self.mesh, self.placement, self.axis), clock)
 
   def collect(self, state: State) -> State:
     """Makes what is saved of a state: the same on any number of devices."""
@@ -46,11 +46,12 @@ class Layout(NamedTuple):
   def placed(self, made: State, num_clients: int) -> State:
     """Makes the shapes of what is laid out, with what so many clients keep."""
     sharding: NamedSharding = everywhere(self.mesh)
-    server, num_rows = with_sharding(made.server, sharding), num_clients
+    server, clock = with_sharding((made.server, made.clock), sharding)
+    num_rows = num_clients
     if self.placement != "replicated":
       num_rows = -(-num_clients // self.mesh.size) * self.mesh.size
       sharding = deal_sharding(self.mesh, self.axis)
-    return State(server, self._with_rows(made.memories, num_rows, sharding))
+    return State(server, self._with_rows(made.memories, num_rows, sharding), clock)
 
   def _with_rows(self, memories: Memory, num_rows: int, sharding: Sharding | None) -> Memory:
     def of(leaf: Any) -> jax.ShapeDtypeStruct:

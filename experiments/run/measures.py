@@ -48,6 +48,12 @@ def rounds_to_accuracy(rows: Rows, target: float, metric: Metric = ACCURACY) -> 
   return None if row is None else int(row["round"])
 
 
+def seconds_to_accuracy(rows: Rows, target: float, metric: Metric = ACCURACY) -> float | None:
+  """Reads the virtual time at which the metric on the test set reached a target; None if never."""
+  row = _first_reaching(rows, target, metric)
+  return None if row is None else row.get("virtual_seconds")
+
+
 def recovery(rows: Rows, shift_round: int) -> Recovery:
   """Measures the fall of the test accuracy at a shift, and the way back.
 

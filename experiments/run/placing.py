@@ -45,12 +45,17 @@ def make_mesh(config: Config, machine: Machine) -> Mesh:
 
 
 def phases_of(
-  dataset: Dataset, parts: Parts, parts_after: Parts | None, scales: np.ndarray
+  dataset: Dataset,
+  parts: Parts,
+  parts_after: Parts | None,
+  scales: np.ndarray,
+  fleet: Any = (),
 ) -> tuple[Federation, Federation]:
   """Makes the data before and after a shift, the same where there is none."""
   phases = [parts] if parts_after is None else [*join_phases(parts, parts_after)]
   longest = max(int(phase.sizes.max()) for phase in phases)
   before = federation_of(flat(dataset.x_train), dataset.y_train, phases[0], scales, longest)
+  before = before._replace(fleet=fleet)
   if parts_after is None:
     return before, before
   return before, before._replace(starts=phases[1].starts, sizes=phases[1].sizes)

@@ -92,10 +92,11 @@ def stack_inputs(experiments: Sequence[Experiment]) -> tuple[Inputs, Inputs]:
   def stack(*leaves: jax.Array) -> tuple[jax.Array, int]:
     return jnp.stack(leaves), 0
 
-  before = zip(*(inputs.federation for inputs in each), strict=True)
-  after = zip(*(inputs.shifted for inputs in each), strict=True)
+  before = zip(*(inputs.federation[:-1] for inputs in each), strict=True)
+  after = zip(*(inputs.shifted[:-1] for inputs in each), strict=True)
   phases = zip(*map(combine, before, after), strict=True)
-  federation, shifted = (Federation(*fields) for fields in phases)
+  fleet = each[0].federation.fleet, None  # the same of all
+  federation, shifted = (Federation(*fields)._replace(fleet=fleet) for fields in phases)
   pairs: dict[str, Any] = dict(
     federation=federation,
     shifted=shifted,
@@ -274,15 +275,16 @@ def _streamed(experiment: Experiment, layout: Layout, inputs: Inputs, shapes: St
   server = without_memories(layout.placed(shapes, 0))
 
   def lower_draw() -> jax.stages.Lowered:
-    return simulation.draw.lower(server, host.sizes, inputs.rounds_key)
+    return simulation.draw.lower(server, host.sizes, inputs.rounds_key, host.fleet)
 
   def lower_round() -> jax.stages.Lowered:
-    cohorts = jax.eval_shape(simulation.draw, server, host.sizes, inputs.rounds_key)
+    cohorts = jax.eval_shape(simulation.draw, server, host.sizes, inputs.rounds_key, host.fleet)
     anyone = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), cohorts)
     # No client twice: there is room for as many examples as different ones have.
     anyone = anyone._replace(numbers=anyone.numbers + np.arange(anyone.numbers.shape[1]))
     state = layout.placed(shapes, anyone.numbers.shape[1])
-    example = next(stage(host, mesh, anyone, experiment.num_rows))
+    own = host._replace(fleet=())
+    example = next(stage(own, mesh, anyone, experiment.num_rows))
     return simulation.run_staged.lower(state, example, inputs.rounds_key)
 
   def run(
@@ -292,17 +294,26 @@ def _streamed(experiment: Experiment, layout: Layout, inputs: Inputs, shapes: St
     inputs: Inputs,
     count: int,
   ) -> Any:
-    def run_round(server: Any, memories: Memory, staged: Staged) -> tuple[Any, Memory, Any]:
-      state, row = compiled(State(server, memories), staged, key)
-      return *state, row
+    def run_round(known: Any, memories: Memory, staged: Staged) -> tuple[Any, Memory, Any]:
+      server, clock = known
+      state, row = compiled(State(server, memories, clock), staged, key)
+      return (state.server, state.clock), state.memories, row
 
     host, key = inputs.federation, inputs.rounds_key
-    cohorts = jax.device_get(draw(without_memories(state), host.sizes, key))
-    cohorts = jax.tree.map(lambda leaf: leaf[:count], cohorts)
-    rounds = stage(host, mesh, cohorts, experiment.num_rows)
-    server, rows = run_staged(run_round, *state, rounds, mesh)
+    fleet, rows = host.fleet, []
+    host = host._replace(fleet=())  # which cohorts have what they need of
+    # Whoever is available is known when the round before has ended.
+    ahead = 1 if fleet and fleet.hours else count
+    for _ in range(0, count, ahead):
+      cohorts = jax.device_get(draw(without_memories(state), host.sizes, key, fleet))
+      cohorts = jax.tree.map(lambda leaf: leaf[:ahead], cohorts)
+      rounds = stage(host, mesh, cohorts, experiment.num_rows)
+      known = state.server, state.clock
+      (server, clock), own = run_staged(run_round, known, state.memories, rounds, mesh)
+      state = State(server, state.memories, clock)
+      rows += own
     fetched = jax.device_get(rows)
     columns = {name: np.concatenate([row[name] for row in fetched]) for name in fetched[0]}
-    return State(server, state.memories), columns
+    return state, columns
 
   return _Rounds([lower_draw, lower_round], run)

@@ -74,6 +74,10 @@ def _on_host(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     for name, column in columns.items()
   }
   values["examples"] = total(columns["examples"]).astype(np.float64)
+  if "virtual_part_seconds" in columns:
+    whole, part = (values.pop(f"virtual_{name}_seconds") for name in ("whole", "part"))
+    values["virtual_seconds"] = whole.astype(np.float64) + part
+    values["late_uplink_bytes"] = total(columns["late_uplink_bytes"])
   if "round_uplink_bytes" in columns:
     values["round_uplink_bytes"] = total(columns["round_uplink_bytes"])
     clients = columns["clients"].astype(np.float64)
@@ -95,6 +99,9 @@ def complete(
     # Whoever vanished, or sent what is not finite, has received the model too.
     num_receivers = row["clients"] + row["dropped_clients"] + row["excluded_clients"]
     up = row.pop("round_uplink_bytes")
+    if "virtual_seconds" in row:  # those that were late have received it, and sent theirs
+      num_receivers += row["late_clients"]
+      up += row.pop("late_uplink_bytes")
     down = round(num_receivers * row["downlink_bytes"])
     total += up + down
     row |= {

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from experiments.run.config import VALUE, Config, ConfigError
 from experiments.run.learning import Learning
 from experiments.run.starting import Starting
+from experiments.run.systems import Systems
 from sparsyfed_jax import algorithms
 from sparsyfed_jax.algorithms import METHODS
 from sparsyfed_jax.fed.hyper import Hyper
@@ -38,7 +39,7 @@ class Flag(NamedTuple):
 def flags_of(*strangers: Method) -> dict[str, Flag]:
   """Lists all flags: those that every run has, those of `METHODS`, and those of other methods."""
   found = {}
-  for holder in (Config, Learning, Starting):
+  for holder in (Config, Learning, Starting, Systems):
     for name, hint in typing.get_type_hints(holder, include_extras=True).items():
       kind, rule, *marks = typing.get_args(hint)
       found[name] = Flag(kind, holder._field_defaults[name], rule, tuple(marks))

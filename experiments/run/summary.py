@@ -11,7 +11,12 @@ from experiments.run.config import Config
 from experiments.run.layer_shares import dense_flops, shares_of
 from experiments.run.layout import memory_bytes
 from experiments.run.learning import judgement_of, target_of, task_of
-from experiments.run.measures import bytes_to_accuracy, recovery, rounds_to_accuracy
+from experiments.run.measures import (
+  bytes_to_accuracy,
+  recovery,
+  rounds_to_accuracy,
+  seconds_to_accuracy,
+)
 from experiments.run.member import Member
 from sparsyfed_jax.metrics.cost import dense_bytes
 from sparsyfed_jax.metrics.flops import flops_table
@@ -83,6 +88,7 @@ def _summarise_measures(
     "total_bytes": last["cumulative_bytes"],
     "dense_bytes": dense_bytes(model),
     **_to_target(config, rows),
+    **_virtual(rows),
     "client_flops_per_round": mean_over_clients("client_flops"),
     "dense_client_flops_per_round": dense_flops(experiment.costs, examples),
     # Of a client that receives the final model.
@@ -102,4 +108,18 @@ def _to_target(config: Config, rows: Sequence[Mapping[str, Any]]) -> dict[str, A
     name: target,
     "bytes_to_target": bytes_to_accuracy(rows, target, metric),
     "rounds_to_target": rounds_to_accuracy(rows, target, metric),
+    **(
+      {"virtual_seconds_to_target": seconds_to_accuracy(rows, target, metric)}
+      if "virtual_seconds" in rows[-1]
+      else {}
+    ),
   }
+
+
+def _virtual(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  """Reads the clock at the end, and sums energy up; nothing where rounds are not timed."""
+  if "virtual_seconds" not in rows[-1]:
+    return {}
+  found = {"virtual_seconds": rows[-1]["virtual_seconds"]}
+  found |= {"energy": sum(row["energy"] for row in rows)} if "energy" in rows[-1] else {}
+  return found | {"late_clients": sum(row["late_clients"] for row in rows)}

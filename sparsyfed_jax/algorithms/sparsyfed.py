@@ -40,7 +40,7 @@ from sparsyfed_jax.fed.method import Choice, Knob, Method, Pattern, check_option
 from sparsyfed_jax.fed.rule import Carry, LocalRule
 from sparsyfed_jax.fed.server import Upload
 from sparsyfed_jax.fed.task import Layers
-from sparsyfed_jax.metrics.flops import DENSE, LayerShares
+from sparsyfed_jax.metrics.flops import DENSE, LayerShares, larger
 from sparsyfed_jax.ops import (
   PLAIN,
   LayerOps,
@@ -194,7 +194,7 @@ def _layer_shares(
   is_off = options.reparameterisation == "powerprop" and hyper.beta == 1
   if is_off or trees.name_finder(options.reparam_exclude)(name):
     return DENSE
-  return LayerShares(density, density, max(density, hyper.activation_floor))
+  return LayerShares(density, density, larger(density, hyper.activation_floor))
 
 
 METHOD = Method(

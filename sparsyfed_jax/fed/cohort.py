@@ -11,6 +11,7 @@ from jax import lax
 
 from sparsyfed_jax.data.lists import join_clients
 from sparsyfed_jax.fed.algorithm import Client
+from sparsyfed_jax.fed.race import Race, Results, report, sum_of_race
 from sparsyfed_jax.fed.sampling import Cohort
 from sparsyfed_jax.ops import count_each
 from sparsyfed_jax.types import ClientData, Key, Mean, Memory, Metrics
@@ -42,6 +43,7 @@ class Federation(NamedTuple):
   sizes: Any  # (num_clients,) int32, how long it is
   slots: Any  # (max_size,) int8 whose length is that of the longest list, and at least 1
   density_scales: Any  # (num_clients,) float32, relative to the run's density
+  fleet: Any = ()  # `clock.Fleet`, the clients' devices, where rounds are timed
 
 
 def federation_of(
@@ -83,6 +85,7 @@ def sum_over_clients(
   cohort: Cohort,
   key: Key,
   clients_per_chunk: int,
+  race: Race | None = None,
 ) -> tuple[Any, Memory, Metrics]:
   """Runs the clients of a round and adds up what they send.
 
@@ -99,6 +102,8 @@ def sum_over_clients(
     cohort: the clients that take part.
     key: of the round.
     clients_per_chunk: how many clients are vmapped; 1 runs them one after the other.
+    race: who counts by the time of the report, where the cohort's `device` has `clock.Costs`; None
+      where all do.
 
   Returns:
     The summed upload, the memories after the round, and the summed metrics with `excluded_clients`
@@ -107,7 +112,7 @@ def sum_over_clients(
   """
   everybody = cohort.numbers.shape[0]
   return sum_over_first(
-    client, download, memories, federation, cohort, key, clients_per_chunk, num_clients=everybody
+    client, download, memories, federation, cohort, key, clients_per_chunk, everybody, race
   )
 
 
@@ -120,6 +125,7 @@ def sum_over_first(
   key: Key,
   clients_per_chunk: int,
   num_clients: int | jax.Array,
+  race: Race | None = None,
 ) -> tuple[Any, Memory, Metrics]:
   """Does as `sum_over_clients` for the first clients of a cohort.
 
@@ -132,6 +138,7 @@ def sum_over_first(
     key: of the round.
     clients_per_chunk: how many clients are vmapped.
     num_clients: how many take part; may be traced, and chunks without any take no time.
+    race: who counts.
   """
 
   @jax.jit  # traced once, for the shapes and for the loop
@@ -165,16 +172,47 @@ def sum_over_first(
   def first_of(members: Cohort) -> Cohort:
     return jax.tree.map(lambda leaf: leaf[0], members)
 
-  *_, indices, starts, sizes, slots, scales = federation
+  def run_racing(members: Cohort, memories: Memory) -> Results:
+    def of_member(member: Cohort, memory: Memory) -> Any:
+      data = data_of(federation, member)
+      own_key = jax.random.fold_in(key, member.numbers)
+      upload, memory, metrics = client(download, memory, data, own_key)
+      sent = report(member.device, metrics, data.size)
+      return *_unless_broken(upload, memory, metrics, data.size), sent
+
+    if clients_per_chunk == 1:
+      alone = of_member(first_of(members), memory_of(memories, first_of(members)))
+      results, kept, is_counted, sent = jax.tree.map(lambda leaf: leaf[None], alone)
+    else:
+      results, kept, is_counted, sent = jax.vmap(of_member)(members, memory_of(memories, members))
+    return Results(results, kept, members.rows, is_counted, sent)
+
+  *_, indices, starts, sizes, slots, scales, _ = federation
   chex.assert_rank([indices, starts, sizes, slots, scales], 1)
   common = download, federation, key
   chunks = _cut(cohort, clients_per_chunk)
   num_chunks = -(-num_clients // clients_per_chunk)
+  if race is not None:
+    return sum_of_race(race, run_racing, chunks, memories, num_chunks)
   first = first_of(cohort)
   shapes, *_ = jax.eval_shape(run, *common, first, memory_of(memories, first))
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
   memories, (upload, metrics) = lax.fori_loop(0, num_chunks, run_chunk, (memories, zeros))
   return upload, memories, metrics
+
+
+def upload_shapes(
+  client: Client,
+  download: Any,
+  memories: Memory,
+  federation: Federation,
+  cohort: Cohort,
+  key: Key,
+) -> Any:
+  """Finds the shapes of what a client of a cohort sends, which nothing is computed for."""
+  first = jax.tree.map(lambda leaf: leaf[0], cohort)
+  data, memory = data_of(federation, first), memory_of(memories, first)
+  return jax.eval_shape(client, download, memory, data, key)[0]
 
 
 def memory_of(memories: Memory, members: Cohort) -> Memory:

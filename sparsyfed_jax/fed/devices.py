@@ -27,6 +27,7 @@ from sparsyfed_jax.data.lists import rows_of_clients
 from sparsyfed_jax.data.mapped import release, zeros
 from sparsyfed_jax.fed.algorithm import Client
 from sparsyfed_jax.fed.cohort import Federation, sum_over_first
+from sparsyfed_jax.fed.race import Race
 from sparsyfed_jax.fed.sampling import Cohort
 from sparsyfed_jax.types import Key, Memory, Metrics
 
@@ -48,6 +49,7 @@ def sum_over_devices(
   cohort: Cohort,
   key: Key,
   clients_per_chunk: int,
+  race: Race | None = None,
 ) -> tuple[Any, Memory, Metrics]:
   """Shares a cohort out to the devices of a mesh, and adds their sums up.
 
@@ -63,7 +65,9 @@ def sum_over_devices(
     cohort: the clients that take part.
     key: of the round.
     clients_per_chunk: how many clients a device vmaps.
+    race: who counts.
   """
+  together = None if race is None else race._replace(axis=AXIS)
   data = _EVERYWHERE if placement == "replicated" else _DEALT
   specs: dict[str, Any] = dict.fromkeys(Federation._fields, _EVERYWHERE)
   specs |= dict.fromkeys(("x", "y", "starts"), data)
@@ -73,7 +77,7 @@ def sum_over_devices(
   ) -> Any:
     mine, count = _SHARES[placement](cohort, lax.axis_index(AXIS), mesh.size)
     upload, memories, metrics = sum_over_first(
-      client, download, memories, federation, mine, key, clients_per_chunk, count
+      client, download, memories, federation, mine, key, clients_per_chunk, count, together
     )
     if placement == "replicated":
       memories = _exchange_memories(memories, mine)
@@ -207,9 +211,11 @@ def put_common(host: Federation, mesh: Mesh, num_rows: int) -> Federation:
     num_rows: of examples on each device.
   """
   indices = np.arange(num_rows + len(host.slots), dtype=np.int32)
-  common = indices, host.sizes, host.slots, host.density_scales
-  indices, sizes, slots, scales = put(common, NamedSharding(mesh, _EVERYWHERE))
-  return host._replace(indices=indices, sizes=sizes, slots=slots, density_scales=scales)
+  common = indices, host.sizes, host.slots, host.density_scales, host.fleet
+  indices, sizes, slots, scales, fleet = put(common, NamedSharding(mesh, _EVERYWHERE))
+  return host._replace(
+    indices=indices, sizes=sizes, slots=slots, density_scales=scales, fleet=fleet
+  )
 
 
 def shard_examples(

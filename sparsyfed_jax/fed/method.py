@@ -104,7 +104,8 @@ class Method(NamedTuple):
   takes_densities: bool = False  # whether clients may differ in density
   needs_plain_sgd: bool = False  # whether clients must train without momentum and the like
   # (options, hyper, name of a layer, whether it is the first, its density as the client starts,
-  # density of the round) -> what the client computes of the layer
+  # density of the round) -> what the client computes of the layer; the densities are traced where
+  # rounds are timed
   layer_shares: Callable[[Any, Any, str, bool, float, float], LayerShares] = dense_shares
   # (hyper, sparsity) -> (field, what would be right) of a number that contradicts others, or None
   check: Callable[[Any, float], tuple[str, str] | None] = lambda hyper, sparsity: None

@@ -1,7 +1,7 @@
 """Client sampling, dropout and stragglers."""
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import chex
 import jax
@@ -13,6 +13,11 @@ from sparsyfed_jax.types import Key
 
 # Probabilities of the clients, of their sizes; need not add up to 1.
 Availability: TypeAlias = Callable[[jax.Array], jax.Array]
+# (n,) int32 numbers of clients -> seconds until each is available, 0 for those that are.
+Waits: TypeAlias = Callable[[jax.Array], jax.Array]
+
+_ASKED = 32, 1024  # clients for each that is wanted, and at least
+_UNAVAILABLE = -1e9  # of a logarithm: less likely than any other
 
 
 class Cohort(NamedTuple):
@@ -22,6 +27,7 @@ class Cohort(NamedTuple):
   is_present: jax.Array  # (clients_per_round,) bool, False for one that vanished
   work: jax.Array  # (clients_per_round,) float32, share of each local epoch that is done
   rows: jax.Array  # (clients_per_round,) int32, where in `Federation.starts` they are
+  device: Any = ()  # (clients_per_round,) arrays of their devices, where rounds are timed
 
 
 def uniformly(sizes: jax.Array) -> jax.Array:
@@ -44,6 +50,7 @@ def sample(
   clients_per_round: int,
   availability: Availability,
   hyper: Hyper,
+  waits: Waits | None = None,
 ) -> Cohort:
   """Draws the clients of a round without replacement.
 
@@ -60,20 +67,31 @@ def sample(
     availability: how likely each one is.
     hyper: whose `client_dropout` and `straggler_fraction` are probabilities. A straggler does a
       share of its work between 0 and 1, drawn uniformly.
+    waits: of clients, who are drawn among those that are available now; where these are too few,
+      others that are not present fill the cohort up, those first that are available next. None
+      where all are always available.
   """
   chex.assert_rank([key, fate_key, sizes], [0, 0, 1])
   num_clients = sizes.shape[0]
   if availability is uniformly:
-    drawn = distinct(key, num_clients, clients_per_round)
+    if waits is None:
+      drawn = distinct(key, num_clients, clients_per_round)
+    else:
+      drawn = _among_available(key, num_clients, clients_per_round, waits)
   else:
     # The largest of log(p) + Gumbel noise are drawn one by one from p, without replacement.
     chances = jnp.log(availability(sizes)) + jax.random.gumbel(key, (num_clients,))
+    if waits is not None:
+      left = waits(jnp.arange(num_clients, dtype=jnp.int32))
+      chances = jnp.where(left > 0, _UNAVAILABLE - left, chances)
     drawn = lax.top_k(chances, clients_per_round)[1].astype(jnp.int32)
 
   keys = jax.vmap(jax.random.fold_in, (None, 0))(fate_key, drawn)
   fates = jax.vmap(lambda own: jax.random.uniform(own, (4,)))(keys)
   present, straggler, share, turn = fates.T
   is_present = present >= hyper.client_dropout
+  if waits is not None:
+    is_present &= waits(drawn) == 0
   work = jnp.where(straggler < hyper.straggler_fraction, share, 1.0)
   amount = jnp.where(is_present, work * sizes[drawn].astype(jnp.float32), 0)
   order = jnp.lexsort((turn, amount))  # those of equal work by chance, not by number
@@ -100,6 +118,22 @@ def distinct(key: Key, num_clients: int, count: int) -> jax.Array:
     is_drawn = jnp.ones(num_clients, bool).at[left_out].set(False)
     return jnp.flatnonzero(is_drawn, size=count).astype(jnp.int32)
   return _draw_again(key, num_clients, count)
+
+
+def _among_available(key: Key, num_clients: int, count: int, waits: Waits) -> jax.Array:
+  """Draws clients among those that are available, all of which are equally likely.
+
+  Asks some clients, more than are wanted, all where they are few: the time does not grow with
+  their number. Where too few of those asked are available, the next to be so follow.
+
+  Returns:
+    (count,) int32 of different clients.
+  """
+  per_client, least = _ASKED
+  asked_key, order_key = jax.random.split(key)
+  asked = distinct(asked_key, num_clients, min(max(per_client * count, least), num_clients))
+  turns = jax.random.uniform(order_key, asked.shape)
+  return asked[jnp.lexsort((turns, waits(asked)))[:count]]
 
 
 def _draw_again(key: Key, num_clients: int, count: int) -> jax.Array:

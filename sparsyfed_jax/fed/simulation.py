@@ -13,12 +13,20 @@ from jax.stages import Wrapped
 from sparsyfed_jax.data.batches import take_batch
 from sparsyfed_jax.fed.agreement import mask_agreement, pack_masks
 from sparsyfed_jax.fed.algorithm import Algorithm
-from sparsyfed_jax.fed.cohort import CLIENTS, EXCLUDED, Federation, sum_over_clients
+from sparsyfed_jax.fed.clock import devices_of, look_up, start_clock
+from sparsyfed_jax.fed.cohort import (
+  CLIENTS,
+  EXCLUDED,
+  Federation,
+  sum_over_clients,
+  upload_shapes,
+)
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.measures import MEASURES, Measures
 from sparsyfed_jax.fed.sampling import Availability, Cohort, sample, uniformly
 from sparsyfed_jax.fed.streaming import Staged
 from sparsyfed_jax.fed.task import EXAMPLES, Task
+from sparsyfed_jax.fed.timing import Timing, costs_of_round, end_round, race_of
 from sparsyfed_jax.types import ClientData, Key, Mean, Memory, Metrics, tally
 
 # As `sum_over_clients`.
@@ -38,6 +46,7 @@ class State(NamedTuple):
 
   server: Any  # as the method makes it
   memories: Memory  # what clients keep: (num_clients, ...) arrays, () of a method without memory
+  clock: Any = ()  # `clock.Clock`, where rounds are timed
 
 
 class Simulation(NamedTuple):
@@ -61,7 +70,8 @@ class Simulation(NamedTuple):
   # (state, staged, key) -> (state, row): one round on examples that the host sent, and with the
   # memories of its clients alone; the state given is donated. Rows are as of `run`, of one entry.
   run_staged: Wrapped
-  # (state, sizes, key) -> the cohorts of the coming rounds_per_call rounds
+  # (state, sizes, key, fleet=()) -> the cohorts of the coming rounds_per_call rounds; with a fleet
+  # that has hours only the first is as it will be
   draw: Wrapped
   # (state, x, y) -> test_loss and the task's metrics, such as test_accuracy, () float32
   evaluate: Wrapped
@@ -87,6 +97,7 @@ def simulate(
   measures: Measures = MEASURES,
   compared_clients: int = 10,
   num_clients: int = 1,
+  timing: Timing | None = None,
 ) -> Simulation:
   """Makes a simulation.
 
@@ -104,6 +115,8 @@ def simulate(
     measures: what every round reports of the global model; a method may know better.
     compared_clients: maximum number of clients that `agree` compares.
     num_clients: for how many `init` makes memories; for one, where they are placed otherwise.
+    timing: how rounds are timed, where `federation` has a fleet; it needs the default measures.
+      Of `clients_per_round` those count that report first.
 
   Example:
     >>> import jax
@@ -119,7 +132,7 @@ def simulate(
     ['test_accuracy', 'test_loss']
   """
   sampled = partial(sample_cohort, clients_per_round, availability)
-  one_round = partial(run_round, algorithm, clients_per_chunk, sum_cohort, measures, task)
+  one_round = partial(run_round, algorithm, clients_per_chunk, sum_cohort, measures, task, timing)
 
   def init(hyper: Hyper, key: Key) -> State:
     model_key, state_key = jax.random.split(key)
@@ -129,7 +142,8 @@ def simulate(
       return jnp.broadcast_to(leaf, (num_clients, *jnp.shape(leaf)))
 
     memories = jax.tree.map(for_all, algorithm.memory(variables, hyper))
-    return State(algorithm.init(variables, hyper, state_key), memories)
+    clock = () if timing is None else start_clock()
+    return State(algorithm.init(variables, hyper, state_key), memories, clock)
 
   def run(
     state: State, federation: Federation, key: Key, num_rounds: int
@@ -140,7 +154,7 @@ def simulate(
     ) -> tuple[State, dict[str, jax.Array]]:
       keys = keys_of_round(key, state.server.round + 1)
       with jax.named_scope("sampling"):
-        cohort = sampled(federation.sizes, state.server.hyper, keys)
+        cohort = sampled(federation.sizes, state, keys, federation.fleet)
       return one_round(state, federation, cohort, keys)
 
     shapes = jax.eval_shape(next_round, state, federation, key)[1]
@@ -161,9 +175,9 @@ def simulate(
     state, row = one_round(state, staged.federation, staged.cohort, keys)
     return state, {name: leaf[None] for name, leaf in row.items()}
 
-  def draw(state: State, sizes: jax.Array, key: Key) -> Cohort:
+  def draw(state: State, sizes: jax.Array, key: Key, fleet: Any = ()) -> Cohort:
     numbers = state.server.round + 1 + jnp.arange(rounds_per_call)
-    return lax.map(lambda n: sampled(sizes, state.server.hyper, keys_of_round(key, n)), numbers)
+    return lax.map(lambda n: sampled(sizes, state, keys_of_round(key, n), fleet), numbers)
 
   def over_batches(score: Callable[..., Any], state: State, x: jax.Array, y: jax.Array) -> Any:
     chex.assert_equal_shape_prefix([x, y], 1)  # or gathering would repeat the last rows
@@ -187,8 +201,9 @@ def simulate(
 
   def agree(state: State, federation: Federation, key: Key) -> jax.Array:
     keys = keys_of_round(key, state.server.round + 1)
-    cohort = sampled(federation.sizes, state.server.hyper, keys)
-    return mask_agreement(algorithm, compared_clients, *state, federation, cohort, keys.training)
+    cohort = sampled(federation.sizes, state, keys, federation.fleet)
+    before = state.server, state.memories
+    return mask_agreement(algorithm, compared_clients, *before, federation, cohort, keys.training)
 
   def pack(state: State) -> jax.Array:
     return pack_masks(algorithm.masks(algorithm.broadcast(state.server)))
@@ -223,8 +238,9 @@ def sample_cohort(
   clients_per_round: int,
   availability: Availability,
   sizes: jax.Array,
-  hyper: Hyper,
+  state: State,
   keys: RoundKeys,
+  fleet: Any = (),
 ) -> Cohort:
   """Samples the clients of a round.
 
@@ -232,10 +248,19 @@ def sample_cohort(
     clients_per_round: as in `simulate`.
     availability: as in `simulate`.
     sizes: (num_clients,) int32 numbers of examples.
-    hyper: whose dropout and stragglers count.
+    state: before the round, whose hyper has dropout and stragglers; and its clock.
     keys: of the round.
+    fleet: `clock.Fleet`, or () where rounds are not timed.
   """
-  return sample(keys.sampling, keys.fates, sizes, clients_per_round, availability, hyper)
+  draw = partial(sample, keys.sampling, keys.fates, sizes, clients_per_round, availability)
+  if not fleet:
+    return draw(state.server.hyper)
+
+  def waits(numbers: jax.Array) -> jax.Array:
+    return look_up(fleet.hours, state.clock, numbers)[0]
+
+  cohort = draw(state.server.hyper, waits if fleet.hours else None)
+  return cohort._replace(device=devices_of(fleet, state.clock, cohort.numbers))
 
 
 def run_round(
@@ -244,6 +269,7 @@ def run_round(
   sum_cohort: SumCohort,
   measures: Measures,
   task: Task,
+  timing: Timing | None,
   state: State,
   federation: Federation,
   cohort: Cohort,
@@ -257,6 +283,7 @@ def run_round(
     sum_cohort: as in `simulate`.
     measures: as in `simulate`.
     task: as in `simulate`.
+    timing: as in `simulate`.
     state: with the keys it decides everything that happens in the round.
     federation: all clients' data, or that of the cohort.
     cohort: who takes part.
@@ -278,28 +305,36 @@ def run_round(
   number = state.server.round + 1
   with jax.named_scope("server"):
     download = algorithm.broadcast(state.server)
+  arguments = client, download, state.memories, federation
+  devices, race = cohort.device, {}
+  if timing is not None:
+    shapes = upload_shapes(*arguments, cohort, keys.training)
+    costs = costs_of_round(timing, algorithm, measures, state.server, shapes, devices)
+    cohort = cohort._replace(device=costs)
+    race = {"race": race_of(timing, cohort)}
   with jax.named_scope("clients"):
     upload, memories, sums = sum_cohort(
-      client,
-      download,
-      state.memories,
-      federation,
-      cohort,
-      keys.training,
-      clients_per_chunk,
+      *arguments, cohort, keys.training, clients_per_chunk, **race
     )
+  clock, timed = state.clock, dict[str, jax.Array]()
+  has_vanished = ~cohort.is_present
+  if timing is not None:
+    has_vanished &= devices.wait == 0
+    has_work = (devices.wait == 0) & (federation.sizes[cohort.numbers] > 0)
+    clock, timed = end_round(timing, clock, devices, has_work, sums)
   counts = {name: sums.pop(name).total for name in (CLIENTS, EXCLUDED)}
   with jax.named_scope("server"):
     server, server_metrics = algorithm.server(state.server, upload)
     before, after = download.variables, algorithm.broadcast(server).variables
   with jax.named_scope("measures"):
     measured = measures.model(after) | measures.step(before, after)
-  return State(server, memories), {
+  return State(server, memories, clock), {
     "round": number,
     **_train_values(task, sums),
     **measured,
-    "dropped_clients": jnp.sum(~cohort.is_present, dtype=jnp.float32),
+    "dropped_clients": jnp.sum(has_vanished, dtype=jnp.float32),
     **counts,
+    **timed,
     **server_metrics,  # a method may know better what it sends
   }
 

@@ -11,6 +11,7 @@ from math import prod
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -61,6 +62,17 @@ def shares_inside_masks(
 ) -> LayerShares:
   """Finds the shares of a method that trains inside masks, whose other gradients it can spare."""
   return LayerShares(density, density, density)
+
+
+def larger(a: Any, b: Any) -> Any:
+  """Takes the larger of two numbers, of which one may be traced, as where rounds are timed.
+
+  Example:
+    >>> larger(0.5, 0.1)
+    0.5
+  """
+  is_plain = isinstance(a, int | float) and isinstance(b, int | float)
+  return max(a, b) if is_plain else jnp.maximum(a, b)
 
 
 def product_costs(products: Sequence[Product]) -> tuple[LayerCost, ...]:

@@ -281,9 +281,10 @@ for arguments in %s:
   lowering = outlining.lowering_of(known)
   if config.data_placement == "streamed":
     state = real.simulation.init(real.hyper, real.keys.init)._replace(memories=())
-    sizes, key = real.federation.sizes, real.keys.rounds
-    cohorts = jax.device_get(real.simulation.draw(state, sizes, key))
-    staged = next(stage(real.federation, real.mesh, cohorts, real.num_rows))
+    sizes, key, fleet = real.federation.sizes, real.keys.rounds, real.federation.fleet
+    cohorts = jax.device_get(real.simulation.draw(state, sizes, key, fleet))
+    host = real.federation._replace(fleet=())
+    staged = next(stage(host, real.mesh, cohorts, real.num_rows))
     same(lowering.data.federation, staged.federation, arguments)
   else:
     same(known.federation, real.federation, arguments)
@@ -308,6 +309,8 @@ def test_an_outline_has_the_shapes_of_the_real_run(request):
     for placement in ("replicated", "sharded", "streamed")
   ]
   runs[1].append("--shift_round=1")
+  for run in runs[1:]:
+    run += ["--device_profiles=phones", "--availability=daily", "--over_selection=1.2"]
   flags = "--xla_force_host_platform_device_count=2 " + os.environ["XLA_FLAGS"]
   environment = os.environ | {
     "XLA_FLAGS": flags,

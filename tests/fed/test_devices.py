@@ -25,19 +25,29 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from sparsyfed_jax.fed.clock import start_clock
 from sparsyfed_jax.fed.cohort import sum_over_clients
 from sparsyfed_jax.fed import devices
 from sparsyfed_jax.fed.devices import AXIS, place, sum_over_devices
 from sparsyfed_jax.fed.simulation import State, simulate
 from sparsyfed_jax.fed.streaming import run_staged, stage
+from sparsyfed_jax.fed.timing import Timing
 from tests import cases
+from tests.fed import test_clock
 
 assert len(jax.devices()) == 4
 host = jax.device_get(cases.problem("mlp").federation)
 key = jax.random.key(3)
+# Of five clients three count, if they are done in 25 seconds; some leave.
+TIMING = Timing(3, 25.0, lambda densities, sparsity: jax.numpy.float32(test_clock.FLOPS))
+HOURS = [[(0, 90)], [(0, 20), (30, 60)], [(5, 90)], [(0, 90)], [(0, 25)], [(0, 90)], [(10, 80)]]
 
 
-def run(method, placement, num_devices):
+def run(name, placement, num_devices):
+  method, _, is_timed = name.partition("+")
+  own = host
+  if is_timed:
+    own = own._replace(fleet=test_clock.fleet(test_clock.hours_of(HOURS, 100)))
   mesh = Mesh(np.array(jax.devices()[:num_devices]), (AXIS,))
   simulation = simulate(
     cases.algorithm(method, "mlp"),
@@ -47,12 +57,13 @@ def run(method, placement, num_devices):
     rounds_per_call=10,
     eval_batch_size=4,
     sum_cohort=partial(sum_over_devices, mesh, placement) if placement else sum_over_clients,
+    timing=TIMING if is_timed else None,
   )
   server = cases.start(method, "mlp")._replace(hyper=cases.hyper(method, client_dropout=0.2))
   memories = devices.place_memories(cases.memories(method, "mlp"), mesh, placement or "replicated")
-  state = State(server, memories)
+  state = State(server, memories, start_clock() if is_timed else ())
   if placement != "streamed":
-    federation = place(host, mesh, placement) if placement else cases.problem("mlp").federation
+    federation = place(own, mesh, placement) if placement else jax.tree.map(jax.numpy.asarray, own)
     if placement == "sharded":
       shares = [shard.data.shape[0] for shard in federation.x.addressable_shards]
       assert len(shares) == num_devices and (num_devices == 1 or max(shares) < len(host.x))
@@ -62,14 +73,22 @@ def run(method, placement, num_devices):
       state = state._replace(memories=kept)
     return state, columns
 
-  def run_round(server, memories, staged):
-    state, row = simulation.run_staged(State(server, memories), staged, key)
-    return *state, row
+  def run_round(known, memories, staged):
+    server, clock = known
+    state, row = simulation.run_staged(State(server, memories, clock), staged, key)
+    return (state.server, state.clock), state.memories, row
 
-  rounds = stage(host, mesh, jax.device_get(simulation.draw(state, host.sizes, key)))
-  server, rows = run_staged(run_round, server, memories, rounds, mesh)
+  rows = []
+  ahead = 1 if is_timed else 10
+  for _ in range(0, 10, ahead):
+    cohorts = jax.device_get(simulation.draw(state, host.sizes, key, own.fleet))
+    rounds = stage(host, mesh, jax.tree.map(lambda leaf: leaf[:ahead], cohorts))
+    known = state.server, state.clock
+    (server, clock), new = run_staged(run_round, known, memories, rounds, mesh)
+    state = State(server, memories, clock)
+    rows += new
   columns = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-  return jax.device_get((State(server, memories), columns))
+  return jax.device_get((state, columns))
 
 
 def learned(state):
@@ -78,11 +97,13 @@ def learned(state):
 
 for method, *placements in (argument.split(":") for argument in sys.argv[1:]):
   expected, expected_rows = run(method, "", 1)
-  start = jax.device_get(cases.whole(method, "mlp"))
+  start = jax.device_get(cases.whole(method.partition("+")[0], "mlp"))
   assert not cases.same_bits(expected.server.variables, start.server.variables)
   assert not jax.tree.leaves(start.memories) or not cases.same_bits(learned(expected)[1], start[1])
   for placement, num_devices in (form.split("/") for form in placements):
     state, rows = run(method, placement, int(num_devices))
+    if "late_clients" in rows:
+      assert rows["late_clients"].sum() > 5 and rows["unavailable_clients"].sum() > 0
     if num_devices == "1":
       assert cases.same_bits(state, expected), placement
     cases.assert_close(learned(state), learned(expected), 1e-5)
@@ -105,6 +126,7 @@ def test_several_devices_give_what_one_gives_wherever_the_data_is(request):
     "sparsyfed:sharded/4:streamed/4:streamed/1",
     "feddst:replicated/4",
     "scaffold:replicated/4:sharded/4:streamed/4:streamed/1",
+    "scaffold+timed:replicated/4:sharded/4:streamed/4:sharded/1",
   )
   command = [sys.executable, "-c", PROGRAM, *cohorts]
   result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
