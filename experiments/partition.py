@@ -16,7 +16,7 @@ from absl import flags as absl_flags
 
 from experiments import flags
 from experiments.pictures.split import facts_of, plot_split
-from experiments.run.data import deal_phases, load
+from experiments.run.data import deal_phases, label_of_each, load
 from experiments.run.defaults import with_partition
 from experiments.run.split import count_phases
 from experiments.run.tasks import classes_of
@@ -59,7 +59,8 @@ def draw(config: flags.Config) -> pathlib.Path:
   plot_split(split, split[0].classes, directory / "partition.png")
   for name, parts in zip(("clients.csv", "clients_after.csv"), phases, strict=True):
     if len(parts):
-      assignment.write(directory / name, _owners(parts, len(dataset.y_train)))
+      owners = _owners(parts, len(dataset.y_train))
+      assignment.write(directory / name, owners, label_of_each(dataset))
   for one in split:
     print(f"{one.title}: {', '.join(facts_of(one))}")
   print(f"{directory / 'partition.png'}, {directory / 'clients.csv'}")

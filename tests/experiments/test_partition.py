@@ -145,6 +145,14 @@ def test_a_file_that_deals_other_examples_is_one_line(tmp_path):
     build(resolved(partition=flag))
 
 
+def test_a_split_of_other_examples_than_the_seeds_is_refused(tmp_path):
+  directory = partition.draw(resolved(output_dir=str(tmp_path / "split")))
+  flag = f"file:{directory}/clients.csv"
+  assert build(resolved(partition=flag)).facts["num_clients"] == 4
+  with pytest.raises(flags.ConfigError, match="is of class .*; another --seed draws"):
+    build(resolved(partition=flag, seed=1))
+
+
 @pytest.mark.parametrize(
   "changes, message",
   [
