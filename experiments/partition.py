@@ -30,7 +30,10 @@ def main(argv: Sequence[str], flag_values: absl_flags.FlagValues = absl_flags.FL
   """Draws what the flags say."""
   del argv  # flags.parse refuses what is not a flag
   try:
-    draw(flags.resolve(flags.read(flag_values)))
+    # A split has no rounds, and may have fewer clients than their default.
+    config = flags.collect(flag_values)._replace(clients_per_round=1)
+    flags.check(config)
+    draw(flags.resolve(config))
   except (flags.ConfigError, DataError, FileExistsError) as error:
     flags.fail(error)
   except OSError as error:
