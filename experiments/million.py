@@ -95,7 +95,7 @@ def start(sizes: np.ndarray, num_rounds: int, clients_per_round: int = 100) -> S
   jax.block_until_ready(run.federation)
   seconds = time.perf_counter() - began
   federation = run.federation
-  held = sum(leaf.nbytes for leaf in federation)
+  held = sum(leaf.nbytes for leaf in jax.tree.leaves(federation))
   needed = federation.x.nbytes + federation.y.nbytes + 4 * num_examples
   facts = {
     "clients": len(sizes),

@@ -100,12 +100,14 @@ def closing_table(summary: Row, note: str = "") -> None:
   ):
     if summary.get(key) is not None:
       table.add_row(name, style.format(summary[key]), "")
+  late = summary.get("late_clients")
+  whose = "of a client that counted" if late else "per client and round"
   for way in ("uplink", "downlink"):
     sent = summary.get(f"{way}_bytes_per_client_round")
     if sent is not None:
       dense = summary.get("dense_bytes")
       ratio = f"{sent / dense:.1%} of dense" if dense else ""
-      table.add_row(f"{way} per client and round", format_bytes(sent), ratio)
+      table.add_row(f"{way} {whose}", format_bytes(sent), ratio)
   if summary.get("total_bytes") is not None:
     table.add_row("traffic of all clients", format_bytes(summary["total_bytes"]), "")
   reached = summary.get("bytes_to_target")
@@ -115,7 +117,7 @@ def closing_table(summary: Row, note: str = "") -> None:
   flops = summary.get("client_flops_per_round")
   if flops is not None:
     share = flops / summary["dense_client_flops_per_round"]
-    table.add_row("FLOPs per client and round", f"{flops:.3g}", f"{share:.1%} of dense")
+    table.add_row(f"FLOPs {whose}", f"{flops:.3g}", f"{share:.1%} of dense")
   for key, name in (("seconds_per_round", "a round"), ("compile_seconds", "compilation")):
     seconds = summary.get(key)
     if seconds is not None:
@@ -123,7 +125,12 @@ def closing_table(summary: Row, note: str = "") -> None:
   if summary.get("virtual_seconds") is not None:
     seconds, energy = summary["virtual_seconds"], summary.get("energy")
     text = f"{seconds:.3g} s" if seconds < 60 else format_seconds(seconds)
-    table.add_row("virtual time", text, "" if energy is None else f"{energy:.3g} J")
+    table.add_row("virtual time", text, "")
+    if energy is not None:
+      table.add_row("energy of all clients", f"{energy:.3g} J", "")
+  if late:
+    lost = summary.get("rounds_without_clients")
+    table.add_row("late clients", f"{late:,}", f"{lost:,} rounds with no other" if lost else "")
   console = Console()
   console.print(table)
   if summary.get("output_dir"):

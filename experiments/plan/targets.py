@@ -97,7 +97,7 @@ def require_compiler(target: Target) -> None:
   if not all(map(_is_installed, modules)):
     raise ConfigError(
       f"--target={target.name}: needs a compiler that is not installed; pip install"
-      f" 'sparsyfed_jax[{extra}]' brings it"
+      f" '.[{extra}]' brings it, in an environment of its own"
     )
 
 

@@ -122,4 +122,8 @@ def _virtual(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {}
   found = {"virtual_seconds": rows[-1]["virtual_seconds"]}
   found |= {"energy": sum(row["energy"] for row in rows)} if "energy" in rows[-1] else {}
-  return found | {"late_clients": sum(row["late_clients"] for row in rows)}
+  late = round(sum(row["late_clients"] for row in rows))
+  return found | {
+    "late_clients": late,
+    "rounds_without_clients": sum(row["clients"] == 0 for row in rows),
+  }

@@ -44,7 +44,7 @@ def run_one_round(method, variables, x, y, parts, values):
   algorithm, run = make_simulation(method, len(x[0]), len(parts))
   state = cases.copy(algorithm.init(variables, cases.hyper(method, **values), jax.random.key(0)))
   federation = cases.make_federation(np.asarray(x, float), np.asarray(y), parts)
-  (state, _), rows = run(State(state, ()), federation, jax.random.key(0), 1)
+  (state, *_), rows = run(State(state, ()), federation, jax.random.key(0), 1)
   row = {name: float(column[0]) for name, column in rows.items() if column.ndim == 1}
   uplink, examples = (total(rows[name][0]) for name in ("round_uplink_bytes", "examples"))
   return algorithm, state, {**row, "uplink_bytes": uplink / row["clients"], "examples": examples}

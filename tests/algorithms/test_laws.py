@@ -105,7 +105,7 @@ class TestPaddingChangesNothing:
 @pytest.mark.parametrize("method", cases.DEFAULT_FORMS)
 def test_the_cut_of_the_cohort_changes_nothing(method, name="mlp"):
   def run(clients_per_chunk):
-    state, kept = cases.whole(method, name)
+    state, kept, *_ = cases.whole(method, name)
     for i, numbers in enumerate([(3, 0, 5), (6, 3, 4), (2, 1, 0)]):
       upload, kept, metrics = cases.play_cohort(
         method,

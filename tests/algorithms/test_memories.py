@@ -44,7 +44,7 @@ def plain_clients(index, key):
 
 def play(variant):
   """Runs rounds; returns for each the state and the memories before it, and those after it."""
-  state, kept = cases.whole(variant, "cnn", cases.start(variant, "cnn", hyper(variant)))
+  state, kept, *_ = cases.whole(variant, "cnn", cases.start(variant, "cnn", hyper(variant)))
   rounds = []
   for index in range(len(COHORTS)):
     download = cases.algorithm(variant, "cnn").broadcast(state)
@@ -112,7 +112,7 @@ def test_the_servers_control_is_the_mean_of_all_clients(weighting):
     weights = (weights > 0).astype(float)
   total = weights.sum()
   start = cases.start("scaffold", "cnn", cases.hyper("scaffold", total_weight=total))
-  state, kept = cases.whole("scaffold", "cnn", start)
+  state, kept, *_ = cases.whole("scaffold", "cnn", start)
   for index in range(len(COHORTS)):
     download = cases.algorithm("scaffold", "cnn").broadcast(state)
     run = cases.cohort("scaffold", "cnn", **setup)
