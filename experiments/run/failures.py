@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.run.config import Config
-from experiments.run.systems import num_selected
+from experiments.run.systems import num_selected, systems_of
 
 _MOST_LOST = 10  # rounds in a row of which no upload is finite, until training has diverged
 
@@ -57,7 +57,8 @@ def never_updated(config: Config, rows: Sequence[Mapping[str, Any]]) -> Diverged
   sampled = num_selected(config) * len(rows)
   names = "dropped_clients", "excluded_clients", "late_clients", "unavailable_clients"
   lost, excluded, late, away = (sum(int(row.get(name) or 0) for row in rows) for name in names)
-  timed = f"{late} were late (--deadline={config.deadline}), {away} were not available, "
+  deadline = systems_of(config).deadline
+  timed = f"{late} were late (--deadline={deadline}), {away} were not available, "
   return DivergedError(
     f"no round had an update: of {sampled} clients sampled {lost} vanished"
     f" (--client_dropout={config.client_dropout}), {timed if late or away else ''}{excluded} sent"

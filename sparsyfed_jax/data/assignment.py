@@ -58,10 +58,10 @@ def read(
             f"{where}: example {example} is given to {client} and before to {before}, must be given"
             " once"
           )
-        found = row.get(CLASS)
-        if len(classes) and found is not None and found != str(classes[int(example)]):
+        told = row.get(CLASS)
+        if len(classes) and told is not None and told != str(classes[int(example)]):
           raise DataError(
-            f"{where}: example {example} is of class {found}, must be of"
+            f"{where}: example {example} is of class {told}, must be of"
             f" {classes[int(example)]} as in the data; another --seed draws other training examples"
           )
         owners[int(example)] = client
