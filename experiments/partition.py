@@ -16,7 +16,7 @@ from absl import flags as absl_flags
 
 from experiments import flags
 from experiments.pictures.split import facts_of, plot_split
-from experiments.run.data import deal_phases, load
+from experiments.run.data import deal_phases, label_of_each, load
 from experiments.run.defaults import with_partition
 from experiments.run.split import count_phases
 from experiments.run.tasks import classes_of
@@ -30,7 +30,10 @@ def main(argv: Sequence[str], flag_values: absl_flags.FlagValues = absl_flags.FL
   """Draws what the flags say."""
   del argv  # flags.parse refuses what is not a flag
   try:
-    draw(flags.resolve(flags.read(flag_values)))
+    # A split has no rounds, and may have fewer clients than their default.
+    config = flags.collect(flag_values)._replace(clients_per_round=1)
+    flags.check(config)
+    draw(flags.resolve(config))
   except (flags.ConfigError, DataError, FileExistsError) as error:
     flags.fail(error)
   except OSError as error:
@@ -59,7 +62,8 @@ def draw(config: flags.Config) -> pathlib.Path:
   plot_split(split, split[0].classes, directory / "partition.png")
   for name, parts in zip(("clients.csv", "clients_after.csv"), phases, strict=True):
     if len(parts):
-      assignment.write(directory / name, _owners(parts, len(dataset.y_train)))
+      owners = _owners(parts, len(dataset.y_train))
+      assignment.write(directory / name, owners, label_of_each(dataset))
   for one in split:
     print(f"{one.title}: {', '.join(facts_of(one))}")
   print(f"{directory / 'partition.png'}, {directory / 'clients.csv'}")

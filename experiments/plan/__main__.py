@@ -26,6 +26,7 @@ from experiments.plan.pages import name_of, page
 from experiments.plan.pictures import plot_plan
 from experiments.plan.search import find_largest, fits, total_bytes
 from experiments.plan.worker import Request, config_of
+from experiments.run.systems import num_selected
 from experiments.terminal import format_bytes, format_seconds
 from sparsyfed_jax.io.writers import create_run_dir, write_json
 
@@ -74,7 +75,7 @@ def check(chosen: Options, given: Sequence[str], target: targets.Target) -> list
   for algorithm in algorithms:
     config = config_of(Request(given, algorithm, ""))
   num_chips = min(config.num_devices or target.num_chips, target.num_chips)
-  most = -(-config.clients_per_round // num_chips)
+  most = -(-num_selected(config) // num_chips)
   for chunk in chosen.chunks:
     if not 1 <= chunk <= most:
       raise flags.ConfigError(

@@ -28,6 +28,7 @@ from experiments.plan.outlining import (
 )
 from experiments.run.build import Experiment, outline
 from experiments.run.compiling import compile_program
+from experiments.run.systems import num_selected
 from sparsyfed_jax.data.dataset import DataError, Dataset
 
 SHOWN_OPERATIONS = 12
@@ -72,7 +73,7 @@ def answer(target: targets.Target, request: Request) -> dict[str, Any]:
   facts = {
     "algorithm": config.algorithm,
     "clients_per_chunk": experiment.facts["clients_per_chunk"],
-    "most_per_chip": -(-config.clients_per_round // experiment.mesh.size),
+    "most_per_chip": -(-num_selected(config) // experiment.mesh.size),
     "chips": experiment.mesh.size,
     "client_bytes": experiment.facts["client_bytes"],
     "placement": experiment.placement,
@@ -127,7 +128,7 @@ def _compile(
   trips = trips_of(
     experiment.facts["sizes"],
     config.batch_size,
-    config.clients_per_round,
+    num_selected(config),
     experiment.facts["clients_per_chunk"],
     experiment.mesh.size,
     experiment.placement,

@@ -11,6 +11,7 @@ from experiments.run.choices import FILE
 from experiments.run.config import Config, ConfigError
 from experiments.run.learning import is_text, reader_of, reading_of, task_of
 from sparsyfed_jax.data import assignment, partition, sources
+from sparsyfed_jax.data.labels import Label
 from sparsyfed_jax.data.shift import SHIFTS
 from sparsyfed_jax.types import make_keys
 
@@ -111,7 +112,7 @@ def deal_tests(
 
 def _deal(config: Config, dataset: sources.Dataset, key: jax.Array) -> Sequence[np.ndarray]:
   if (config.partition or "").startswith(FILE):
-    return _deal_by_file(config, len(dataset.y_train))
+    return _deal_by_file(config, dataset)
   if config.partition == "natural":
     if not dataset.num_clients:
       raise ConfigError(
@@ -143,10 +144,18 @@ def _deal(config: Config, dataset: sources.Dataset, key: jax.Array) -> Sequence[
     raise ConfigError(f"--partition={config.partition}: {error}") from error
 
 
-def _deal_by_file(config: Config, num_examples: int) -> Sequence[np.ndarray]:
+def label_of_each(dataset: sources.Dataset) -> Sequence[Label]:
+  """Names the class of each training example; () where there are none."""
+  if dataset.kind != "classification":
+    return ()
+  return [dataset.classes[number] for number in dataset.y_train.tolist()]
+
+
+def _deal_by_file(config: Config, dataset: sources.Dataset) -> Sequence[np.ndarray]:
   assert config.partition is not None
+  path, num_examples = config.partition.removeprefix(FILE), len(dataset.y_train)
   try:
-    clients, names = assignment.read(config.partition.removeprefix(FILE), num_examples)
+    clients, names = assignment.read(path, num_examples, label_of_each(dataset))
   except sources.DataError as error:
     raise ConfigError(f"--partition={config.partition}: {error}") from error
   if config.num_clients not in (None, len(names)):

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.run.config import Config
+from experiments.run.systems import num_selected, systems_of
 
 _MOST_LOST = 10  # rounds in a row of which no upload is finite, until training has diverged
 
@@ -53,12 +54,15 @@ def never_updated(config: Config, rows: Sequence[Mapping[str, Any]]) -> Diverged
   """Finds out whether nobody was left in any round of a run."""
   if any(row["clients"] for row in rows):
     return None
-  sampled = config.clients_per_round * len(rows)
-  lost = sum(int(row["dropped_clients"]) for row in rows)
-  excluded = sum(int(row["excluded_clients"]) for row in rows)
+  sampled = num_selected(config) * len(rows)
+  names = "dropped_clients", "excluded_clients", "late_clients", "unavailable_clients"
+  lost, excluded, late, away = (sum(int(row.get(name) or 0) for row in rows) for name in names)
+  deadline = systems_of(config).deadline
+  timed = f"{late} were late (--deadline={deadline}), {away} were not available, "
   return DivergedError(
     f"no round had an update: of {sampled} clients sampled {lost} vanished"
-    f" (--client_dropout={config.client_dropout}), {excluded} sent what is not finite (a smaller"
-    f" --client_lr than {config.client_lr} may help) and {sampled - lost - excluded} have no"
-    " examples (a smaller --num_clients may help); the rounds are in metrics.jsonl"
+    f" (--client_dropout={config.client_dropout}), {timed if late or away else ''}{excluded} sent"
+    f" what is not finite (a smaller --client_lr than {config.client_lr} may help) and"
+    f" {max(sampled - lost - excluded - late - away, 0)} have no examples (a smaller --num_clients"
+    " may help); the rounds are in metrics.jsonl"
   )

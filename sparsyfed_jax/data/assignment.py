@@ -1,8 +1,13 @@
-"""A table of whose each training example is: CSV with the columns example and client."""
+"""A table of whose each training example is: CSV with the columns example and client.
+
+Where a seed decides what is trained on, another seed's examples have the same numbers. A third
+column, class, tells them apart: it must be that of the data.
+"""
 
 import csv
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,14 +15,18 @@ from sparsyfed_jax.data.dataset import DataError
 from sparsyfed_jax.data.labels import Label, number
 
 COLUMNS = ("example", "client")
+CLASS = "class"
 
 
-def read(path: str, num_examples: int) -> tuple[np.ndarray, tuple[Label, ...]]:
+def read(
+  path: str, num_examples: int, classes: Sequence[Label] = ()
+) -> tuple[np.ndarray, tuple[Label, ...]]:
   """Reads a table.
 
   Args:
     path: the CSV file, in UTF-8, with a header; other columns are ignored.
     num_examples: of the training set, each of which must be there once, by its number from 0.
+    classes: (num_examples,) labels, which the column `class` must have if there is one; or ().
 
   Returns:
     (num_examples,) int32, the number of each example's client; and the clients as they are called,
@@ -49,6 +58,12 @@ def read(path: str, num_examples: int) -> tuple[np.ndarray, tuple[Label, ...]]:
             f"{where}: example {example} is given to {client} and before to {before}, must be given"
             " once"
           )
+        told = row.get(CLASS)
+        if len(classes) and told is not None and told != str(classes[int(example)]):
+          raise DataError(
+            f"{where}: example {example} is of class {told}, must be of"
+            f" {classes[int(example)]} as in the data; another --seed draws other training examples"
+          )
         owners[int(example)] = client
   except UnicodeDecodeError as error:
     raise DataError(f"{path}: is not UTF-8 at byte {error.start}, must be a CSV file") from None
@@ -74,14 +89,17 @@ def read(path: str, num_examples: int) -> tuple[np.ndarray, tuple[Label, ...]]:
   return clients, known
 
 
-def write(path: str | os.PathLike[str], clients: np.ndarray) -> None:
+def write(path: str | os.PathLike[str], clients: np.ndarray, classes: Sequence[Label] = ()) -> None:
   """Writes a table that `read` reads.
 
   Args:
     path: the file, which must not be there yet.
     clients: (n,) whose each example is, -1 for one of nobody, which is left out.
+    classes: (n,) labels; () writes none.
   """
+  columns = [clients.tolist(), *([classes] if len(classes) else [])]
   with pathlib.Path(path).open("x", encoding="utf-8", newline="") as file:
     writer = csv.writer(file)
-    writer.writerow(COLUMNS)
-    writer.writerows((i, client) for i, client in enumerate(clients.tolist()) if client >= 0)
+    writer.writerow([*COLUMNS, CLASS][: 1 + len(columns)])
+    rows = enumerate(zip(*columns, strict=True))
+    writer.writerows((i, *row) for i, row in rows if row[0] >= 0)

@@ -16,10 +16,19 @@ _ALIGNMENT = 64  # at which a CPU device takes an array of the host without copy
 
 
 def release(x: np.ndarray) -> None:
-  """Lets go of the memory of what was read of an array that lies in a file; else does nothing."""
+  """Lets go of the memory of what was read of an array that lies in a file; else does nothing.
+
+  Of a map that is copied on write (mode "c") what was changed is nowhere else, so it is kept, and
+  so is what is not known to be another map.
+  """
   base: Any = x
+  mode = "c"
   while isinstance(base, np.ndarray | memoryview):
+    if isinstance(base, np.memmap):
+      mode = base.mode
     base = base.base if isinstance(base, np.ndarray) else base.obj
+  if mode == "c":
+    return
   if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
     base.madvise(mmap.MADV_DONTNEED)
 

@@ -17,7 +17,8 @@ Availability: TypeAlias = Callable[[jax.Array], jax.Array]
 Waits: TypeAlias = Callable[[jax.Array], jax.Array]
 
 _ASKED = 32, 1024  # clients for each that is wanted, and at least
-_UNAVAILABLE = -1e9  # of a logarithm: less likely than any other
+# Of a logarithm: less likely than any other, and so near 0 that less than a second is left of it.
+_UNAVAILABLE = -1e3
 
 
 class Cohort(NamedTuple):

@@ -230,3 +230,17 @@ def test_what_is_no_folder_or_no_array(write, tmp_path):
   (folder / "dataset.json").unlink()
   with pytest.raises(DataError, match=r"dataset\.json: no such file"):
     load(folder)
+
+
+def test_what_was_changed_of_a_map_that_is_copied_on_write_stays(tmp_path):
+  path, y = tmp_path / "x.npy", np.arange(200) % 3
+  stored = RNG.normal(50, 20, (200, 200)).astype(np.float32)
+  np.save(path, stored)
+  x = np.load(path, mmap_mode="c")
+  x -= 50
+  x /= 20
+  expected = (stored - np.float32(50)) / np.float32(20)
+  dataset = clients.from_arrays(x, y, x[:40], y[:40])
+  assert (dataset.mean, dataset.std) == (0, 1)
+  np.testing.assert_array_equal(dataset.x_train, expected)
+  np.testing.assert_array_equal(x, expected)

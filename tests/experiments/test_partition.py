@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from absl import flags as absl_flags
 
 from experiments import flags, partition, train
 from experiments.run import begun
@@ -143,6 +144,23 @@ def test_a_file_that_deals_other_examples_is_one_line(tmp_path):
   (tmp_path / "few.csv").write_text(f"example,client\n{rows}")
   with pytest.raises(flags.ConfigError, match="--num_clients=4: must be left out or 3, the number"):
     build(resolved(partition=flag))
+
+
+def test_a_split_may_have_fewer_clients_than_a_round_by_default(tmp_path):
+  values = absl_flags.FlagValues()
+  flags.define(values)
+  arguments = ["partition", "--num_clients=3", f"--output_dir={tmp_path}/split"]
+  partition.main(flags.parse_or_raise(arguments, values) or arguments[:1], values)
+  rows = (tmp_path / "split" / "clients.csv").read_text().splitlines()[1:]
+  assert {row.split(",")[1] for row in rows} == {"0", "1", "2"}
+
+
+def test_a_split_of_other_examples_than_the_seeds_is_refused(tmp_path):
+  directory = partition.draw(resolved(output_dir=str(tmp_path / "split")))
+  flag = f"file:{directory}/clients.csv"
+  assert build(resolved(partition=flag)).facts["num_clients"] == 4
+  with pytest.raises(flags.ConfigError, match="is of class .*; another --seed draws"):
+    build(resolved(partition=flag, seed=1))
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,10 @@ def test_flags_of_the_plan_are_told_from_those_of_the_run():
     (["--target=cpu:1", "--chunks=1,x"], "--chunks=1,x: must be numbers"),
     (["--target=cpu:1", "--chunks=0"], "--chunks=0: must be between 1 and 10"),
     (["--target=cpu:2", "--chunks=6"], "--chunks=6: must be between 1 and 5"),
+    (
+      ["--target=cpu:1", "--chunks=21", "--device_profiles=phones", "--over_selection=2"],
+      "--chunks=21: must be between 1 and 20",
+    ),
     (["--target=cpu:1", "--sparsity=2"], "--sparsity=2.0: must be"),
     (["--target=cpu:1", "--compare=fedavg,sgd"], "--algorithm=sgd: must be one of"),
     (["--target=cpu:1", "--search_seconds=soon"], "--search_seconds=soon"),

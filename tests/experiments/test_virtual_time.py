@@ -1,6 +1,7 @@
 """Runs on a virtual clock: tables and traces, what goes on from a checkpoint, what is refused."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from experiments.run import begun
 from experiments.run import fleet as fleets
 from experiments.run.build import build, check
 from experiments.run.data import load
+from experiments.run.failures import never_updated
 from experiments.run.layer_shares import shares_of
 from experiments.run.systems import num_selected
 from sparsyfed_jax.algorithms import METHODS
@@ -259,3 +261,15 @@ def test_one_client_alone(files, tmp_path):
   # At midnight some are there; this one may have to be waited for.
   assert all(row["clients"] + row["unavailable_clients"] == 1 for row in rows)
   assert rows[-1]["clients"] == 1
+
+
+def test_a_run_of_which_all_are_late_says_so():
+  row = dict(
+    clients=0, dropped_clients=1, excluded_clients=0, late_clients=3, unavailable_clients=2
+  )
+  config = PLAIN._replace(device_profiles="phones", over_selection=1.5, deadline=1e-6)
+  error = never_updated(config, [row] * 2)
+  line = (
+    "of 12 clients sampled 2 vanished .*, 6 were late .--deadline=1e-06.*, 4 were not available"
+  )
+  assert re.search(f"{line}, 0 sent .* 0 have no examples", str(error))

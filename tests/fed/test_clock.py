@@ -312,3 +312,18 @@ def test_ten_of_a_million_ask_few():
   sizes = jax.ShapeDtypeStruct((10**6,), jnp.int32)
   compiled = jax.jit(draw).lower(jax.random.key(0), starts, seconds, seconds, sizes).compile()
   assert compiled.memory_analysis().temp_size_in_bytes < 10**6
+
+
+def test_by_size_too_the_first_to_be_there_are_taken_to_the_second():
+  seconds = jnp.array([40031.0, 40000.0, 40030.0, jnp.inf, 40001.0])
+  draw = partial(
+    sampling.sample,
+    sizes=jnp.array([9, 1, 9, 9, 1]),
+    clients_per_round=2,
+    availability=sampling.by_size,
+    hyper=cases.hyper(),
+    waits=lambda numbers: seconds[numbers],
+  )
+  keys = [jax.random.split(jax.random.key(seed), 20) for seed in range(2)]
+  numbers = np.asarray(jax.vmap(draw)(*keys).numbers)
+  assert np.sort(numbers).tolist() == [[1, 4]] * 20
