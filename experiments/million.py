@@ -122,7 +122,9 @@ def measure(num_clients: int, num_examples: int, turns: int) -> dict[str, Any]:
   sizes = power_law_sizes(num_clients, num_examples)
   num_rounds = turns + 1
   large = start(sizes, num_rounds)
-  small = start(sizes[_EVERY // 2 :: _EVERY], num_rounds)
+  fewer = sizes[_EVERY // 2 :: _EVERY].copy()
+  fewer[0] = sizes[0]  # the longest list is as long, so that both run the same program
+  small = start(fewer, num_rounds)
   states = [large.state, small.state]
 
   def turn(i: int) -> float:

@@ -56,7 +56,7 @@ def federation_of(
   """Makes the data of all clients, on the host.
 
   Args:
-    x: (num_examples, *shape).
+    x: `(num_examples, *shape)`.
     y: (num_examples, ...).
     parts: of each client, the indices of its examples.
     density_scales: (num_clients,) float32; 1 by default.
