@@ -114,6 +114,19 @@ _MLP = MLP(10, hidden=(64,))
 _MLP_SIZES = _log_uniform(200, 500)
 _CNN_SIZES = _log_uniform(50, 200)
 
+_FIVE_EPOCHS = Workload(
+  model=LeNet(10),
+  num_classes=10,
+  shape=(32, 32, 3),
+  sizes=(500,) * 100,
+  clients_per_round=100,
+  batch_size=50,
+  dtype="uint8",
+  cpu_divisor=10,
+  is_for_accelerators=True,
+  epochs=5,
+)
+
 WORKLOADS: dict[str, Workload] = {
   "mlp64": Workload(_MLP, 10, (64,), (20,) * 1000, 100, 10),
   "cnn32": Workload(CNN(10), 10, (32, 32, 3), (50,) * 100, 10, 10),
@@ -122,30 +135,8 @@ WORKLOADS: dict[str, Workload] = {
     ResNet18(10), 10, (32, 32, 3), (500,) * 100, 10, 16, "uint8", is_for_accelerators=True
   ),
   # What BlazeFL 3 publishes times of, of CIFAR-10: five rounds of all clients.
-  "lenet-5e": Workload(
-    LeNet(10),
-    10,
-    (32, 32, 3),
-    (500,) * 100,
-    100,
-    50,
-    "uint8",
-    10,
-    is_for_accelerators=True,
-    epochs=5,
-  ),
-  "resnet18-5e": Workload(
-    ResNet18(10, stem="imagenet"),
-    10,
-    (32, 32, 3),
-    (500,) * 100,
-    100,
-    50,
-    "uint8",
-    10,
-    is_for_accelerators=True,
-    epochs=5,
-  ),  # fmt: skip
+  "lenet-5e": _FIVE_EPOCHS,
+  "resnet18-5e": _FIVE_EPOCHS._replace(model=ResNet18(10, stem="imagenet")),
   # All clients take part, so that every round of the two has the same number of examples.
   "mlp64-even": Workload(_MLP, 10, (64,), _even(_MLP_SIZES), 200, 10),
   "mlp64-skewed": Workload(_MLP, 10, (64,), _MLP_SIZES, 200, 10, even="mlp64-even"),

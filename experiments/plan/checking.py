@@ -55,7 +55,7 @@ def row_of(plan: Mapping[str, Any], run: pathlib.Path) -> list[str]:
     raise ValueError(
       f"{run}: {summary['algorithm']} with {chunk} clients side by side is not in the plan"
     )
-  peak, found = summary.get("device_peak_bytes"), points[0].get("round", {})
+  peak, found = summary.get("process_peak_device_bytes"), points[0].get("round", {})
   return [
     summary["algorithm"],
     str(chunk),

@@ -27,7 +27,7 @@ _AMOUNTS = (
   *("uplink_bytes_per_client_round", "downlink_bytes_per_client_round", "total_bytes"),
   *("dense_bytes", "bytes_to_target", "rounds_to_target", "rounds_to_regain", "shift_round"),
   *("client_flops_per_round", "dense_client_flops_per_round"),
-  *("seconds_per_round", "compile_seconds", "device_peak_bytes"),
+  *("seconds_per_round", "compile_seconds", "process_peak_device_bytes"),
   *("virtual_seconds", "round_virtual_seconds", "virtual_seconds_to_target", "energy"),
   *("late_clients", "unavailable_clients"),
 )

@@ -151,8 +151,7 @@ def train_loop(
   rounds_here = (done - start.done) * len(members)
   seconds = run_seconds / rounds_here if rounds_here else None
   cost: dict[str, Any] = {"seconds_per_round": seconds, "compile_seconds": programs.seconds}
-  known = members[0].experiment.mesh.local_devices[0].memory_stats() or {}  # of accelerators
-  cost |= {"device_peak_bytes": known["peak_bytes_in_use"]} if "peak_bytes_in_use" in known else {}
+  cost |= _peak_memory(members[0].experiment.mesh.local_devices[0])
   cost |= {"stopped_because": stop} if stop else {}
   _note_never_updated(writers, books)
   if done == start.done:  # or they have just been saved
@@ -352,6 +351,12 @@ def _record(
     books.failures[number] = found
   books.lost[number] = count_lost(new, books.lost[number])
   return new
+
+
+def _peak_memory(device: jax.Device) -> dict[str, int]:
+  """Reads the largest memory of this process, other runs included, if the device tells it."""
+  peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
+  return {} if peak is None else {"process_peak_device_bytes": peak}
 
 
 def _finish(

@@ -86,7 +86,7 @@ def functions_of(model: Any, input_shape: tuple[int, ...], dtype: Any = jnp.floa
 
 
 def _with_own_operations(model: nn.Module) -> nn.Module:
-  """Gives a module that takes its layers' operations as an attribute `ops` those of jax."""
+  """Replaces the operations in a module's attribute `ops`, if it has one, by those of jax."""
   attributes: Any = model
   if isinstance(getattr(model, "ops", None), LayerOps):
     return attributes.clone(ops=NATIVE)

@@ -204,7 +204,7 @@ def decode(payload: Payload, reference: Any = None, max_bytes: int = 2**30) -> A
       leaves.append(decode_leaf(reader, spec, old, value_dtype, keep_signed_zeros))
     except CodecError as error:
       raise CodecError(f"leaf {spec.name!r}: {error}") from None
-  if left := reader.left:
+  if left := reader.left():
     raise CodecError(f"{left} bytes follow the last leaf")
   return jax.tree.unflatten(treedef, leaves)
 

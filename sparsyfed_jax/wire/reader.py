@@ -22,9 +22,8 @@ class CodecError(ValueError):
 class Source(Protocol):
   """Where a reader has its bytes from."""
 
-  @property
   def left(self) -> int:
-    """The bytes that are not read yet; a source that does not know reads one, and says 1 or 0."""
+    """Counts the bytes not read yet; a source that cannot reads one, and returns 1 or 0."""
 
   def take(self, count: int) -> bytes | memoryview:
     """The next bytes; CodecError where there are fewer."""
@@ -37,15 +36,14 @@ class Buffer:
     self._view = view
     self._at = 0
 
-  @property
   def left(self) -> int:
-    """The bytes that are not read yet."""
+    """Counts the bytes that are not read yet."""
     return len(self._view) - self._at
 
   def take(self, count: int) -> memoryview:
     """The next bytes; CodecError where there are fewer."""
-    if count > self.left:
-      raise CodecError(f"{count} bytes announced, {self.left} left")
+    if count > self.left():
+      raise CodecError(f"{count} bytes announced, {self.left()} left")
     self._at += count
     return self._view[self._at - count : self._at]
 
@@ -58,11 +56,10 @@ class Reader:
     self._source = source
     self._planes = planes or {}
 
-  @property
   def left(self) -> int:
-    """The bytes that are not read yet, as far as is known; 0 if all are."""
+    """Counts the bytes that are not read yet, as far as sources can; 0 if all are."""
     planes = [plane for planes in self._planes.values() for plane in planes]
-    return sum(source.left for source in (self._source, *planes))
+    return sum(source.left() for source in (self._source, *planes))
 
   def take(self, count: int) -> bytes | memoryview:
     """The next bytes; CodecError where there are fewer."""

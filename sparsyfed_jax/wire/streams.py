@@ -60,8 +60,8 @@ def decompress(reader: Reader) -> Reader:
   sizes = [reader.uint(4) for _ in range(1 + sum(widths))]
   # A reader each, as a context of zstd reads one frame at a time.
   frames = [_Frame(zstd, reader.take(size)) for size in sizes]
-  if reader.left:
-    raise CodecError(f"{reader.left} bytes follow the last stream")
+  if left := reader.left():
+    raise CodecError(f"{left} bytes follow the last stream")
   planes = iter(frames[1:])
   return Reader(frames[0], {width: [next(planes) for _ in range(width)] for width in widths})
 
@@ -79,9 +79,8 @@ class _Frame:
     context = zstd.ZstdDecompressor(max_window_size=1 << _WINDOW_LOG)
     self._stream = context.stream_reader(frame, read_across_frames=False)
 
-  @property
   def left(self) -> int:
-    """1 if there was more to read, which is read now, else 0."""
+    """Reads one byte more; returns 1 if there was one, else 0."""
     return len(self._read(1))
 
   def take(self, count: int) -> bytes:

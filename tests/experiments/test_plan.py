@@ -563,7 +563,7 @@ def test_a_run_is_held_against_its_plan(tmp_path, capsys):
   summary = {"algorithm": "fedavg", "seconds_per_round": 0.25, "compile_seconds": 3.0}
   for folder, name, content in [
     (plan, "plan.json", {"platform": "gpu", "points": [point]}),
-    (run, "summary.json", summary | {"device_peak_bytes": 150}),
+    (run, "summary.json", summary | {"process_peak_device_bytes": 150}),
     (run, "config.json", {"data": {"clients_per_chunk": 2}}),
   ]:
     folder.mkdir(exist_ok=True)

@@ -83,10 +83,7 @@ def numbers(where: str, values: Any, like: tuple[int, ...] | None = None) -> np.
   Raises:
     DataError: they are no such numbers.
   """
-  try:
-    array = np.asarray(values)
-  except (ValueError, TypeError, OverflowError):
-    array = np.empty(0, object)
+  array = _array_of(values)
   if array.dtype.kind not in "biuf" or array.ndim < 1:
     raise DataError(f"{where}: must be a list of examples of one size, each of numbers")
   if like is not None and array.shape[1:] != like:
@@ -118,10 +115,7 @@ def labels(where: str, values: Any, count: int, noun: str = "x") -> np.ndarray:
   Raises:
     DataError: they are no such labels.
   """
-  try:
-    array = np.asarray(values)
-  except (ValueError, TypeError, OverflowError):
-    array = np.empty(0, object)
+  array = _array_of(values)
   if array.dtype.kind not in "biufUS" or array.ndim < 1:
     raise DataError(f"{where}: must be a list of labels, integers or strings")
   if len(array) != count:
@@ -150,3 +144,11 @@ def joined(where: object, arrays: Sequence[np.ndarray]) -> np.ndarray:
 def repeated(names: Sequence[str], sizes: Sequence[int] | np.ndarray) -> np.ndarray:
   """Names the client of each example."""
   return np.repeat(np.array(names, dtype=np.str_), sizes)
+
+
+def _array_of(values: Any) -> np.ndarray:
+  """Makes an array; an empty one of objects, which callers refuse, where NumPy cannot."""
+  try:
+    return np.asarray(values)
+  except (ValueError, TypeError, OverflowError):
+    return np.empty(0, object)

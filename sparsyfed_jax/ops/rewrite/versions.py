@@ -37,10 +37,10 @@ def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
 
 
 def context_of(equation: Equation) -> contextlib.AbstractContextManager[Any]:
-  """Makes the settings of jax under which an equation was traced.
+  """Returns a context that restores the settings of jax under which an equation was traced.
 
-  Nothing is entered where they are those of now: jax tells settings that were entered from equal
-  ones that were not, and would trace again what it has traced under these.
+  It does nothing if they are in force already: jax's caches distinguish settings that were entered
+  from equal defaults, so all that is called inside would be traced again.
   """
   now = core.new_jaxpr_eqn([], [], equation.primitive, {}, core.no_effects).ctx
   return contextlib.nullcontext() if equation.ctx == now else equation.ctx.manager
