@@ -16,6 +16,7 @@ from experiments.exports.network import ExportError
 from experiments.exports.packages import need
 from sparsyfed_jax.io.writers import json_value
 from sparsyfed_jax.loaded import Loaded
+from sparsyfed_jax.ops import untuned
 
 
 def write(loaded: Loaded, path: pathlib.Path, dtype: str, compression: str | None) -> None:
@@ -29,8 +30,9 @@ def write(loaded: Loaded, path: pathlib.Path, dtype: str, compression: str | Non
   for name in ("jax2onnx", "onnx_ir"):  # of shapes that only the run time knows
     logging.getLogger(name).setLevel(logging.ERROR)
   try:
-    # It traces with operations of its own, which promote.
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+    # It traces with operations of its own, which promote, and knows no choice by platform.
+    promotion = jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard")
+    with promotion[0], promotion[1], untuned():
       proto = jax2onnx.to_onnx(
         logits,
         [jax.ShapeDtypeStruct(shape, dtype_of_x)],
