@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -14,7 +15,15 @@ from flax import linen as nn
 import sparsyfed_jax as sf
 from experiments import export as command
 from experiments import flags, predict
-from experiments.exports import formats, loading, safetensors_file, table, torch_file, weights
+from experiments.exports import (
+  formats,
+  loading,
+  onnx_file,
+  safetensors_file,
+  table,
+  torch_file,
+  weights,
+)
 from experiments.exports.network import ExportError
 from experiments.exports.table import make_table
 from sparsyfed_jax.io import model_file
@@ -408,3 +417,21 @@ def test_the_program_says_what_it_is():
   )
   assert ran.returncode == 2
   assert ran.stderr == "error: nowhere: no such file or folder, must be that of a run or a .sfed\n"
+
+
+def test_onnx_is_made_without_choices_by_platform(tmp_path, monkeypatch):
+  # Where jax2onnx is absent: it knows no choice by platform.
+  seen = []
+
+  def to_onnx(fn, shapes, **names):
+    seen.append(str(jax.make_jaxpr(fn)(*shapes)))
+    raise NotImplementedError("nothing")
+
+  monkeypatch.setitem(sys.modules, "jax2onnx", types.SimpleNamespace(to_onnx=to_onnx))
+  loaded = sf.load_model(exported.write(tmp_path / "model.sfed", "cnn"))
+  with pytest.raises(ExportError, match="jax2onnx cannot convert CNN"):
+    onnx_file.write(loaded, tmp_path / "model.onnx", "float32", None)
+  assert "dot_general" in seen[0] and "platform_index" not in seen[0]
+  x = np.zeros((1, *loaded.input_shape), np.float32)
+  usual = jax.make_jaxpr(lambda x: loaded.compute(loaded.trained, x))(x)
+  assert "platform_index" in str(usual)
