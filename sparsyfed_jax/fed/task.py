@@ -237,13 +237,20 @@ def _filled(batch: Batch) -> Batch:
 
 def _score(logits: jax.Array, batch: Batch) -> Metrics:
   chex.assert_rank([logits, batch.y, batch.valid], [2, 1, 1])
-  losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.y)
+  losses = _cross_entropy(logits, batch.y)
   hits = _is_correct(logits, batch).astype(jnp.float32)
   count = jnp.sum(batch.valid, dtype=jnp.float32)
   return {
     "loss": Mean(jnp.sum(jnp.where(batch.valid, losses, 0)), count),
     "accuracy": Mean(jnp.sum(jnp.where(batch.valid, hits, 0)), count),
   }
+
+
+def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Computes what optax does of integer labels, without a gather, for which a TPU takes longer."""
+  is_label = labels[:, None] == jnp.arange(logits.shape[-1])
+  of_label = jnp.sum(jnp.where(is_label, logits, 0), -1)
+  return jax.nn.logsumexp(logits, -1) - of_label
 
 
 def _is_correct(logits: jax.Array, batch: Batch) -> jax.Array:
