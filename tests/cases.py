@@ -86,6 +86,7 @@ SEND_WEIGHTS = (
   "zerofl",
   "zerofl-comparison",
   "scaffold",
+  "feddyn",
 )
 SEND_CHANGES = (
   "sparsyfed-changes",
@@ -96,6 +97,7 @@ SEND_CHANGES = (
 SEND_MASKED = tuple(name for name in FORMS if name not in SEND_WEIGHTS + SEND_CHANGES)
 KEEP_MEMORY = (
   "scaffold",
+  "feddyn",
   "sparsyfed-changes-with-feedback",
 )  # see tests/algorithms/test_memories.py
 NUM_CLASSES = 3
@@ -137,6 +139,7 @@ HYPER = {
   "feddst_update_every": 2.0,
   "feddst_update_until": 9.0,
   "feddst_drop_rate": 0.5,
+  "feddyn_alpha": 0.3,
 }
 
 

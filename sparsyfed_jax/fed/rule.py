@@ -39,6 +39,9 @@ class LocalRule(NamedTuple):
   # Added to the gradient of every step, like the parameters; of SGD without momentum, after
   # clipping.
   correction: Params | None = None
+  # (coefficient, parameters): half the coefficient times the squared distance from these parameters
+  # is added to the loss of every step; for any optimizer, and clipped with the rest.
+  pull: tuple[jax.Array, Params] | None = None
 
 
 class Rates(NamedTuple):
@@ -116,6 +119,8 @@ def train_client(
   optimizer = local.optimizer(rates.client_lr, rates.weight_decay)
   if local.is_proximal:
     optimizer = optax.chain(proximal(rates.proximal_mu, variables["params"]), optimizer)
+  if rule.pull is not None:
+    optimizer = optax.chain(proximal(*rule.pull), optimizer)
   if rule.correction is not None:
     optimizer = optax.chain(optimizer, _correct(rates.client_lr, rule.correction))
   trained, metrics = train(

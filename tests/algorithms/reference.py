@@ -106,7 +106,9 @@ def shares(clients):
   return [(client, client.size / total) for client in clients if client.size > 0]
 
 
-def train(method, number, client, theta, rule, epochs, change=lambda theta, epoch: theta):
+def train(
+  method, number, client, theta, rule, epochs, change=lambda theta, epoch: theta, more=None
+):
   """Trains one client; returns its parameters and the loss of each example seen.
 
   Args:
@@ -115,6 +117,7 @@ def train(method, number, client, theta, rule, epochs, change=lambda theta, epoc
     rule: how its layers compute.
     epochs: how many.
     change: what happens after each step, with `epoch` None, and after each epoch.
+    more: makes what is added to the gradient of a step, of the parameters before it.
   """
   rate, decay = method.rate(number), method.values["weight_decay"]
   losses = []
@@ -123,6 +126,8 @@ def train(method, number, client, theta, rule, epochs, change=lambda theta, epoc
       theta = rule.before_step(theta)
       gradient, batch_losses = loss_gradient(rule, theta, x, y)
       losses.extend(batch_losses)
+      if more is not None:
+        gradient = each(np.add, gradient, more(theta))
       theta = each(lambda t, g: t - rate * (g + decay * t), theta, gradient)
       theta = change(theta, None)
     theta = change(theta, epoch)

@@ -37,6 +37,7 @@ CHANGED = cases.HYPER | {
   "feddst_update_every": 3.0,
   "feddst_update_until": 3.0,
   "feddst_drop_rate": 0.9,
+  "feddyn_alpha": 0.7,
 }
 # What every method reads.
 COMMON_HYPER = (
