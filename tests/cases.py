@@ -75,6 +75,7 @@ SLOW_FORMS = (
   "zerofl-changes",
   "flash-magnitude",
   "static-saliency",
+  "fedmef-norm",
 )
 # Whose server takes the mean of models, of changes to its model, or of what is inside masks.
 SEND_WEIGHTS = (
@@ -140,6 +141,13 @@ HYPER = {
   "feddst_update_until": 9.0,
   "feddst_drop_rate": 0.5,
   "feddyn_alpha": 0.3,
+  "fedmef_update_every": 2.0,
+  "fedmef_update_until": 9.0,
+  "fedmef_drop_rate": 0.5,
+  "fedmef_extrusion": 0.3,
+  "fedmef_boost": 30.0,
+  "fedmef_boost_limit": 1.6,
+  "fedmef_activation_sparsity": 0.3,
 }
 
 

@@ -10,6 +10,7 @@ from sparsyfed_jax.algorithms import (
   fedavg,
   feddst,
   feddyn,
+  fedmef,
   flash,
   scaffold,
   sparsyfed,
@@ -22,7 +23,7 @@ from sparsyfed_jax.fed.method import Method
 # The methods by name.
 METHODS: dict[str, Method] = {
   module.METHOD.name: module.METHOD
-  for module in (fedavg, feddst, feddyn, flash, scaffold, sparsyfed, static, topk, zerofl)
+  for module in (fedavg, feddst, feddyn, fedmef, flash, scaffold, sparsyfed, static, topk, zerofl)
 }
 # Those that others are held against: the paper's, and training without pruning.
 OURS, DENSE = sparsyfed.METHOD.name, fedavg.METHOD.name

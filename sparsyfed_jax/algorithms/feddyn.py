@@ -57,9 +57,15 @@ def feddyn(setup: Setup) -> Algorithm:
   def client(
     download: averaging.Download, memory: Params, data: ClientData, key: Key
   ) -> tuple[Upload, Params, Metrics]:
-    received = trees.widened(download.variables["params"])
-    anchor = jax.tree.map(jnp.subtract, received, memory)
-    rule = LocalRule(pull=(download.hyper.own.alpha, anchor))
+    received, alpha = trees.widened(download.variables["params"]), download.hyper.own.alpha
+
+    def regularise(params: Params) -> Params:
+      def slope(here: jax.Array, there: jax.Array, offset: jax.Array) -> jax.Array:
+        return alpha * (here - there + offset)
+
+      return jax.tree.map(slope, params, received, memory)
+
+    rule = LocalRule(penalty=regularise)
     trained, _, metrics = train_client(
       rule, setup.task, setup.local, download.rates, download.variables, {}, data, key
     )

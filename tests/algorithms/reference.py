@@ -106,9 +106,7 @@ def shares(clients):
   return [(client, client.size / total) for client in clients if client.size > 0]
 
 
-def train(
-  method, number, client, theta, rule, epochs, change=lambda theta, epoch: theta, more=None
-):
+def train(method, number, client, theta, rule, epochs, change=lambda theta, epoch: theta):
   """Trains one client; returns its parameters and the loss of each example seen.
 
   Args:
@@ -117,18 +115,18 @@ def train(
     rule: how its layers compute.
     epochs: how many.
     change: what happens after each step, with `epoch` None, and after each epoch.
-    more: makes what is added to the gradient of a step, of the parameters before it.
   """
   rate, decay = method.rate(number), method.values["weight_decay"]
-  losses = []
+  losses, step = [], 0
   for epoch in range(epochs):
     for x, y in client.epochs[epoch]:
       theta = rule.before_step(theta)
       gradient, batch_losses = loss_gradient(rule, theta, x, y)
       losses.extend(batch_losses)
-      if more is not None:
-        gradient = each(np.add, gradient, more(theta))
-      theta = each(lambda t, g: t - rate * (g + decay * t), theta, gradient)
+      gradient = each(np.add, gradient, rule.penalty(theta))
+      speed = rate * rule.speed(theta, step)
+      theta = each(lambda t, g, r=speed: t - r * (g + decay * t), theta, gradient)
+      step += 1
       theta = change(theta, None)
     theta = change(theta, epoch)
   return theta, losses

@@ -18,6 +18,7 @@ from sparsyfed_jax.wire.size import payload_bytes
 from tests import cases
 
 CLIENT = 3
+ADJUSTED_BY_THE_SERVER = ("fedmef",)
 WIRE_DTYPES = {"bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
@@ -111,6 +112,20 @@ def test_warm_up_sends_masks_alone():
   expected = len(codec.encode(masks, [np.asarray(mask) for mask in download.masks]))
   assert total(metrics["round_uplink_bytes"].value) == expected
   assert expected < len(encode(sent_by(upload), received_by(download)))
+
+
+@pytest.mark.parametrize("method", ADJUSTED_BY_THE_SERVER)
+def test_what_a_readjustment_needs_is_sent_where_it_is_due(method):
+  state = cases.trained(method, "batchnorm")._replace(round=jnp.int32(3))
+  download, upload, metrics = exchange(method, "batchnorm", state)
+  scores = [np.asarray(leaf / upload.weight) for leaf in jax.tree.leaves(upload.extra)]
+  outside = [~np.asarray(mask) for mask in download.masks]
+  assert all(np.any(score) and not np.any(score[~o]) for score, o in zip(scores, outside))
+  outside = [one.astype(np.float32) for one in outside]
+  sent = {**sent_by(upload), "beside": scores}
+  expected = len(encode(sent, {**received_by(download), "beside": outside}))
+  assert total(metrics["round_uplink_bytes"].value) == expected
+  assert expected > len(encode(sent_by(upload), received_by(download)))
 
 
 def test_by_hand():

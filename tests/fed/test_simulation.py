@@ -38,6 +38,13 @@ CHANGED = cases.HYPER | {
   "feddst_update_until": 3.0,
   "feddst_drop_rate": 0.9,
   "feddyn_alpha": 0.7,
+  "fedmef_update_every": 3.0,
+  "fedmef_update_until": 3.0,
+  "fedmef_drop_rate": 0.9,
+  "fedmef_extrusion": 0.9,
+  "fedmef_boost": 0.5,
+  "fedmef_boost_limit": 1.2,
+  "fedmef_activation_sparsity": 0.8,
 }
 # What every method reads.
 COMMON_HYPER = (
