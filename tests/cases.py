@@ -148,6 +148,17 @@ HYPER = {
   "fedmef_boost": 30.0,
   "fedmef_boost_limit": 1.6,
   "fedmef_activation_sparsity": 0.3,
+  "fedrts_update_every": 2.0,
+  "fedrts_update_until": 9.0,
+  "fedrts_drop_rate": 0.5,
+  "fedrts_trust": 0.6,
+  "fedrts_strength": 4.0,
+  "fedtiny_update_every": 2.0,
+  "fedtiny_update_until": 9.0,
+  "fedtiny_drop_rate": 0.5,
+  "prunefl_update_every": 2.0,
+  "prunefl_update_until": 9.0,
+  "prunefl_drop_rate": 0.5,
 }
 
 

@@ -11,7 +11,10 @@ from sparsyfed_jax.algorithms import (
   feddst,
   feddyn,
   fedmef,
+  fedrts,
+  fedtiny,
   flash,
+  prunefl,
   scaffold,
   sparsyfed,
   static,
@@ -23,7 +26,21 @@ from sparsyfed_jax.fed.method import Method
 # The methods by name.
 METHODS: dict[str, Method] = {
   module.METHOD.name: module.METHOD
-  for module in (fedavg, feddst, feddyn, fedmef, flash, scaffold, sparsyfed, static, topk, zerofl)
+  for module in (
+    fedavg,
+    feddst,
+    feddyn,
+    fedmef,
+    fedrts,
+    fedtiny,
+    flash,
+    prunefl,
+    scaffold,
+    sparsyfed,
+    static,
+    topk,
+    zerofl,
+  )
 }
 # Those that others are held against: the paper's, and training without pruning.
 OURS, DENSE = sparsyfed.METHOD.name, fedavg.METHOD.name

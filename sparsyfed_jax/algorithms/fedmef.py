@@ -29,7 +29,6 @@ Example:
   0.2
 """
 
-from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -124,17 +123,9 @@ def fedmef(setup: Setup, options: Options = DEFAULT) -> Algorithm:
       return jnp.where(is_due, jnp.clip(raised, 1, own.boost_limit), 1)
 
     rule = masked.training(download.masks)._replace(layers=layers, penalty=penalty, speed=speed)
-    upload, metrics = adjusting.client(setup, rule, adjusting.largest, download, data, key)
-    return upload, memory, metrics
+    return adjusting.client(setup, adjusting.largest, download, memory, data, key, rule)
 
-  return Algorithm(
-    init=partial(adjusting.init, setup),
-    broadcast=partial(masked.broadcast, setup),
-    client=client,
-    server=partial(adjusting.server, setup),
-    model=lambda state: state.variables,
-    masks=masked.masks_beside,
-  )
+  return adjusting.by_server(setup, client)
 
 
 def _lowest(download: masked.Download) -> list[jax.Array]:

@@ -12,6 +12,7 @@ that is what is sent besides the weights.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, TypeAlias
 
 import jax
@@ -21,14 +22,14 @@ from jax import lax
 from sparsyfed_jax import trees
 from sparsyfed_jax.fed import masked
 from sparsyfed_jax.fed import server as server_step
-from sparsyfed_jax.fed.algorithm import Setup
+from sparsyfed_jax.fed.algorithm import Algorithm, Client, Setup
 from sparsyfed_jax.fed.client import last_batch
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.pruning import Masks, apply_masks, first_masks, largest_masks
 from sparsyfed_jax.fed.rule import LocalRule, train_client
 from sparsyfed_jax.fed.rules import Knob
 from sparsyfed_jax.ops import PLAIN, count_one, erk_densities, largest_mask, num_kept
-from sparsyfed_jax.types import Batch, ClientData, Key, Metrics, Params, Variables
+from sparsyfed_jax.types import Batch, ClientData, Key, Memory, Metrics, Params, Variables
 from sparsyfed_jax.wire.rounding import round_to_wire
 
 # Fields of the `Hyper` of such a method.
@@ -141,25 +142,28 @@ def largest(gradient: jax.Array, number: jax.Array) -> jax.Array:
 
 def client(
   setup: Setup,
-  rule: LocalRule,
   score: Score,
   download: masked.Download,
+  memory: Memory,
   data: ClientData,
   key: Key,
+  rule: LocalRule | None = None,
   are_votes: bool = False,
-) -> tuple[masked.Upload, Metrics]:
+) -> tuple[masked.Upload, Memory, Metrics]:
   """Trains inside the server's masks and, where they are due, scores what is outside.
 
   Args:
     setup: of the method.
-    rule: of local training, inside the masks.
     score: of a readjustment.
     download: what the client received.
+    memory: stays as it is.
     data: its examples.
     key: of the client's round.
+    rule: of local training; the plain one inside the masks by default.
     are_votes: whether a score is 0 or 1, so that places alone are sent.
   """
   hyper, masks = download.hyper, download.masks
+  rule = masked.training(masks) if rule is None else rule
   arguments = setup.task, setup.local, download.rates, download.variables
   trained, _, metrics = train_client(rule, *arguments, {}, data, key)
   is_sent = is_due(hyper, download.round)
@@ -184,7 +188,7 @@ def client(
   )
   upload, sizes = masked.send(setup, download, trained, masks, data, beside)
   scores = server_step.weighed(scores, upload.weight)
-  return upload._replace(extra=scores), metrics | sizes
+  return upload._replace(extra=scores), memory, metrics | sizes
 
 
 def server(
@@ -204,3 +208,20 @@ def server(
   params, masks = lax.cond(is_due(hyper, number), readjust, keep)
   new = new._replace(variables={**new.variables, "params": params}, masks=masks)
   return masked.finish(setup, state, new, upload.weight)
+
+
+def by_server(setup: Setup, client: Client) -> Algorithm:
+  """Makes a method whose server readjusts the masks.
+
+  Args:
+    setup: of the method.
+    client: whose uploads have scores.
+  """
+  return Algorithm(
+    init=partial(init, setup),
+    broadcast=partial(masked.broadcast, setup),
+    client=client,
+    server=partial(server, setup),
+    model=lambda state: state.variables,
+    masks=masked.masks_beside,
+  )

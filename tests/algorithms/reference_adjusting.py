@@ -1,5 +1,6 @@
 """Methods whose server readjusts the masks by what clients find, as plain as `reference`."""
 
+import jax
 import numpy as np
 
 from tests.algorithms.reference import (
@@ -17,6 +18,8 @@ from tests.algorithms.reference import (
 from tests.algorithms.reference_masked import Round, erk, exactly, kind
 from tests.algorithms.reference_net import NAMES, Rule, each, loss_gradient, replace_kernels
 
+START_KEY = jax.random.key(11)  # of `cases.start`
+
 
 def run_round(method, number, params, masks, extra, clients, epochs):
   """Runs a round, as `reference_masked.run_round` does."""
@@ -24,7 +27,7 @@ def run_round(method, number, params, masks, extra, clients, epochs):
   budgets = Budgets(method, number, theta)
   is_due = kind(method, number) == "readjust"
   goal, losses = each(np.zeros_like, theta), []
-  scores = {name: np.zeros(masks[name].shape) for name in NAMES}
+  scores, votes = ({name: np.zeros(masks[name].shape) for name in NAMES} for _ in range(2))
   for client, share in shares(clients):
     rule = Rule()
     if method.name == "fedmef":
@@ -35,6 +38,8 @@ def run_round(method, number, params, masks, extra, clients, epochs):
     )
     losses.extend(seen)
     goal = each(lambda total, leaf, p=share: total + p * leaf, goal, end)
+    own = budgets.survivors(end, masks)
+    votes = {name: votes[name] + share * own[name] for name in NAMES}
     if is_due:
       gradient, _ = loss_gradient(Rule(), end, *client.epochs[epochs - 1][-1])
       for name in NAMES:
@@ -42,6 +47,14 @@ def run_round(method, number, params, masks, extra, clients, epochs):
         scores[name] += share * _sent(method, outside, budgets.exchanged(name))
   new = server_step(method, theta, goal)
   report = Report(np.mean(losses), 0.0)
+  if method.name == "fedrts":
+    best = budgets.survivors(new, masks)
+    trust = method.values["fedrts_trust"]
+    inside = {name: (1 - trust) * best[name] + trust * votes[name] for name in NAMES}
+    outside = {name: (1 - trust) / 2 + trust * scores[name] for name in NAMES}
+    extra = _learn(method, extra, masks, inside, outside if is_due else None)
+    chosen = _draw(extra, number, budgets.whole) if is_due else masks
+    return Round(masked(new, chosen), exactly(chosen), extra, report)
   if not is_due:
     return Round(new, exactly(masks), extra, report)
   new, chosen = budgets.exchange(new, masks, scores)
@@ -50,7 +63,34 @@ def run_round(method, number, params, masks, extra, clients, epochs):
 
 def _sent(method, gradient, number):
   """What a client sends of a layer's gradient outside the mask."""
-  return np.where(largest(np.abs(gradient), number), gradient, 0)
+  if method.name == "prunefl":
+    return gradient**2
+  chosen = largest(np.abs(gradient), number)
+  return chosen if method.name == "fedrts" else np.where(chosen, gradient, 0)
+
+
+def _learn(method, beliefs, masks, inside, outside):
+  """Adds the outcomes of a round to each weight's successes and failures; lists of arrays."""
+  strength, learned = method.values["fedrts_strength"], ([], [])
+  for name, a, b in zip(NAMES, *beliefs, strict=True):
+    a, b, mask = np.array(a, np.float64), np.array(b, np.float64), masks[name]
+    outcomes = [(mask, inside)] if outside is None else [(mask, inside), (~mask, outside)]
+    for where, outcome in outcomes:
+      a[where] += strength * outcome[name][where]
+      b[where] += strength * (1 - outcome[name][where])
+    learned[0].append(a)
+    learned[1].append(b)
+  return learned
+
+
+def _draw(beliefs, number, counts):
+  """Marks the largest of the library's draws."""
+  keys = jax.random.split(jax.random.fold_in(START_KEY, number - 1), len(NAMES))
+  chosen = {}
+  for name, key, a, b in zip(NAMES, keys, *beliefs, strict=True):
+    draws = np.asarray(jax.random.beta(key, a.astype(np.float32), b.astype(np.float32)))
+    chosen[name] = largest(draws, counts[name])
+  return chosen
 
 
 class Budgets:

@@ -27,7 +27,7 @@ from tests.algorithms.reference import (
 from tests.algorithms.reference_net import NAMES, Rule, each, loss_gradient, replace_kernels
 
 # Whose masks have Erdős–Rényi–kernel densities and are readjusted, by clients or by the server.
-ADJUSTED = ("feddst", "fedmef")
+ADJUSTED = ("feddst", "fedmef", "fedrts", "fedtiny", "prunefl")
 _AFTER_EPOCH = 2**31 - 1  # the library's key of what happens between two epochs
 
 

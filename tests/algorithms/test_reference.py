@@ -45,6 +45,9 @@ MASKED = [
   ("feddst-capped", "feddst", {"density": 0.6}, ("train", "readjust")),
   ("fedmef", "fedmef", {}, ("train", "readjust", "train", "readjust")),
   ("fedmef-norm", "fedmef-norm", {}, ("train", "readjust")),
+  ("fedrts", "fedrts", {}, ("train", "readjust", "train", "readjust")),
+  ("fedtiny", "fedtiny", {}, ("train", "readjust", "train", "readjust")),
+  ("prunefl", "prunefl", {}, ("train", "readjust", "train", "readjust")),
   ("flash", "flash", {}, ("warm-up", "warm-up", "train")),
   ("flash-one-epoch", "flash", {"flash_warmup_epochs": 1.0}, ("warm-up", "warm-up")),
   ("flash-jmwst", "flash-jmwst", {}, ("warm-up", "warm-up", "update", "train", "update")),
@@ -73,6 +76,9 @@ OWN_NOTICED = {
     "readjust": {"activation_sparsity": 0.4, "extrusion": 0.2, "boost": 0.5, "boost_limit": 1.3},
   },
 }
+OWN_NOTICED["fedrts"] = dict.fromkeys(
+  ("train", "readjust"), {"trust": 0.4, "strength": 3.0, "drop_rate": 0.35}
+)
 ADJUSTMENT = {"drop_rate": 0.35, "update_until": 5.0}
 TOLERANCE = 1e-5
 
@@ -157,7 +163,7 @@ def compare_round(state, report, expected, tolerance):
   if expected.params is not None:
     cases.assert_close(state.variables["params"], expected.params, tolerance)
   if state.extra:
-    cases.assert_close(state.extra, expected.warm_up, tolerance)
+    cases.assert_close(tuple(state.extra), tuple(expected.warm_up), tolerance)
 
 
 def assert_noticed(compare, others):
@@ -282,3 +288,25 @@ def test_rounds_with_masks_are_those_of_the_plain_reference(variant, values, kin
       others.append(method._replace(options={"form": "jmwst"}))
     assert_noticed(compare, others)
     state = new
+
+
+@pytest.mark.parametrize("variant", reference_masked.ADJUSTED[1:])
+def test_readjusting_ties_and_dead_weights_is_that_of_the_plain_reference(variant):
+  params = cases.variables("cnn")["params"]
+  alike = {
+    name: {**layer, "kernel": jnp.round(4 * layer["kernel"]) / 4} for name, layer in params.items()
+  }
+  alike["Conv_0"]["bias"] = alike["Conv_0"]["bias"].at[0].set(-100.0)  # never leaves the ReLU
+  hyper = cases.hyper(variant, **VALUES)
+  state = cases.algorithm(variant, "cnn").init({"params": alike}, hyper, jax.random.key(11))
+  method = plain_method(variant)
+  counts = [sum(int(np.sum(mask)) for mask in state.masks)]
+  for number in (1, 2):
+    key = jax.random.key(30 + number)
+    new, report = library_round(variant, state, key)
+    arguments = state.variables["params"], named_masks(state), state.extra, plain_clients(key)
+    expected = run_masked_round(method, number, *arguments, cases.EPOCHS)
+    compare_round(new, report, expected, TOLERANCE)
+    state = new
+    counts.append(sum(int(np.sum(mask)) for mask in state.masks))
+  assert counts[0] == counts[1] != counts[2]

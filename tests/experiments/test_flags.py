@@ -21,7 +21,8 @@ ACCEPTED = flags.DEFAULTS
     (dict(model="resnet1"), "one of mlp, cnn"),
     (
       dict(algorithm="nosuch"),
-      "one of fedavg, feddst, feddyn, fedmef, flash, scaffold, sparsyfed, static, topk, zerofl",
+      "one of fedavg, feddst, feddyn, fedmef, fedrts, fedtiny, flash, prunefl, scaffold, sparsyfed,"
+      " static, topk, zerofl",
     ),
     (dict(sparsity_schedule="step"), "one of constant, cubic, linear"),
     (dict(server_optimizer="lion"), "one of sgd"),

@@ -18,7 +18,7 @@ from sparsyfed_jax.wire.size import payload_bytes
 from tests import cases
 
 CLIENT = 3
-ADJUSTED_BY_THE_SERVER = ("fedmef",)
+ADJUSTED_BY_THE_SERVER = ("fedmef", "fedrts", "fedtiny", "prunefl")
 WIRE_DTYPES = {"bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
@@ -118,10 +118,14 @@ def test_warm_up_sends_masks_alone():
 def test_what_a_readjustment_needs_is_sent_where_it_is_due(method):
   state = cases.trained(method, "batchnorm")._replace(round=jnp.int32(3))
   download, upload, metrics = exchange(method, "batchnorm", state)
-  scores = [np.asarray(leaf / upload.weight) for leaf in jax.tree.leaves(upload.extra)]
+  votes = method == "fedrts"
+  extra = upload.extra.outside if votes else upload.extra
+  scores = [np.asarray(leaf / upload.weight) for leaf in extra]
   outside = [~np.asarray(mask) for mask in download.masks]
-  assert all(np.any(score) and not np.any(score[~o]) for score, o in zip(scores, outside))
-  outside = [one.astype(np.float32) for one in outside]
+  for score, one in zip(scores, outside, strict=True):
+    assert np.any(score) and not np.any(score[~one])
+  dtype = bool if votes else np.float32
+  scores, outside = ([one.astype(dtype) for one in each] for each in (scores, outside))
   sent = {**sent_by(upload), "beside": scores}
   expected = len(encode(sent, {**received_by(download), "beside": outside}))
   assert total(metrics["round_uplink_bytes"].value) == expected

@@ -45,6 +45,17 @@ CHANGED = cases.HYPER | {
   "fedmef_boost": 0.5,
   "fedmef_boost_limit": 1.2,
   "fedmef_activation_sparsity": 0.8,
+  "fedrts_update_every": 3.0,
+  "fedrts_update_until": 3.0,
+  "fedrts_drop_rate": 0.9,
+  "fedrts_trust": 0.2,
+  "fedrts_strength": 1.0,
+  "fedtiny_update_every": 3.0,
+  "fedtiny_update_until": 3.0,
+  "fedtiny_drop_rate": 0.9,
+  "prunefl_update_every": 3.0,
+  "prunefl_update_until": 3.0,
+  "prunefl_drop_rate": 0.9,
 }
 # What every method reads.
 COMMON_HYPER = (
