@@ -37,7 +37,11 @@ def laid_out(leaves: Sequence[jax.Array]) -> list[jax.Array]:
 
 def _in_rows(leaf: jax.Array) -> jax.Array:
   is_wide = leaf.ndim > 0 and leaf.shape[-1] % _LANES == 0
-  return leaf if is_wide or leaf.size % _LANES else leaf.reshape(-1, _LANES)
+  if is_wide or leaf.size % _LANES:
+    return leaf
+  if _LANES % leaf.shape[-1]:
+    return leaf.reshape((-1, _LANES) if leaf[0].size % _LANES else (leaf.shape[0], -1))
+  return jnp.moveaxis(leaf, 0, -2).reshape(-1, _LANES)
 
 
 def kth_key(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
