@@ -88,6 +88,7 @@ SEND_WEIGHTS = (
   "zerofl-comparison",
   "scaffold",
   "feddyn",
+  "fedpm",
 )
 SEND_CHANGES = (
   "sparsyfed-changes",
@@ -141,6 +142,7 @@ HYPER = {
   "feddst_update_until": 9.0,
   "feddst_drop_rate": 0.5,
   "feddyn_alpha": 0.3,
+  "fedpm_reset_every": 2.0,
   "fedmef_update_every": 2.0,
   "fedmef_update_until": 9.0,
   "fedmef_drop_rate": 0.5,

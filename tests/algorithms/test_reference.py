@@ -35,7 +35,7 @@ INSIDE_MASKS = (*reference_masked.ADJUSTED, "flash", "static")
 AVERAGED = [
   name
   for name in cases.FORMS
-  if cases.VARIANTS[name][0] not in INSIDE_MASKS and name not in cases.KEEP_MEMORY
+  if cases.VARIANTS[name][0] not in INSIDE_MASKS and name not in (*cases.KEEP_MEMORY, "fedpm")
 ]
 # Name, variant, values that differ, and what happens in each round.
 MASKED = [

@@ -78,7 +78,10 @@ def check_bytes(method, name, state, value_dtype=None, **setup):
   return download, upload
 
 
-@pytest.mark.parametrize("method", cases.with_slow_forms(cases.FORMS))
+# What sends masks as bits is in tests/algorithms/test_fedpm.py.
+@pytest.mark.parametrize(
+  "method", cases.with_slow_forms(name for name in cases.FORMS if name != "fedpm")
+)
 def test_bytes_are_those_of_the_wire_format(method):
   download, upload = check_bytes(method, "batchnorm", cases.trained(method, "batchnorm"))
   received, sent = received_by(download), sent_by(upload)
