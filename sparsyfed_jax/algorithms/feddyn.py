@@ -25,6 +25,7 @@ Example:
   0.01
 """
 
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import jax
@@ -101,7 +102,7 @@ def feddyn(setup: Setup) -> Algorithm:
 
   return Algorithm(
     init=init,
-    broadcast=lambda state: averaging.broadcast(setup, state),
+    broadcast=partial(averaging.broadcast, setup),
     client=client,
     server=server,
     model=lambda state: state.variables,

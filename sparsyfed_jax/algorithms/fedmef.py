@@ -71,10 +71,7 @@ class Options(NamedTuple):
     str,
     Choice(
       "of what will be dropped: squared (its square) or norm (each layer's norm)",
-      (
-        "squared",
-        "norm",
-      ),
+      ("squared", "norm"),
     ),
   ] = "squared"
 
