@@ -226,8 +226,8 @@ def _as_it_is(x: jax.Array) -> jax.Array:
 
 
 def _kept_wide(x: jax.Array) -> jax.Array:
-  # Where layers compute in fewer bits, a TPU's compiler would cast all examples before the loop over
-  # batches, and keep a copy of them. It does not know that this difference is one from 0.
+  # Where layers compute in fewer bits, a TPU's compiler would cast all examples before the loop
+  # over batches, and keep a copy of them. It does not know that this difference is one from 0.
   is_float = jnp.issubdtype(x.dtype, jnp.floating)
   return x - lax.optimization_barrier(jnp.zeros((), x.dtype)) if is_float else x
 
@@ -264,7 +264,7 @@ def _score(logits: jax.Array, batch: Batch) -> Metrics:
 
 def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Computes what optax does of integer labels, without a gather, for which a TPU takes longer."""
-  classes = jnp.arange(logits.shape[-1])
+  classes = jnp.arange(logits.shape[-1])[None]
   of_label = jnp.sum(jnp.where(labels[:, None] == classes, logits, 0), -1)
   is_known = (labels >= 0) & (labels < logits.shape[-1])
   return jax.nn.logsumexp(logits, -1) - jnp.where(is_known, of_label, jnp.nan)
