@@ -33,7 +33,8 @@ def main(argv: Sequence[str], flag_values: absl_flags.FlagValues = absl_flags.FL
     config = flags.collect(flag_values)._replace(dataset=source, clients_per_round=1)
     flags.check(config)
     _check_new(out)
-    opened = open_source(config, config.task or "")  # type: ignore[attr-defined]
+    task = config.task or ""  # type: ignore[attr-defined]
+    opened = open_source(config, task, in_place=True)
     write = write_npz if out.suffix == ".npz" else write_folder
     write(out, opened.dataset, opened.clients)
   except (flags.ConfigError, DataError, FileExistsError) as error:

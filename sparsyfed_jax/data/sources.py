@@ -16,7 +16,7 @@ import numpy as np
 
 from sparsyfed_jax.data import characters, folders, prepared, scaling
 from sparsyfed_jax.data.arrays import from_arrays
-from sparsyfed_jax.data.dataset import DataError, Dataset, split_80_20
+from sparsyfed_jax.data.dataset import DataError, Dataset, Part, dataset_of, split_80_20
 from sparsyfed_jax.data.readers import READERS, Opened, find, open_with
 from sparsyfed_jax.data.reading import READING, Reading
 
@@ -118,20 +118,8 @@ def digits(key: jax.Array) -> Dataset:
   """
   table = _read_digits()
   x, y = table[:, :-1].reshape(-1, 8, 8, 1).astype(np.uint8), table[:, -1].astype(np.int32)
-  train, test = split_80_20(len(y), key)
-  return Dataset(
-    name="digits",
-    x_train=x[train],
-    y_train=y[train],
-    x_test=x[test],
-    y_test=y[test],
-    client_train=np.zeros(0, np.int32),
-    num_clients=0,
-    num_classes=10,
-    mean=8.0,
-    std=8.0,
-    classes=tuple(range(10)),
-  )
+  train, test = split_80_20(Part(x, y), key, "digits")
+  return dataset_of("digits", train, test, tuple(range(10)), limits=(0, 16))
 
 
 def npz(path: str, key: jax.Array, task: str = "") -> Dataset:
