@@ -128,8 +128,21 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch, source):
   def fail(*_, **__):
     raise OSError(28, "No space left on device")
 
-  for name, out in (("savez", "own.npz"), ("save", "own")):
-    monkeypatch.setattr(np, name, fail)
+  monkeypatch.setattr("sparsyfed_jax.io.arrays.blocks", fail)
+  for out in ("own.npz", "own"):
     with pytest.raises(SystemExit):
       run(source, tmp_path / out)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_its_help_has_the_flags_that_it_reads(capsys):
+  told = convert.describe_flags()
+  assert "--client_column" in told and "--image_size" in told and "--seed" in told
+  assert "--rounds" not in told and "--sparsity" not in told and told.count("\n\n") == 0
+
+
+def test_what_it_says_does_not_name_a_flag_that_it_has_not(tmp_path, capsys):
+  for source in ("nothing", f"npz:{tmp_path}/no.npz", f"leaf:{tmp_path}/no"):
+    with pytest.raises(SystemExit):
+      run(source, tmp_path / "own")
+    assert "--dataset" not in capsys.readouterr().err
