@@ -88,8 +88,6 @@ def notes(out: pathlib.Path, dataset: Dataset) -> list[str]:
       lines.append(
         f"{len(absent)} classes have no example and are none of the .npz, as {absent[0]}"
       )
-  if num_strangers(dataset):
-    lines.append("clients that only test are clients without training examples in an .npz")
   return lines
 
 

@@ -15,11 +15,13 @@ from sparsyfed_jax.data.dataset import (
   dataset_of,
   split_80_20,
 )
-from sparsyfed_jax.data.labels import Label
+from sparsyfed_jax.data.labels import Label, number, problem
 from sparsyfed_jax.data.mapped import blocks
 from sparsyfed_jax.data.rows import Examples, Rows
 from sparsyfed_jax.data.scaling import Range
 from sparsyfed_jax.data.targets import numbered, targets
+
+TEST_ONLY = "client_test_only"  # ids of clients that take part in no round
 
 
 def from_arrays(
@@ -64,11 +66,33 @@ def from_arrays(
       )
     both = ("client_train", "client_test")
     (client_train, client_test), owners = _clients(path, both, others, sizes)
+    if TEST_ONLY in others:
+      (client_train, client_test), owners = _testers_last(
+        f"{path}: {TEST_ONLY}", (client_train, client_test), owners, others[TEST_ONLY]
+      )
     train, test = Part(x_train, y_train, client_train), Part(x_test, y_test, client_test)
   limits = scaling.find_range(train.x) if limits == "auto" else limits
   x_train, x_test = scaling.narrow(train.x, test.x)
   parts = train._replace(x=x_train), test._replace(x=x_test)
   return dataset_of(name, *parts, classes, len(owners), limits, num_outputs)
+
+
+def _testers_last(
+  where: str, numbers: tuple[np.ndarray, np.ndarray], owners: tuple[Label, ...], only: np.ndarray
+) -> tuple[list[np.ndarray], tuple[Label, ...]]:
+  """Gives clients that only test the numbers behind those of all others, which are returned."""
+  reason = problem(only, TEST_ONLY, "client ids")
+  if reason:
+    raise DataError(f"{where}: {reason}")
+  names = set(number(only)[1])
+  told = set(owners[i] for i in np.setdiff1d(numbers[1], numbers[0]))
+  if names - told:
+    name = sorted(map(str, names - told))[0]
+    raise DataError(f"{where}: holds {name}, must be in client_test and not in client_train")
+  rest = tuple(owner for owner in owners if owner not in names)
+  places = {owner: i for i, owner in enumerate((*rest, *sorted(names)))}
+  moved = np.array([places[owner] for owner in owners], np.int32)
+  return [moved[own] for own in numbers], rest
 
 
 def _examples(path: str, name: str, arrays: Mapping[str, Examples]) -> Examples:

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from sparsyfed_jax.data.arrays import TEST_ONLY
 from sparsyfed_jax.data.dataset import DataError, Dataset
 from sparsyfed_jax.data.mapped import blocks
 from sparsyfed_jax.data.rows import Examples
@@ -54,6 +55,8 @@ def write_npz(path: pathlib.Path, dataset: Dataset, clients: Sequence[str | int]
     arrays["client_train"] = known[dataset.client_train]
     if len(dataset.client_test):
       arrays["client_test"] = known[dataset.client_test]
+    if len(known) > dataset.num_clients:
+      arrays[TEST_ONLY] = known[dataset.num_clients :]
   _refuse_existing(path)
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
