@@ -6,6 +6,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+_MOST = 1024  # rows that are read at a time
+
 
 class Rows:
   """Examples in pieces, such as the batches of a table, that are not held in memory.
@@ -87,7 +89,7 @@ class Rows:
     return found if dtype is None else found.astype(dtype, copy=False)
 
   def take(self, rows: np.ndarray, out: np.ndarray) -> None:
-    """Reads rows, each piece that has some of them once.
+    """Reads rows, a piece that has some of them at a time, and of a large one some at a time.
 
     Args:
       rows: (k,) indices.
@@ -96,8 +98,9 @@ class Rows:
     wanted = rows if self._chosen is None else self._chosen[rows]
     pieces = np.searchsorted(self._ends, wanted, side="right")
     order = np.argsort(pieces, kind="stable")
-    starts = np.flatnonzero(np.diff(pieces[order], prepend=-1))
-    for group in np.split(order, starts[1:]) if len(order) else ():
+    is_first = np.diff(pieces[order], prepend=-1) > 0
+    is_first[::_MOST] = True
+    for group in np.split(order, np.flatnonzero(is_first)[1:]) if len(order) else ():
       piece = int(pieces[group[0]])
       inside = wanted[group] - (self._ends[piece] - self._sizes[piece])
       read = self._read(piece, inside).reshape(len(group), *self.shape[1:])

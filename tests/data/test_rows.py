@@ -40,6 +40,18 @@ def test_a_piece_is_read_once_and_only_what_is_wanted_of_it(rows, asked):
   assert asked == [(0, [0, 2]), (2, [0]), (3, [4, 4])]
 
 
+def test_of_a_large_piece_some_rows_are_read_at_a_time():
+  asked = []
+
+  def read(piece, rows):
+    asked.append(len(rows))
+    return rows[:, None]
+
+  found = Rows([1000, 2500], (1,), np.int32, read)[:]
+  assert found[:, 0].tolist() == [*range(1000), *range(2500)]
+  assert sum(asked) == 3500 and max(asked) <= 1024
+
+
 @pytest.mark.parametrize("part", [slice(None), slice(2, 7), slice(-3, None), slice(8, 1, -2)])
 def test_slices(rows, part):
   np.testing.assert_array_equal(rows[part], WHOLE[part])
