@@ -71,12 +71,15 @@ def define(flag_values: flags.FlagValues = _FLAGS, strangers: Sequence[Method] =
   flag_files.define(flag_values)
 
 
-def describe(strangers: Sequence[Method] = ()) -> str:
-  """Writes the help of all flags, those of each method in a group of their own."""
+def describe(strangers: Sequence[Method] = (), only: Sequence[str] = ()) -> str:
+  """Writes the help of all flags or some, those of each method in a group of their own."""
   groups: dict[str, list[str]] = {}
   for name, flag in flags_of(*strangers).items():
+    if only and name not in only:
+      continue
     owner = flag.owner
-    title = f"--algorithm={owner.name} ({owner.title})" if owner else "every run"
+    every = "flags" if only else "every run"
+    title = f"--algorithm={owner.name} ({owner.title})" if owner else every
     default = ",".join(map(str, flag.default)) if isinstance(flag.default, tuple) else flag.default
     text = f"--{name}: {flag.rule.help}" + (
       f" (default: {default})" if default not in ("", None) else ""
@@ -84,7 +87,7 @@ def describe(strangers: Sequence[Method] = ()) -> str:
     groups.setdefault(title, []).append(
       textwrap.fill(text, 96, initial_indent="  ", subsequent_indent="    ")
     )
-  groups["every run"].append(
+  next(iter(groups.values())).append(
     textwrap.fill(f"--preset: {flag_files.HELP}", 96, initial_indent="  ", subsequent_indent="    ")
   )
   return "\n\n".join("\n".join([f"{title}:", *lines]) for title, lines in groups.items())

@@ -52,18 +52,27 @@ def main(argv: Sequence[str]) -> None:
   print(json.dumps(measure(*values.values()) | describe_environment()))
 
 
-def power_law_sizes(num_clients: int, num_examples: int) -> np.ndarray:
-  """Makes sizes from `LARGEST` down to about 1 that add up to nearly `num_examples`, descending."""
+def power_law_sizes(num_clients: int, num_examples: int, largest: int = LARGEST) -> np.ndarray:
+  """Makes sizes from `largest` down to about 1 that add up to nearly `num_examples`, descending."""
   ranks = np.arange(num_clients)
 
   def sizes(scale: float) -> np.ndarray:
-    return np.maximum(1, LARGEST * (1 + ranks / scale) ** _EXPONENT).astype(np.int64)
+    return np.maximum(1, largest * (1 + ranks / scale) ** _EXPONENT).astype(np.int64)
 
   low, high = 1e-3, float(num_clients)
   for _ in range(60):
     middle = (low * high) ** 0.5
     low, high = (middle, high) if sizes(middle).sum() < num_examples else (low, middle)
   return sizes(low)
+
+
+def generate(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Makes random examples (n, 64), their labels and the numbers of their clients, (n,) each."""
+  rng = np.random.default_rng(0)
+  num_examples = int(sizes.sum())
+  x = np.frombuffer(rng.bytes(num_examples * _BYTES), np.uint8).reshape(-1, _BYTES)
+  owners = np.repeat(rng.permutation(len(sizes)).astype(np.int32), sizes)
+  return x, rng.integers(0, 10, num_examples, np.int32), owners
 
 
 def start(sizes: np.ndarray, num_rounds: int, clients_per_round: int = 100) -> Started:
@@ -74,11 +83,8 @@ def start(sizes: np.ndarray, num_rounds: int, clients_per_round: int = 100) -> S
     num_rounds: for which the run is planned.
     clients_per_round: sampled.
   """
-  rng = np.random.default_rng(0)
-  num_examples = int(sizes.sum())
-  x = np.frombuffer(rng.bytes(num_examples * _BYTES), np.uint8).reshape(-1, _BYTES)
-  owners = np.repeat(rng.permutation(len(sizes)).astype(np.int32), sizes)
-  y = rng.integers(0, 10, num_examples, np.int32)
+  x, y, owners = generate(sizes)
+  num_examples = len(y)
   began = time.perf_counter()
   data = sf.data.from_arrays(x, y, x[:1000], y[:1000], client_train=owners)
   clients = sf.data.natural(data)

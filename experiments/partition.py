@@ -1,7 +1,8 @@
 """Draws the split of a run without training: `python -m experiments.partition FLAGS`.
 
 Flags are those of experiments.train. Writes partition.png, as a run has it, and clients.csv, whose
-each training example is, which --partition=file:clients.csv reads, into --output_dir.
+each training example is, which --partition=file:clients.csv reads, into --output_dir. Clients are
+numbered there as in a run; those of the data have a name too.
 """
 
 import datetime
@@ -16,7 +17,7 @@ from absl import flags as absl_flags
 
 from experiments import flags
 from experiments.pictures.split import facts_of, plot_split
-from experiments.run.data import deal_phases, label_of_each, load
+from experiments.run.data import deal_phases, label_of_each, open_source
 from experiments.run.defaults import with_partition
 from experiments.run.split import count_phases
 from experiments.run.tasks import classes_of
@@ -54,7 +55,8 @@ def draw(config: flags.Config) -> pathlib.Path:
     DataError: the data cannot be used.
     FileExistsError: the directory holds something.
   """
-  dataset = load(config)
+  opened = open_source(config)
+  dataset = opened.dataset
   config = with_partition(config, dataset)
   phases = deal_phases(config, dataset, make_keys(jax.random.key(config.seed)).partition)
   split = count_phases(config, phases, *classes_of(dataset))
@@ -63,7 +65,8 @@ def draw(config: flags.Config) -> pathlib.Path:
   for name, parts in zip(("clients.csv", "clients_after.csv"), phases, strict=True):
     if len(parts):
       owners = _owners(parts, len(dataset.y_train))
-      assignment.write(directory / name, owners, label_of_each(dataset))
+      names = opened.clients if config.partition == "natural" else ()
+      assignment.write(directory / name, owners, label_of_each(dataset), len(parts), names)
   for one in split:
     print(f"{one.title}: {', '.join(facts_of(one))}")
   print(f"{directory / 'partition.png'}, {directory / 'clients.csv'}")

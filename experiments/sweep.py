@@ -36,7 +36,7 @@ from experiments.run.programs import (
   stack_inputs,
 )
 from experiments.run.resuming import restore, rounds_of
-from experiments.run.settings import flags_of
+from experiments.run.settings import flags_of, method_of
 from experiments.run.signals import leave_unread
 from experiments.sweeps.grid import LISTS, OWN, Run, read_grid
 from experiments.sweeps.members import (
@@ -49,7 +49,7 @@ from experiments.sweeps.members import (
   opened,
 )
 from experiments.sweeps.results import write_results
-from experiments.terminal import Update, progress
+from experiments.terminal import RUN, Update, progress
 from sparsyfed_jax.data.sources import DataError
 from sparsyfed_jax.fed.method import Method
 from sparsyfed_jax.io.writers import write_json
@@ -212,7 +212,8 @@ def run_all(runs: Sequence[Run], directory: pathlib.Path, mode: str) -> None:
       with contextlib.ExitStack() as stack:
         for members in _by_program([open_member(run, directory, stack) for run in group]):
           run_group = _run_alone if len(members) == 1 else _run_side_by_side
-          run_group(members, directory, compiled, _shifted(update, done, len(members)))
+          title = title_of(group[0]) if len(group) == 1 else f"{len(members)} side by side"
+          run_group(members, directory, compiled, _shifted(update, done, len(members), title))
           done += sum(member.config.rounds for member in members)
   print(f"{num_left} runs by {len(compiled)} compiled programs")
 
@@ -230,8 +231,14 @@ def _by_program(members: Sequence[Member]) -> list[list[Member]]:
   return list(groups.values())
 
 
-def _shifted(update: Update, before: int, num_runs: int) -> Update:
-  return lambda rounds, row: update(before + num_runs * rounds, row)
+def title_of(run: Run) -> str:
+  """Names a run by what tells it from the others: `sparsyfed sparsity=0.9 seed=1`."""
+  varied = [f"{name}={value}" for name, value in run.point.items() if value and name != "algorithm"]
+  return " ".join([method_of(run.config).name, *varied])
+
+
+def _shifted(update: Update, before: int, num_runs: int, title: str) -> Update:
+  return lambda rounds, row: update(before + num_runs * rounds, {**row, RUN: title})
 
 
 def _restore(members: Sequence[Member], programs: Programs, checkpoints: pathlib.Path) -> Any:

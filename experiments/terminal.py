@@ -26,6 +26,7 @@ def _style(metric: Metric, digits: int) -> str:
 Row: TypeAlias = Mapping[str, Any]
 Update: TypeAlias = Callable[[int, Row], None]
 
+RUN = "run"  # of a row, what the run is called where there are several
 _SHORT = {"accuracy": "acc"}
 _METRICS = tuple({metric.name: metric for one in TASKS.values() for metric in one.metrics}.values())
 # Column of a row, its name in a line, its name beside the bar, its format.
@@ -183,7 +184,7 @@ def _lines(total_rounds: int, pace: Callable[[int], str]) -> Iterator[Update]:
       for key, name, _, style in _COLUMNS
       if row.get(key) is not None
     ]
-    parts = [f"round {rounds_done}/{total_rounds}", *values, pace(rounds_done)]
+    parts = [f"round {rounds_done}/{total_rounds}", row.get(RUN, ""), *values, pace(rounds_done)]
     held_back = "  ".join(part for part in parts if part)
     now = time.monotonic()
     if rounds_done >= total_rounds or now - printed_at >= LINE_INTERVAL:
@@ -207,7 +208,9 @@ def _bar(
     for key, _, name, style in _COLUMNS:
       if row.get(key) is not None:
         latest[key] = f"{name} {style.format(float(row[key]))}"
-    values = "  ".join(latest[key] for key, *_ in _COLUMNS if key in latest)
+    latest[RUN] = row.get(RUN, "")
+    shown = (latest.get(key) for key in (RUN, *(key for key, *_ in _COLUMNS)))
+    values = "  ".join(filter(None, shown))
     bar.update(task, completed=rounds_done, pace=pace(rounds_done), values=values)
 
   columns = (

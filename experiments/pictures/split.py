@@ -17,6 +17,7 @@ from experiments.run.split import Split
 _MOST_COLUMNS = 500  # of clients; more of them share a column
 _MOST_ROWS = 100  # of classes; more of them share a row
 _MOST_LABELS = 32
+_MOST_NUMBERED = 16  # clients, each with a number of its own below it
 _LONGEST_LABEL = 10
 _COLORS = LinearSegmentedColormap.from_list("share", ["#FFFFFF", "#9CCBEA", BLUE, "#00304D"])
 _NORM = PowerNorm(0.5, 0, 1)  # so that a hundredth can be told from nothing
@@ -72,8 +73,11 @@ def _draw_phase(figure: SubFigure, split: Split, labels: Sequence[str]) -> None:
   shown = range(0, num_classes, -(-num_classes // _MOST_LABELS))
   middle.yaxis.set_major_locator(FixedLocator([i + 0.5 for i in shown]))
   middle.set_yticklabels([labels[i] for i in shown], fontsize=9 if len(shown) <= 16 else 7)
-  middle.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-  middle.xaxis.set_major_formatter("{x:,.0f}")
+  if num_clients <= _MOST_NUMBERED:
+    middle.set_xticks(np.arange(num_clients) + 0.5, [str(i + 1) for i in range(num_clients)])
+  else:
+    middle.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    middle.xaxis.set_major_formatter("{x:,.0f}")
 
   edges = np.linspace(0, num_clients, len(columns) + 1)
   of_column = columns.sum(1) * len(columns) / num_clients
@@ -130,7 +134,7 @@ def facts_of(split: Split) -> list[str]:
   sizes = split.counts.sum(1)
   filled = split.counts[split.counts.any(1)]
   facts = [
-    f"{clients:,} clients"
+    f"{clients:,} client{'s' * (clients != 1)}"
     if split.every == 1
     else f"{clients:,} clients, 1 of every {split.every}",
     f"{split.counts.sum():,} examples",

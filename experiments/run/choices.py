@@ -34,8 +34,8 @@ PARTITION = Knob(
 )
 PLACEMENT = Choice(
   "where training examples are: replicated (on every device), sharded (each device has some"
-  " clients, and trains them), or streamed (on the host, which sends those of each round"
-  " ahead)",
+  " clients, and trains them), or streamed (on the host, or in the files of --dataset=folder,"
+  " hf, leaf, tff, pfllib, images and speech; those of each round are sent ahead)",
   PLACEMENTS,
 )
 SHIFT = Choice(

@@ -26,18 +26,29 @@ class TestOwners(NamedTuple):
 
 
 def load(config: Config) -> sources.Dataset:
-  """Loads the data set of a run; raises DataError."""
-  return open_source(config).dataset
+  """Loads the data set of a run; raises DataError.
+
+  Where it is streamed, the training examples stay in their files.
+  """
+  dataset = open_source(config).dataset
+  return dataset._replace(x_test=np.asarray(dataset.x_test))
 
 
-def open_source(config: Config, task: str | None = None) -> sources.Opened:
-  """Loads it with the names of its clients, where they are known; "" for the data's usual task."""
+def open_source(config: Config, task: str | None = None, in_place: bool = False) -> sources.Opened:
+  """Loads it with the names of its clients, where they are known.
+
+  Args:
+    config: flags.
+    task: "" for the data's usual one.
+    in_place: whether examples stay in their files, as they do where they are streamed.
+  """
+  reading = reading_of(config)
   return sources.open_source(
     config.dataset,
     make_keys(jax.random.key(config.seed)).split,
     input_range(config),
     task_of(config) if task is None else task,
-    reading_of(config),
+    reading._replace(in_place=in_place or reading.in_place),
   )
 
 

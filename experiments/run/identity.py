@@ -8,6 +8,7 @@ import numpy as np
 
 from sparsyfed_jax.data.dataset import Dataset
 from sparsyfed_jax.data.mapped import blocks
+from sparsyfed_jax.data.rows import Rows
 
 
 def examples_digest(dataset: Dataset) -> str:
@@ -19,11 +20,11 @@ def digest(values: Iterable[Any]) -> str:
   """Returns the SHA-256, in hexadecimal, of arrays and plain values, with their types and shapes.
 
   Args:
-    values: NumPy arrays, numbers, strings, None, or tuples of plain values.
+    values: arrays, numbers, strings, None, or tuples of plain values.
   """
   total = hashlib.sha256()
   for value in values:
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray | Rows):
       total.update(f"{value.dtype.str}{value.shape}".encode())
       for block in blocks(value) if value.ndim else [value]:
         total.update(np.ascontiguousarray(block).data)

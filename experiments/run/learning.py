@@ -120,7 +120,7 @@ def target_of(config: Any) -> float | None:
 
 
 def reading_of(config: Any) -> Reading:
-  """Makes how the text of a run is read."""
+  """Makes how the data of a run is read."""
   own = learning_of(config)
   return Reading(
     clients=own.text_clients,
@@ -132,6 +132,7 @@ def reading_of(config: Any) -> Reading:
     label_column=own.label_column or "",
     client_column=own.client_column or "",
     image_size=own.image_size,
+    in_place=config.data_placement == "streamed",
   )
 
 

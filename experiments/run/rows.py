@@ -63,6 +63,9 @@ def new_rows(
   rows: list[dict[str, Any]] = [
     {name: columns[name][i].tolist() for name in names} | dict.fromkeys(empty) for i in range(count)
   ]
+  for row in rows:
+    if not row["clients"]:  # nobody counted, so means over clients are of nothing
+      row |= {name: None for name, value in row.items() if value != value}
   rows[-1] |= {name: score.item() for name, score in scores.items()}
   return rows
 

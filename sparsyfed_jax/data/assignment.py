@@ -1,13 +1,15 @@
 """A table of whose each training example is: CSV with the columns example and client.
 
 Where a seed decides what is trained on, another seed's examples have the same numbers. A third
-column, class, tells them apart: it must be that of the data.
+column, class, tells them apart: it must be that of the data. A client without examples has a row
+without an example. What clients are called where they come from is a column for the reader, name.
 """
 
 import csv
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +17,7 @@ from sparsyfed_jax.data.dataset import DataError
 from sparsyfed_jax.data.labels import Label, number
 
 COLUMNS = ("example", "client")
-CLASS = "class"
+CLASS, NAME = "class", "name"
 
 
 def read(
@@ -36,6 +38,7 @@ def read(
     DataError: the file cannot be read, or is no such table.
   """
   owners: list[str | None] = [None] * num_examples
+  empty: list[str] = []  # clients without examples
   try:
     with open(os.path.expanduser(path), encoding="utf-8-sig", newline="") as file:
       reader = csv.DictReader(file, strict=True)
@@ -46,6 +49,9 @@ def read(
       for row in reader:
         where = f"{path}: line {reader.line_num}"
         example, client = (row[column] or "" for column in COLUMNS)
+        if client and not example:
+          empty.append(client)
+          continue
         if not (example.isascii() and example.isdigit()) or int(example) >= num_examples:
           raise DataError(
             f"{where}: example is {example!r}, must be a number from 0 to {num_examples - 1}"
@@ -80,26 +86,44 @@ def read(
       f"{path}: example {missing} is missing ({owners.count(None)} of {num_examples} are), must be"
       " given to a client"
     )
-  names = np.array(owners, np.str_)
+  names = np.array([*owners, *empty], np.str_)
   try:
     names = names.astype(np.int64)
   except (ValueError, OverflowError):
     pass
   (clients,), known = number(names)
-  return clients, known
+  return clients[:num_examples], known
 
 
-def write(path: str | os.PathLike[str], clients: np.ndarray, classes: Sequence[Label] = ()) -> None:
+def write(
+  path: str | os.PathLike[str],
+  clients: np.ndarray,
+  classes: Sequence[Label] = (),
+  num_clients: int = 0,
+  names: Sequence[Label] = (),
+) -> None:
   """Writes a table that `read` reads.
 
   Args:
     path: the file, which must not be there yet.
     clients: (n,) whose each example is, -1 for one of nobody, which is left out.
     classes: (n,) labels; () writes none.
+    num_clients: all there are, so that those without examples have a row too.
+    names: of the clients, by their numbers; () writes none.
   """
-  columns = [clients.tolist(), *([classes] if len(classes) else [])]
+  empty = np.setdiff1d(np.arange(num_clients), clients).tolist()
+  columns: list[Sequence[Any]] = [
+    [*range(len(clients)), *[""] * len(empty)],
+    [*clients.tolist(), *empty],
+  ]
+  heads = [*COLUMNS]
+  if len(classes):
+    heads.append(CLASS)
+    columns.append([*classes, *[""] * len(empty)])
+  if len(names):
+    heads.append(NAME)
+    columns.append([names[client] for client in columns[1]])
   with pathlib.Path(path).open("x", encoding="utf-8", newline="") as file:
     writer = csv.writer(file)
-    writer.writerow([*COLUMNS, CLASS][: 1 + len(columns)])
-    rows = enumerate(zip(*columns, strict=True))
-    writer.writerows((i, *row) for i, row in rows if row[0] >= 0)
+    writer.writerow(heads)
+    writer.writerows(row for row in zip(*columns, strict=True) if row[1] >= 0)

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from sparsyfed_jax.data.dataset import DataError, Dataset
+from sparsyfed_jax.data.dataset import DataError, Dataset, Part, dataset_of
 from sparsyfed_jax.data.reading import Reading
 
 CLIENTS = ("blocks", "chapters", "column")
@@ -97,20 +97,8 @@ def from_pieces(pieces: Pieces, length: int, name: str, where: str = "") -> Data
         f"{where}: leaves no {noun} example, as its {len(pieces)} clients have {sum(ends)}"
         " characters; a client needs 10 or more for both"
       )
-  return Dataset(
-    name=name,
-    x_train=x_train,
-    y_train=y_train,
-    x_test=x_test,
-    y_test=y_test,
-    client_train=client_train,
-    num_clients=len(pieces),
-    num_classes=len(characters),
-    mean=0.0,
-    std=1.0,
-    client_test=client_test,
-    classes=characters,
-  )
+  parts = Part(x_train, y_train, client_train), Part(x_test, y_test, client_test)
+  return dataset_of(name, *parts, characters, len(pieces))
 
 
 def vocabulary(texts: Iterable[str]) -> tuple[str, ...]:

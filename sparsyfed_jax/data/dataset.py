@@ -1,4 +1,4 @@
-"""The type of a data set, and the random split into training and test examples."""
+"""The type of a data set, what it is made of, and the random split into training and test."""
 
 from typing import Any, NamedTuple
 
@@ -7,6 +7,8 @@ import numpy as np
 
 from sparsyfed_jax.data.draws import generator
 from sparsyfed_jax.data.labels import Label
+from sparsyfed_jax.data.rows import Examples, select
+from sparsyfed_jax.data.scaling import Range, mean_and_std
 
 
 class DataError(ValueError):
@@ -54,11 +56,11 @@ class Dataset(NamedTuple):
   """
 
   name: str
-  x_train: np.ndarray  # (n, *shape) uint8, int16 or float32; images NHWC
+  x_train: Examples  # (n, *shape) uint8, int16 or float32; images NHWC; `Rows` of what is in files
   # (n,) int32 classes in [0, num_classes); (n, length) int32 tokens that come next, -1 behind the
   # end; (n, num_classes) bool labels; or (n,) or (n, num_classes) float32 numbers.
   y_train: np.ndarray
-  x_test: np.ndarray  # (m, *shape), dtype of x_train
+  x_test: Examples  # (m, *shape), dtype of x_train
   y_test: np.ndarray  # (m, ...) as y_train
   client_train: np.ndarray  # (n,) int32 in [0, num_clients); (0,) without a natural split
   num_clients: int  # natural clients, those without training examples included; 0 without a split
@@ -107,8 +109,84 @@ def flat(x: Any) -> Any:
   return x.reshape(len(x), -1) if x.ndim > 2 else x
 
 
-def split_80_20(num_examples: int, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-  """Returns sorted train and test indices, one example in five (at least one) for the test."""
-  order = generator(key).permutation(num_examples)
-  num_test = max(1, num_examples // 5)
-  return np.sort(order[num_test:]), np.sort(order[:num_test])
+class Part(NamedTuple):
+  """Examples for training, or for the test.
+
+  Example:
+    >>> import numpy as np
+    >>> Part(np.zeros((2, 3)), np.array([0, 1]), np.array(["ann", "bob"])).clients.tolist()
+    ['ann', 'bob']
+  """
+
+  x: Examples  # (n, *shape); of a text (n, length) int32 tokens
+  y: np.ndarray  # (n, ...) as `sources.npz` takes it; of a text (n, length) int32, -1 for none
+  clients: np.ndarray | None = None  # (n,) integers or strings, whose they are
+
+
+def dataset_of(
+  name: str,
+  train: Part,
+  test: Part,
+  classes: tuple[Label, ...] = (),
+  num_clients: int = 0,
+  limits: Range | None = None,
+  num_classes: int | None = None,
+) -> Dataset:
+  """Makes a data set of its two parts.
+
+  Args:
+    name: of the data set.
+    train: as a `Dataset` has them, clients by their numbers.
+    test: of the same dtypes.
+    classes: the labels as the source has them; () if none.
+    num_clients: natural ones.
+    limits: the values that a model sees as -1 and 1; None for the values as they are.
+    num_classes: or tokens, labels or numbers to predict; that of `classes` by default.
+  """
+  nobody = np.zeros(0, np.int32)
+  owners = [nobody if part.clients is None else part.clients for part in (train, test)]
+  mean, std = mean_and_std(limits)
+  return Dataset(
+    name=name,
+    x_train=train.x,
+    y_train=train.y,
+    x_test=test.x,
+    y_test=test.y,
+    client_train=owners[0],
+    num_clients=num_clients,
+    num_classes=len(classes) if num_classes is None else num_classes,
+    mean=mean,
+    std=std,
+    client_test=owners[1],
+    classes=classes,
+  )
+
+
+def check_splits(count: int, where: str) -> None:
+  """Refuses to split fewer than 2 examples; raises DataError."""
+  if count < 2:
+    raise DataError(f"{where}: holds {count} example, must be 2 or more to be split 80/20")
+
+
+def split_80_20(whole: Part, key: jax.Array, where: str) -> tuple[Part, Part]:
+  """Splits examples at random, one in five (at least one) for the test; each part keeps the order.
+
+  Args:
+    whole: the examples.
+    key: a JAX PRNG key; decides which.
+    where: what they are called in messages.
+
+  Raises:
+    DataError: there are fewer than 2.
+  """
+  count = len(whole.y)
+  check_splits(count, where)
+  order = generator(key).permutation(count)
+  num_test = max(1, count // 5)
+  train, test = (
+    Part(
+      select(whole.x, rows), whole.y[rows], None if whole.clients is None else whole.clients[rows]
+    )
+    for rows in (np.sort(order[num_test:]), np.sort(order[:num_test]))
+  )
+  return train, test

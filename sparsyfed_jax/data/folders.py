@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from sparsyfed_jax.data.arrays import from_arrays
-from sparsyfed_jax.data.dataset import DataError, Dataset
+from sparsyfed_jax.data.dataset import DataError, Dataset, Part, dataset_of
 from sparsyfed_jax.data.targets import numbered
 
 _VERSION = 1
@@ -211,20 +211,10 @@ def _tokens(
       owners, ids = numbered(str(folder), known, read, "client ids", sizes)
     except DataError as error:
       raise DataError(_with_file_names(str(error))) from None
-  nobody = np.zeros(0, np.int32)
-  client_train, client_test = (*owners, nobody, nobody)[:2]
-  examples = {name: read[name] for name in ("x_train", "y_train", "x_test", "y_test")}
-  return Dataset(
-    name=title,
-    **examples,
-    client_train=client_train,
-    num_clients=len(ids),
-    num_classes=len(classes),
-    mean=0.0,
-    std=1.0,
-    client_test=client_test,
-    classes=classes,
-  )
+  client_train, client_test = (*owners, None, None)[:2]
+  train = Part(read["x_train"], read["y_train"], client_train)
+  test = Part(read["x_test"], read["y_test"], client_test)
+  return dataset_of(title, train, test, classes, len(ids))
 
 
 def _numbers(

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from sparsyfed_jax.data import audio, scaling
-from sparsyfed_jax.data.dataset import DataError, Dataset, split_80_20
+from sparsyfed_jax.data.dataset import DataError, Dataset, Part, dataset_of, split_80_20
 from sparsyfed_jax.data.labels import Label, number
 
 AUDIO_RATE = 8000  # samples a second; a clip is kept for one second
@@ -71,45 +71,27 @@ def load(name: str, key: jax.Array) -> Dataset:
     )
   reader = _reader(where, builder.info, tfds)
   train, test = _splits(where, list(builder.info.splits))
-  x, y, clients = _read(where, builder, train, reader)
-  client_train, num_clients = np.zeros(0, np.int32), 0
-  client_test = client_train
+  kept, clients = _read(where, builder, train, reader)
+  num_clients = 0
   if reader.client:
     names, numbers = np.unique(np.array(clients), return_inverse=True)
-    client_train, num_clients = numbers.astype(np.int32), len(names)
+    kept, num_clients = kept._replace(clients=numbers.astype(np.int32)), len(names)
   if test:
-    x_test, y_test, testers = _read(where, builder, test, reader, x.shape[1:])
+    tested, testers = _read(where, builder, test, reader, kept.x.shape[1:])
     # Clients of whom there is no training example are nobody's: the test set is then the center's.
     if reader.client and set(testers) <= set(names):
-      client_test = np.searchsorted(names, np.array(testers)).astype(np.int32)
+      numbers = np.searchsorted(names, np.array(testers))
+      tested = tested._replace(clients=numbers.astype(np.int32))
   else:
-    if len(y) < 2:
-      raise DataError(f"{where}: holds {len(y)} example, must be 2 or more to be split 80/20")
-    kept, tested = split_80_20(len(y), key)
-    x_test, y_test = x[tested], y[tested]
-    x, y = x[kept], y[kept]
-    if num_clients:
-      client_train, client_test = client_train[kept], client_train[tested]
+    kept, tested = split_80_20(kept, key, where)
   classes: tuple[Label, ...] = reader.class_names
   if not classes:
-    (y, y_test), classes = number(y, y_test)
+    labels, classes = number(kept.y, tested.y)
+    kept, tested = kept._replace(y=labels[0]), tested._replace(y=labels[1])
   if len(classes) < 2:
     raise DataError(f"{where}: labels: are all {classes[0]}, must be of 2 or more classes")
-  mean, std = scaling.mean_and_std(reader.limits or scaling.find_range(x))
-  return Dataset(
-    name=name,
-    x_train=x,
-    y_train=y,
-    x_test=x_test,
-    y_test=y_test,
-    client_train=client_train,
-    num_clients=num_clients,
-    num_classes=len(classes),
-    mean=mean,
-    std=std,
-    client_test=client_test,
-    classes=classes,
-  )
+  limits = reader.limits or scaling.find_range(kept.x)
+  return dataset_of(name, kept, tested, classes, num_clients, limits)
 
 
 @contextlib.contextmanager
@@ -287,7 +269,7 @@ def _splits(where: str, splits: list[str]) -> tuple[str, str | None]:
 
 def _read(
   where: str, builder: Any, split: str, reader: _Reader, shape: tuple[int, ...] | None = None
-) -> tuple[np.ndarray, np.ndarray, list[Any]]:
+) -> tuple[Part, list[Any]]:
   """Reads a split, example by example into arrays made for all of them.
 
   Args:
@@ -298,7 +280,8 @@ def _read(
     shape: the shape that examples must have; the shape of the first by default.
 
   Returns:
-    The examples (n, *shape), the labels (n,) int32 and, if the reader reads them, the n clients.
+    The examples (n, *shape) with their labels (n,) int32 and, if the reader reads them, the n
+    clients.
   """
   where = f"{where}: {split}"
   x: np.ndarray | None = None
@@ -330,4 +313,4 @@ def _read(
       f"{where}: holds the label {y[bad[0]]} in example {bad[0]}, must be 0 to"
       f" {reader.num_classes - 1}; splits without labels cannot be used"
     )
-  return x, y, clients
+  return Part(x, y), clients

@@ -23,6 +23,7 @@ class Reading(NamedTuple):
   label_column: str = ""
   client_column: str = ""
   image_size: tuple[int, ...] = ()  # height and width to resize images to; () for as they are
+  in_place: bool = False  # whether a reader may leave examples in their files, as `rows.Rows`
 
 
 READING = Reading()

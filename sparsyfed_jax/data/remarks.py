@@ -5,6 +5,7 @@ import numpy as np
 from sparsyfed_jax.data.dataset import Dataset
 from sparsyfed_jax.data.labels import Label, outsiders
 from sparsyfed_jax.data.mapped import blocks, ends, every
+from sparsyfed_jax.data.rows import Examples
 from sparsyfed_jax.data.scaling import as_range
 
 _SPREAD = 100.0  # times as wide as others is another unit
@@ -121,7 +122,7 @@ def _of_range(dataset: Dataset, least: float) -> list[str]:
   ]
 
 
-def _has_columns_of_many_scales(x: np.ndarray) -> bool:
+def _has_columns_of_many_scales(x: Examples) -> bool:
   extremes = [(block.max(0), block.min(0)) for block in blocks(x)]
   highs, lows = map(np.array, zip(*extremes, strict=True))
   widths = highs.max(0).astype(np.float64) - lows.min(0)

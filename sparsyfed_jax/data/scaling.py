@@ -5,7 +5,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from sparsyfed_jax.data.mapped import blocks, ends
+from sparsyfed_jax.data.mapped import blocks, ends, once
+from sparsyfed_jax.data.rows import Examples
 
 Range: TypeAlias = tuple[float, float]  # the values that become -1 and 1
 
@@ -17,7 +18,7 @@ _LARGEST_RMS = 2.0
 _BLOCK = 2**20  # values of a partial sum
 
 
-def find_range(x: np.ndarray) -> Range | None:
+def find_range(x: Examples) -> Range | None:
   """Chooses the range of examples from the values that the training set has, not from its dtype.
 
   The range follows from the values::
@@ -72,7 +73,7 @@ def as_range(mean: float, std: float) -> Range | None:
   return None if (mean, std) == (0.0, 1.0) else (mean - std, mean + std)
 
 
-def narrow(*parts: np.ndarray) -> tuple[np.ndarray, ...]:
+def narrow(*parts: Examples) -> tuple[Examples, ...]:
   """Stores examples in the smallest dtype that holds them, for the memory of a device.
 
   Args:
@@ -86,7 +87,8 @@ def narrow(*parts: np.ndarray) -> tuple[np.ndarray, ...]:
   if dtype not in (np.uint8, np.int16):
     dtype = np.dtype(np.float32)
     if parts[0].dtype.kind != "f":
-      low, high = min(int(x.min()) for x in parts), max(int(x.max()) for x in parts)
+      lows, highs = zip(*map(ends, parts), strict=True)
+      low, high = min(lows), max(highs)
       limits = [(kind, np.iinfo(kind)) for kind in (np.uint8, np.int16)]
       fitting = [np.dtype(kind) for kind, info in limits if info.min <= low and high <= info.max]
       dtype = fitting[0] if fitting else dtype
@@ -106,9 +108,12 @@ def looks_channels_first(shape: tuple[int, ...]) -> bool:
   return is_image and (first == 3 or (first in (1, 4) and height == width))
 
 
-def _root_mean_square(x: np.ndarray) -> float:
-  total = 0.0
-  for block in blocks(x):
-    pieces = np.array_split(block.reshape(-1), 1 + block.size // _BLOCK)
-    total += sum(float(np.vdot(piece, piece)) for piece in pieces)
-  return math.sqrt(total / x.size)
+def _root_mean_square(x: Examples) -> float:
+  def find() -> float:
+    total = 0.0
+    for block in blocks(x):
+      pieces = np.array_split(block.reshape(-1), 1 + block.size // _BLOCK)
+      total += sum(float(np.vdot(piece, piece)) for piece in pieces)
+    return math.sqrt(total / x.size)
+
+  return once(x, "root_mean_square", find)

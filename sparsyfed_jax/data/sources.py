@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from sparsyfed_jax.data import characters, folders, prepared, scaling
-from sparsyfed_jax.data.arrays import from_arrays
-from sparsyfed_jax.data.dataset import DataError, Dataset, split_80_20
+from sparsyfed_jax.data.arrays import TEST_ONLY, from_arrays
+from sparsyfed_jax.data.dataset import DataError, Dataset, Part, dataset_of, split_80_20
 from sparsyfed_jax.data.readers import READERS, Opened, find, open_with
 from sparsyfed_jax.data.reading import READING, Reading
 
@@ -118,27 +118,16 @@ def digits(key: jax.Array) -> Dataset:
   """
   table = _read_digits()
   x, y = table[:, :-1].reshape(-1, 8, 8, 1).astype(np.uint8), table[:, -1].astype(np.int32)
-  train, test = split_80_20(len(y), key)
-  return Dataset(
-    name="digits",
-    x_train=x[train],
-    y_train=y[train],
-    x_test=x[test],
-    y_test=y[test],
-    client_train=np.zeros(0, np.int32),
-    num_clients=0,
-    num_classes=10,
-    mean=8.0,
-    std=8.0,
-    classes=tuple(range(10)),
-  )
+  train, test = split_80_20(Part(x, y), key, "digits")
+  return dataset_of("digits", train, test, tuple(range(10)), limits=(0, 16))
 
 
 def npz(path: str, key: jax.Array, task: str = "") -> Dataset:
   """Loads an .npz file, as `numpy.savez` writes it, and checks it.
 
   The file holds x_train, y_train, x_test, y_test and optionally client_train, the natural client
-  of each training example, and client_test; or x, y and optionally client, which the key splits
+  of each training example, and client_test, and of those who are in that alone the ids of such as
+  take part in no round, client_test_only; or x, y and optionally client, which the key splits
   80/20 (a client may then be left without training examples). Other arrays are ignored. Examples
   are of any rank, images NHWC; rank-3 arrays are taken for grey images (n, h, w) and get a channel
   axis. Values are booleans, integers or floats, scaled as `scaling.find_range` finds right for the
@@ -191,7 +180,8 @@ def _read(path: str) -> dict[str, np.ndarray]:
 
 def _layout(path: str, found: list[str]) -> list[str]:
   """Returns the names of the arrays to read."""
-  split = [name for name in (*_SPLIT, "client_train", "client_test") if name in found]
+  clients = "client_train", "client_test", TEST_ONLY
+  split = [name for name in (*_SPLIT, *clients) if name in found]
   whole = [name for name in (*_WHOLE, "client") if name in found]
   if split and whole:
     raise DataError(

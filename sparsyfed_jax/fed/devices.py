@@ -24,7 +24,8 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from sparsyfed_jax.data.lists import rows_of_clients
-from sparsyfed_jax.data.mapped import release, zeros
+from sparsyfed_jax.data.mapped import take, zeros
+from sparsyfed_jax.data.rows import Examples
 from sparsyfed_jax.fed.algorithm import Client
 from sparsyfed_jax.fed.cohort import Federation, sum_over_first
 from sparsyfed_jax.fed.race import Race
@@ -145,7 +146,7 @@ def place(host: Federation, mesh: Mesh, placement: str, least_rows: int = 0) -> 
       data after a shift has the shapes of those before.
   """
   if placement == "replicated":
-    return put(host, NamedSharding(mesh, _EVERYWHERE))
+    return put(host._replace(x=np.asarray(host.x)), NamedSharding(mesh, _EVERYWHERE))
   everybody = np.arange(len(host.sizes))
   shares = [everybody[rank :: mesh.size] for rank in range(mesh.size)]
   num_rows = max(least_rows, rows_of_shares(host.sizes, mesh.size))
@@ -232,7 +233,7 @@ def shard_examples(
 
   Args:
     placed: `host` as `put_common` leaves it.
-    host: of NumPy arrays, of which the examples may lie in a file.
+    host: of NumPy arrays, of which the examples may lie in files.
     mesh: of one axis, called `AXIS`.
     shares: the numbers of each device's clients; the i-th start on a device is that of the i-th of
       them, and counts that device's examples from 0.
@@ -254,12 +255,10 @@ def shard_examples(
     whole = (length * mesh.size, *shape)
     return jax.make_array_from_callback(whole, dealt, block)
 
-  def examples_of(array: np.ndarray) -> jax.Array:
+  def examples_of(array: Examples) -> jax.Array:
     def write(rank: int, values: np.ndarray) -> None:
       rows = rows_of(rank)
-      # "clip" writes in place, where "raise" would make another copy.
-      np.take(array, rows, axis=0, out=values[: len(rows)], mode="clip")
-      release(array)
+      take(array, rows, values[: len(rows)])
 
     return fill(num_rows, array.shape[1:], array.dtype, write)
 

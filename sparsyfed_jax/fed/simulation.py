@@ -23,7 +23,7 @@ from sparsyfed_jax.fed.cohort import (
 )
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.measures import MEASURES, Measures
-from sparsyfed_jax.fed.sampling import Availability, Cohort, sample, uniformly
+from sparsyfed_jax.fed.sampling import Availability, Cohort, ends_of, sample, uniformly
 from sparsyfed_jax.fed.streaming import Staged
 from sparsyfed_jax.fed.task import EXAMPLES, Task
 from sparsyfed_jax.fed.timing import Timing, costs_of_round, end_round, race_of
@@ -150,21 +150,22 @@ def simulate(
   ) -> tuple[State, dict[str, jax.Array]]:
     @jax.jit  # traced once, for the shapes and for the loop
     def next_round(
-      state: State, federation: Federation, key: Key
+      state: State, federation: Federation, key: Key, ends: jax.Array | None
     ) -> tuple[State, dict[str, jax.Array]]:
       keys = keys_of_round(key, state.server.round + 1)
       with jax.named_scope("sampling"):
-        cohort = sampled(federation.sizes, state, keys, federation.fleet)
+        cohort = sampled(federation.sizes, ends, state, keys, federation.fleet)
       return one_round(state, federation, cohort, keys)
 
-    shapes = jax.eval_shape(next_round, state, federation, key)[1]
+    ends = ends_of(availability, federation.sizes)
+    shapes = jax.eval_shape(next_round, state, federation, key, ends)[1]
     rows = {
       name: jnp.zeros((rounds_per_call, *leaf.shape), leaf.dtype) for name, leaf in shapes.items()
     }
 
     def body(i: jax.Array, carry: Any) -> Any:
       state, rows = carry
-      state, row = next_round(state, federation, key)
+      state, row = next_round(state, federation, key, ends)
       put = partial(lax.dynamic_update_index_in_dim, index=i, axis=0)
       return state, {name: put(rows[name], row[name]) for name in rows}
 
@@ -177,7 +178,8 @@ def simulate(
 
   def draw(state: State, sizes: jax.Array, key: Key, fleet: Any = ()) -> Cohort:
     numbers = state.server.round + 1 + jnp.arange(rounds_per_call)
-    return lax.map(lambda n: sampled(sizes, state, keys_of_round(key, n), fleet), numbers)
+    ends = ends_of(availability, sizes)
+    return lax.map(lambda n: sampled(sizes, ends, state, keys_of_round(key, n), fleet), numbers)
 
   def over_batches(score: Callable[..., Any], state: State, x: jax.Array, y: jax.Array) -> Any:
     chex.assert_equal_shape_prefix([x, y], 1)  # or gathering would repeat the last rows
@@ -201,7 +203,8 @@ def simulate(
 
   def agree(state: State, federation: Federation, key: Key) -> jax.Array:
     keys = keys_of_round(key, state.server.round + 1)
-    cohort = sampled(federation.sizes, state, keys, federation.fleet)
+    ends = ends_of(availability, federation.sizes)
+    cohort = sampled(federation.sizes, ends, state, keys, federation.fleet)
     before = state.server, state.memories
     return mask_agreement(algorithm, compared_clients, *before, federation, cohort, keys.training)
 
@@ -238,6 +241,7 @@ def sample_cohort(
   clients_per_round: int,
   availability: Availability,
   sizes: jax.Array,
+  ends: jax.Array | None,
   state: State,
   keys: RoundKeys,
   fleet: Any = (),
@@ -248,18 +252,19 @@ def sample_cohort(
     clients_per_round: as in `simulate`.
     availability: as in `simulate`.
     sizes: (num_clients,) int32 numbers of examples.
+    ends: as `sampling.ends_of` makes them.
     state: before the round, whose hyper has dropout and stragglers; and its clock.
     keys: of the round.
     fleet: `clock.Fleet`, or () where rounds are not timed.
   """
   draw = partial(sample, keys.sampling, keys.fates, sizes, clients_per_round, availability)
   if not fleet:
-    return draw(state.server.hyper)
+    return draw(state.server.hyper, ends=ends)
 
   def waits(numbers: jax.Array) -> jax.Array:
     return look_up(fleet.hours, state.clock, numbers)[0]
 
-  cohort = draw(state.server.hyper, waits if fleet.hours else None)
+  cohort = draw(state.server.hyper, waits if fleet.hours else None, ends)
   return cohort._replace(device=devices_of(fleet, state.clock, cohort.numbers))
 
 

@@ -27,6 +27,18 @@ def test_what_is_written_is_read(tmp_path):
     assignment.write(tmp_path / "own.csv", np.array([1]))
 
 
+def test_clients_without_examples_and_names(tmp_path):
+  path = tmp_path / "own.csv"
+  classes = ["cat", "dog", "cat"]
+  assignment.write(path, np.array([3, -1, 1]), classes, num_clients=5, names=list("pqrst"))
+  assert path.read_text().split() == [
+    "example,client,class,name", "0,3,cat,s", "2,1,cat,q", ",0,,p", ",2,,r", ",4,,t",
+  ]  # fmt: skip
+  assignment.write(tmp_path / "all.csv", np.array([3, 3, 1]), num_clients=5)
+  clients, known = assignment.read(str(tmp_path / "all.csv"), 3)
+  assert clients.tolist() == [3, 3, 1] and known == (0, 1, 2, 3, 4)
+
+
 @pytest.mark.parametrize(
   "content, message",
   [

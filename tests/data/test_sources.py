@@ -309,6 +309,16 @@ class TestClients:
     assert data.client_test.tolist() == [0, 1, 3]
     assert any("1 of the 4 clients" in line for line in remarks(data))
 
+  @pytest.mark.parametrize("kind", [int, str, bytes])
+  def test_a_client_may_be_told_to_test_alone(self, save, kind):
+    both = [np.array(own).astype(kind) for own in ([40, 70, 40, 12, 70, 70], [70, 39, 40])]
+    arrays = split(client_train=both[0], client_test=both[1])
+    data = sources.npz(save(arrays | {"client_test_only": both[1][1:2]}), KEY)
+    assert data.num_clients == 3
+    assert data.client_train.tolist() == [1, 2, 1, 0, 2, 2]
+    assert data.client_test.tolist() == [2, 3, 1]
+    assert any("test examples alone: 1; they take part in no" in line for line in remarks(data))
+
 
 def poisoned(value, dtype=np.float32):
   x = images(20, dtype)
@@ -398,6 +408,14 @@ BAD_FILES = {
   "client length": (whole(client=C[:7]), "client: holds 7 client ids, must be 20"),
   "client empty": (whole(client=C[:0]), "client: holds 0 client ids, must be 20"),
   "client rank": (whole(client=C[:, None]), r"client: has shape \(20, 1\), .*client.ravel"),
+  "client_test_only": (
+    split(client_train=C[:6], client_test=C[:3], client_test_only=C[:1]),
+    "client_test_only: holds .*, must be in client_test and not in client_train",
+  ),
+  "client_test_only of floats": (
+    split(client_train=C[:6], client_test=C[:3], client_test_only=np.array([0.5])),
+    "client_test_only: is float64 and holds 0.5",
+  ),
   "client_test alone": (split(client_test=C[:3]), "client_test: must come with client_train"),
   "client_train length": (split(client_train=C[:3]), "client_train: holds 3 client ids, must be 6"),
 }

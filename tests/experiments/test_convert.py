@@ -38,14 +38,16 @@ def test_an_npz_has_the_examples_labels_and_clients(source, tmp_path, capsys):
   run(source, tmp_path / "own.npz")
   told = capsys.readouterr().out
   assert "9 training and 6 test examples of float32 (4,), 3 outputs, 3 clients and 1 that" in told
-  assert "note: clients that only test are clients without training examples" in told
+  assert "note:" not in told
   found, expected = (sources.load(name, KEY) for name in (f"npz:{tmp_path}/own.npz", source))
   for name in ("x_train", "y_train", "x_test", "y_test", "client_train", "client_test"):
     np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
   assert found.classes == expected.classes == ("cat", "dog", "owl")
-  assert (found.num_clients, expected.num_clients) == (4, 3)
+  assert (found.num_clients, expected.num_clients) == (3, 3)
+  assert found.client_test.tolist() == expected.client_test.tolist() == [0, 0, 0, 3, 3, 3]
   with np.load(tmp_path / "own.npz") as file:
     assert file["client_train"].tolist() == [*"cccaaabbb"]
+    assert file["client_test_only"].tolist() == ["d"]
 
 
 def test_a_folder_has_numbers_and_names(source, tmp_path):
@@ -128,8 +130,21 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch, source):
   def fail(*_, **__):
     raise OSError(28, "No space left on device")
 
-  for name, out in (("savez", "own.npz"), ("save", "own")):
-    monkeypatch.setattr(np, name, fail)
+  monkeypatch.setattr("sparsyfed_jax.io.arrays.blocks", fail)
+  for out in ("own.npz", "own"):
     with pytest.raises(SystemExit):
       run(source, tmp_path / out)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_its_help_has_the_flags_that_it_reads(capsys):
+  told = convert.describe_flags()
+  assert "--client_column" in told and "--image_size" in told and "--seed" in told
+  assert "--rounds" not in told and "--sparsity" not in told and told.count("\n\n") == 0
+
+
+def test_what_it_says_does_not_name_a_flag_that_it_has_not(tmp_path, capsys):
+  for source in ("nothing", f"npz:{tmp_path}/no.npz", f"leaf:{tmp_path}/no"):
+    with pytest.raises(SystemExit):
+      run(source, tmp_path / "own")
+    assert "--dataset" not in capsys.readouterr().err

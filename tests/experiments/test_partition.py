@@ -128,6 +128,16 @@ def test_a_split_is_drawn_without_training_and_read_back(tmp_path, capsys):
 
 
 @pytest.mark.pictures
+def test_clients_of_the_data_are_named_and_numbered(place, tmp_path, capsys):
+  partition.draw(resolved(**own("leaf", place), output_dir=str(tmp_path / "split")))
+  rows = (tmp_path / "split" / "clients.csv").read_text().split()
+  assert rows == ["example,client,class,name", "0,0,0,a", "1,0,1,a", "2,1,0,b", "3,1,1,b"]
+  again = dict(partition=f"file:{tmp_path}/split/clients.csv", num_clients=None)
+  expected, found = (build(resolved(**own("leaf", place, **more))) for more in ({}, again))
+  assert found.facts["split_sha256"] == expected.facts["split_sha256"]
+
+
+@pytest.mark.pictures
 def test_both_splits_of_a_shift_are_drawn(tmp_path):
   config = resolved(shift_round=1, output_dir=str(tmp_path / "split"))
   partition.draw(config)

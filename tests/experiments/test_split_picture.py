@@ -3,9 +3,10 @@
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from experiments import flags
-from experiments.pictures.split import plot_split
+from experiments.pictures.split import facts_of, plot_split
 from experiments.run.build import build
 from experiments.run.split import Split, count_split
 from tests import cases
@@ -33,6 +34,24 @@ def test_counts_by_hand():
   split = count_split("toy", parts, labels, 4)
   assert split.counts.tolist() == [[1, 0, 2, 0], [0, 0, 0, 0], [1, 1, 1, 0]]
   assert split.every == 1
+
+
+@pytest.mark.pictures
+@pytest.mark.parametrize("num_clients, first", [(1, "1 client"), (3, "3 clients")])
+def test_few_clients_have_a_number_each(tmp_path, monkeypatch, num_clients, first):
+  found = []
+  save = Figure.savefig
+
+  def look(figure, *arguments, **options):
+    save(figure, *arguments, **options)
+    for part in figure.subfigs:
+      found.append([tick.get_text() for tick in part.axes[2].get_xticklabels()])
+
+  monkeypatch.setattr(Figure, "savefig", look)
+  split = Split("few", np.ones((num_clients, 4), int), 1)
+  draw(tmp_path, split, classes=range(4))
+  assert found == [[str(i + 1) for i in range(num_clients)]]
+  assert facts_of(split)[0] == first
 
 
 def test_of_very_many_clients_and_classes_only_some_are_counted():

@@ -4,9 +4,13 @@ import io
 import math
 import sys
 
+import numpy as np
 import pytest
 
-from experiments import terminal
+from experiments import flags, sweep, terminal
+from experiments.run.rows import new_rows
+from experiments.sweeps.grid import Run
+from sparsyfed_jax.fed.tasks import TASKS
 
 
 class Clock:
@@ -52,6 +56,32 @@ def test_a_line_reads_as_documented(clock, capsys):
     f"round 20/200  {values}  2.5 rounds/s  1 min 12 s left",
     "round 200/200  train_loss nan  2.5 rounds/s",
   ]
+
+
+def test_a_round_in_which_nobody_counted_has_no_loss(clock, capsys):
+  columns = {
+    "round": np.array([1, 2]), "train_loss": np.array([0.5, np.nan]),
+    "train_accuracy": np.array([0.5, np.nan]), "clients": np.array([4.0, 0.0]),
+    "examples": np.zeros((2, 3), np.uint32), "server_regrowth": np.zeros(2),
+  }  # fmt: skip
+  rows = new_rows(columns, {}, 2, TASKS["classification"])
+  assert (rows[0]["train_loss"], rows[1]["train_loss"]) == (0.5, None)
+  assert rows[1]["train_accuracy"] is None and rows[1]["server_regrowth"] == 0
+  with terminal.progress(2) as update:
+    update(2, rows[1])
+  told = capsys.readouterr().out
+  assert told.startswith("round 2/2") and "loss" not in told and "nan" not in told
+
+
+def test_of_several_runs_a_line_names_which(clock, capsys):
+  config = flags.resolve(flags.DEFAULTS)
+  run = Run({"algorithm": "topk", "sparsity": "0.9", "seed": "1", "beta": ""}, config)
+  title = sweep.title_of(run)
+  assert title == f"{config.algorithm} sparsity=0.9 seed=1"
+  with terminal.progress(20) as update:
+    sweep._shifted(update, 10, 1, title)(10, {"train_loss": 0.5})
+  told = capsys.readouterr().out
+  assert told.startswith(f"round 20/20  {title}  train_loss 0.5")
 
 
 def test_a_resumed_run_is_not_credited_with_earlier_rounds(clock, capsys):

@@ -263,6 +263,18 @@ def test_one_client_alone(files, tmp_path):
   assert rows[-1]["clients"] == 1
 
 
+def test_the_masks_of_all_that_are_sampled_are_compared_those_that_are_late_too(files):
+  def agreement(**changes):
+    experiment = build(flags.resolve(PLAIN._replace(**changes)))
+    simulation, keys = experiment.simulation, experiment.keys
+    state = simulation.init(experiment.hyper, keys.init)
+    return float(simulation.agree(state, experiment.federation, keys.rounds))
+
+  profiles = dict(device_profiles=str(files / "devices.csv"), over_selection=1.5)
+  all_late = agreement(**profiles, deadline=1e-6)
+  assert 0 < all_late < 1 and all_late == agreement(clients_per_round=6) != agreement()
+
+
 def test_a_run_of_which_all_are_late_says_so():
   row = dict(
     clients=0, dropped_clients=1, excluded_clients=0, late_clients=3, unavailable_clients=2

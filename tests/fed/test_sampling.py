@@ -152,3 +152,77 @@ def test_ten_of_a_million_take_memory_of_ten():
   sizes = jax.ShapeDtypeStruct((10**6,), jnp.int32)
   compiled = jax.jit(lambda *operands: run(*operands)).lower(*keys, sizes).compile()
   assert compiled.memory_analysis().temp_size_in_bytes < 10**5
+
+
+def successive(sizes, count):
+  """How likely each set of clients is that are drawn one by one in proportion to their sizes."""
+  found = {}
+  for order in itertools.permutations(range(len(sizes)), count):
+    chance, left = 1.0, sum(sizes)
+    for client in order:
+      chance, left = chance * sizes[client] / left, left - sizes[client]
+    found[tuple(sorted(order))] = found.get(tuple(sorted(order)), 0) + chance
+  return found
+
+
+def by_size(sizes, count, num_draws, waits=None, seed=5):
+  run = partial(
+    sample,
+    sizes=jnp.int32(sizes),
+    clients_per_round=count,
+    availability=sampling.by_size,
+    hyper=cases.hyper(),
+    waits=waits,
+  )
+  keys = jax.random.split(jax.random.key(seed), num_draws)
+  drawn = jax.jit(jax.vmap(lambda key: run(key, key).numbers))(keys)
+  return np.sort(np.asarray(drawn), axis=1)
+
+
+@pytest.mark.parametrize("tries", [0, 1, 2, 32])
+@pytest.mark.parametrize("sizes", [[3, 1, 0, 5, 2, 2], [99, 0, 1, 0, 1, 2], [1, 2, 3, 4]])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_by_size_sets_are_as_likely_as_drawn_one_by_one(monkeypatch, sizes, count, tries):
+  # Also where the clients that are missing after some draws are found among all.
+  monkeypatch.setattr(sampling, "_TRIES", tries)
+  wanted = {own: chance for own, chance in successive(sizes, count).items() if chance > 0}
+  found, counts = np.unique(by_size(sizes, count, 20_000), axis=0, return_counts=True)
+  sets = dict(zip(map(tuple, found.tolist()), counts.tolist(), strict=True))
+  assert sets.keys() <= wanted.keys()
+  expected = 20_000 * np.array(list(wanted.values()))
+  counts = np.array([sets.get(own, 0) for own in wanted])
+  assert abs(chi_square(counts, expected)) < 4.5 or len(wanted) == 1
+
+
+@pytest.mark.parametrize("tries", [1, 32])
+def test_by_size_those_who_are_not_available_are_passed_over(monkeypatch, tries):
+  monkeypatch.setattr(sampling, "_TRIES", tries)
+  sizes, away = [4, 9, 1, 2, 3, 5], {1: 10.0, 4: 20.0}
+  table = jnp.array([away.get(client, 0.0) for client in range(6)])
+  drawn = by_size(sizes, 2, 20_000, lambda numbers: table[numbers])
+  wanted = successive([0 if client in away else size for client, size in enumerate(sizes)], 2)
+  wanted = {own: chance for own, chance in wanted.items() if chance > 0}
+  found, counts = np.unique(drawn, axis=0, return_counts=True)
+  assert found.tolist() == [list(own) for own in sorted(wanted)]
+  expected = 20_000 * np.array([wanted[own] for own in sorted(wanted)])
+  assert abs(chi_square(counts, expected)) < 4.5
+  # Where too few are there, the next to be available fill up.
+  assert (by_size(sizes, 5, 100, lambda numbers: table[numbers]) == [0, 1, 2, 3, 5]).all()
+
+
+def test_by_size_everybody_comes_though_nearly_nobody_has_examples():
+  for sizes in ([0, 0, 0, 0], [0, 7, 0, 0], [2**31 - 4, 1, 1, 1]):
+    assert (by_size(sizes, 4, 5) == np.arange(4)).all()
+  assert (np.diff(by_size([10**9] + [1] * 999, 50, 20), axis=1) > 0).all()
+
+
+def test_by_size_a_million_take_the_time_of_those_drawn():
+  # Of the compiled program: what grows with all of them stands in a branch.
+  run = partial(sample, clients_per_round=10, availability=sampling.by_size, hyper=cases.hyper())
+  shapes = [jax.ShapeDtypeStruct((10**6,), jnp.int32)] * 2
+  keys = jax.random.key(0), jax.random.key(1)
+  program = jax.make_jaxpr(lambda sizes, ends: run(*keys, sizes, ends=ends))(*shapes)
+  outside = [str(each) for each in program.eqns if each.primitive.name != "cond"]
+  inside = [str(each) for each in program.eqns if each.primitive.name == "cond"]
+  assert any("top_k" in text for text in inside) and len(inside) == 1
+  assert not any("top_k" in text or "cumsum" in text or "f32[1000000]" in text for text in outside)

@@ -10,10 +10,10 @@ import pathlib
 import jax
 
 from sparsyfed_jax import strangers
-from sparsyfed_jax.data.dataset import DataError
+from sparsyfed_jax.data.dataset import DataError, Part
 from sparsyfed_jax.data.readers import hf, images, leaf, pfllib, speech, tff
-from sparsyfed_jax.data.readers.finish import Opened, finish
-from sparsyfed_jax.data.readers.record import Found, Part, Reader
+from sparsyfed_jax.data.readers.finish import Opened, finish, in_memory
+from sparsyfed_jax.data.readers.record import Found, Reader
 from sparsyfed_jax.data.reading import READING, Reading
 
 __all__ = ["READERS", "Found", "Opened", "Part", "Reader", "find", "open_with"]
@@ -68,7 +68,7 @@ def open_with(
     reader: of its format.
     path: where it lies; `~` stands for the home directory.
     key: a JAX PRNG key; decides the train/test split where the data has none.
-    reading: which columns, and how texts are cut.
+    reading: which columns, how texts are cut, and whether examples stay in their files.
     task: what is learned; by default of a text the next token, and of others classification.
 
   Raises:
@@ -83,6 +83,9 @@ def open_with(
   """
   place = pathlib.Path(os.path.expanduser(path))
   try:
-    return finish(reader.open(place, reading, task), key, str(place), task)
+    found = reader.open(place, reading, task)
+    if not reading.in_place:
+      found = in_memory(found)
+    return finish(found, key, str(place), task)
   except OSError as error:
     raise DataError(f"{place}: cannot be read: {error.strerror or error}") from None

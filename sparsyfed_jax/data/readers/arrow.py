@@ -1,8 +1,11 @@
 """Tables of Arrow and Parquet, by pyarrow, with the features that Hugging Face notes in them."""
 
+import functools
 import json
+import mmap
 import pathlib
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,8 +15,27 @@ from sparsyfed_jax.data.readers import checks
 _END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream of Arrow
 
 
-def saved(folder: pathlib.Path) -> Any:
-  """Reads a folder of `Dataset.save_to_disk`; raises DataError.
+class Table(NamedTuple):
+  """A table in pieces: batches of Arrow, which are views of a mapped file, or groups of Parquet."""
+
+  schema: Any  # of pyarrow
+  sizes: Sequence[int]  # of the pieces, in rows
+  column: Callable[[str], Any]  # of all rows, by its name
+  piece: Callable[[str, int], Any]  # the array of a column in a piece
+  release: Callable[[], None] = lambda: None  # lets go of the memory of what was read
+
+  @property
+  def num_rows(self) -> int:
+    """The number of rows of all pieces."""
+    return sum(self.sizes)
+
+  def first(self, piece: int) -> int:
+    """The number of rows before a piece."""
+    return sum(self.sizes[:piece])
+
+
+def saved(folder: pathlib.Path) -> Table:
+  """Opens a folder of `Dataset.save_to_disk`; raises DataError.
 
   Args:
     folder: with state.json and the files that it lists.
@@ -25,30 +47,56 @@ def saved(folder: pathlib.Path) -> Any:
   listed = state.get("_data_files")
   if not isinstance(listed, list) or not all(isinstance(own, dict) for own in listed) or not listed:
     raise DataError(f"{folder / 'state.json'}: _data_files is missing, must list its files")
-  tables = []
+  tables, maps = [], []
   for own in listed:
     file = folder / pathlib.PurePath(str(own.get("filename"))).name
     with checks.parsing(file, "a whole stream of Arrow, as save_to_disk writes it"):
-      content = pyarrow.memory_map(str(file))
+      with open(file, "rb") as content:
+        maps.append(mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ))
       # A stream that ends behind one of its batches is read without an error.
-      if content.size() < len(_END) or bytes(content.read_at(8, content.size() - 8)) != _END:
+      if maps[-1][-len(_END) :] != _END:
         raise DataError(f"{file}: has no end of a stream of Arrow, was cut short")
-      tables.append(pyarrow.ipc.open_stream(content).read_all())
+      tables.append(pyarrow.ipc.open_stream(pyarrow.py_buffer(maps[-1])).read_all())
   with checks.parsing(folder, "files of one schema"):
-    return pyarrow.concat_tables(tables)
+    table = pyarrow.concat_tables(tables)
+  batches = table.to_batches()
+
+  def release() -> None:
+    for own in maps:
+      if hasattr(mmap, "MADV_DONTNEED"):
+        own.madvise(mmap.MADV_DONTNEED)
+
+  sizes = [len(batch) for batch in batches]
+  return Table(table.schema, sizes, table.column, lambda name, i: batches[i].column(name), release)
 
 
-def parquet(files: list[pathlib.Path]) -> Any:
-  """Reads files of Parquet; raises DataError."""
+def parquet(files: list[pathlib.Path]) -> Table:
+  """Opens files of Parquet; raises DataError."""
   with checks.importing(files[0], "readers"):
     import pyarrow
     import pyarrow.parquet
-  tables = []
+  groups, schemas = [], []  # a group is its file, the file opened, and its number in it
   for file in files:
     with checks.parsing(file, "a whole file of Parquet"):
-      tables.append(pyarrow.parquet.ParquetFile(file).read())
+      opened = pyarrow.parquet.ParquetFile(file)
+      groups += [(file, opened, i) for i in range(opened.metadata.num_row_groups)]
+      schemas.append(opened.schema_arrow)
+  schema = schemas[0]
   with checks.parsing(files[0].parent, "files of one schema"):
-    return pyarrow.concat_tables(tables)
+    pyarrow.concat_tables([own.empty_table() for own in schemas])
+
+  @functools.lru_cache(1)
+  def piece(name: str, i: int) -> Any:
+    file, opened, number = groups[i]
+    with checks.parsing(file, "a whole file of Parquet"):
+      return opened.read_row_group(number, columns=[name])[name].combine_chunks()
+
+  def column(name: str) -> Any:
+    kind = schema.field(name).type
+    return pyarrow.chunked_array([piece(name, i) for i in range(len(groups))], kind)
+
+  sizes = [opened.metadata.row_group(i).num_rows for _, opened, i in groups]
+  return Table(schema, sizes, column, piece)
 
 
 def features(where: str, table: Any) -> dict[str, Any]:
@@ -104,12 +152,17 @@ def encoded(column: Any) -> list[bytes]:
 
 
 def values(where: str, column: Any) -> np.ndarray:
-  """Makes a vector of a column of numbers or strings, or rows of one of lists; raises DataError."""
+  """Makes a vector of a column of numbers or strings, or rows of one of lists; raises DataError.
+
+  Args:
+    where: file and column.
+    column: of pyarrow, of all rows.
+  """
   import pyarrow.types
 
   kind = _storage(column.type)
   if _is_list(kind):
-    return nested(where, column, {})
+    return nested(where, column.combine_chunks(), {})
   is_number = pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind)
   is_string = pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
   if not (is_number or is_string or pyarrow.types.is_boolean(kind)):
@@ -117,17 +170,27 @@ def values(where: str, column: Any) -> np.ndarray:
   if column.null_count:
     missing = next(i for i, value in enumerate(column) if not value.is_valid)
     raise DataError(f"{where}: example {missing} is null, must be a value")
-  found = np.asarray(column.to_numpy())
-  return found.astype(np.str_) if found.dtype == np.dtype(object) else found
+  if is_string:  # of which many are the same: an object each would take more than all the rest
+    found = column.dictionary_encode().unify_dictionaries().combine_chunks()
+    return np.array(found.dictionary.to_pylist(), np.str_)[np.asarray(found.indices)]
+  return np.asarray(column.to_numpy())
 
 
-def nested(where: str, column: Any, told: dict[str, Any]) -> np.ndarray:
-  """Makes an array of a column of lists of numbers, all of one size.
+def nested(
+  where: str,
+  array: Any,
+  told: dict[str, Any],
+  first: int = 0,
+  like: tuple[int, ...] | None = None,
+) -> np.ndarray:
+  """Makes an array of lists of numbers, all of one size: a view where that can be.
 
   Args:
     where: file and column.
-    column: of pyarrow.
+    array: of pyarrow.
     told: what Hugging Face notes of it, such as its shape.
+    first: the number of examples before it, for messages.
+    like: the shape of those; None where there are none.
 
   Raises:
     DataError: they are of several sizes, or something is missing in them.
@@ -135,17 +198,16 @@ def nested(where: str, column: Any, told: dict[str, Any]) -> np.ndarray:
   import pyarrow
   import pyarrow.compute
 
-  array = column.combine_chunks()
   array = array.storage if isinstance(array, pyarrow.ExtensionArray) else array
   shape = [len(array)]
   while _is_list(array.type):
     if array.null_count:
       raise DataError(f"{where}: holds null, must hold lists of numbers")
     inner = array.flatten()
-    length, rest = divmod(len(inner), len(array) or 1)
     lengths = np.asarray(pyarrow.compute.list_value_length(array))
-    if rest or (lengths != length).any():
-      at = int(np.flatnonzero(lengths != lengths[0])[0]) * shape[0] // len(array)
+    length = int(lengths[0]) if like is None else (*like, -1)[len(shape) - 1]
+    if (lengths != length).any():
+      at = first + int(np.flatnonzero(lengths != length)[0]) * shape[0] // len(array)
       raise DataError(f"{where}: example {at} is of another size than example 0, must be alike")
     shape.append(length)
     array = inner

@@ -69,13 +69,16 @@ def read_json(path: pathlib.Path, what: str) -> dict[str, Any]:
   return content
 
 
-def numbers(where: str, values: Any, like: tuple[int, ...] | None = None) -> np.ndarray:
+def numbers(
+  where: str, values: Any, like: tuple[int, ...] | None = None, first: int = 0
+) -> np.ndarray:
   """Makes an array of the examples of a client.
 
   Args:
     where: file, client and key.
     values: nested lists or an array of numbers, an entry an example.
     like: the shape that examples must have; None for any.
+    first: the number of the first, for messages.
 
   Returns:
     (n, *shape) booleans or integers as they are, or finite float32.
@@ -98,7 +101,7 @@ def numbers(where: str, values: Any, like: tuple[int, ...] | None = None) -> np.
   bad = np.flatnonzero(~np.isfinite(array).all(tuple(range(1, array.ndim))))
   if len(bad):
     raise DataError(
-      f"{where}: holds NaN or infinity in example {bad[0]}, must be finite in float32"
+      f"{where}: holds NaN or infinity in example {first + bad[0]}, must be finite in float32"
     )
   return array
 

@@ -5,11 +5,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from sparsyfed_jax.data import scaling
 from sparsyfed_jax.data.arrays import from_arrays
-from sparsyfed_jax.data.dataset import DataError, Dataset, split_80_20
+from sparsyfed_jax.data.dataset import DataError, Dataset, Part, dataset_of, split_80_20
 from sparsyfed_jax.data.readers.checks import in_range
-from sparsyfed_jax.data.readers.record import Found, Part
+from sparsyfed_jax.data.readers.record import Found
 
 
 class Opened(NamedTuple):
@@ -49,25 +48,24 @@ def finish(found: Found, key: jax.Array, where: str, task: str = "") -> Opened:
   ids = np.unique(train.clients) if train.clients is not None else np.zeros(0, np.int64)
   others = ids[:0]
   if test is None:
-    train, test = _split(train, key, where)
+    train, test = split_80_20(train, key, where)
   elif train.clients is not None and test.clients is not None:
     others = np.setdiff1d(test.clients, ids)
   nobody = np.zeros(0, np.int32)
   own = [_numbered(ids, others, part.clients) if len(ids) else nobody for part in (train, test)]
-  dataset = _tokens(found, train, test) if found.is_text else None
-  dataset = dataset or _examples(found, train, test, where, task)
+  if found.is_text:
+    dataset = dataset_of(found.name, train, test, found.classes)
+  else:
+    dataset = _examples(found, train, test, where, task)
   dataset = dataset._replace(client_train=own[0], client_test=own[1], num_clients=len(ids))
   return Opened(dataset, (*ids.tolist(), *others.tolist()))
 
 
-def _split(whole: Part, key: jax.Array, where: str) -> tuple[Part, Part]:
-  if len(whole.y) < 2:
-    raise DataError(f"{where}: holds {len(whole.y)} example, must be 2 or more to be split 80/20")
-  train, test = (
-    Part(whole.x[kept], whole.y[kept], None if whole.clients is None else whole.clients[kept])
-    for kept in split_80_20(len(whole.y), key)
-  )
-  return train, test
+def in_memory(found: Found) -> Found:
+  """Reads the examples that a reader has left in their files."""
+  train, test = (part and part._replace(x=np.asarray(part.x)) for part in (found.train, found.test))
+  assert train is not None
+  return found._replace(train=train, test=test)
 
 
 def _numbered(ids: np.ndarray, others: np.ndarray, clients: np.ndarray | None) -> np.ndarray:
@@ -80,35 +78,16 @@ def _numbered(ids: np.ndarray, others: np.ndarray, clients: np.ndarray | None) -
   return found.astype(np.int32)
 
 
-def _tokens(found: Found, train: Part, test: Part) -> Dataset:
-  return Dataset(
-    name=found.name,
-    x_train=train.x,
-    y_train=train.y,
-    x_test=test.x,
-    y_test=test.y,
-    client_train=np.zeros(0, np.int32),
-    num_clients=0,
-    num_classes=len(found.classes),
-    mean=0.0,
-    std=1.0,
-    classes=found.classes,
-  )
-
-
 def _examples(found: Found, train: Part, test: Part, where: str, task: str) -> Dataset:
   arrays = {"x_train": train.x, "y_train": train.y, "x_test": test.x, "y_test": test.y}
-  dataset = from_arrays(arrays, None, where, found.name, task)
-  if found.classes and dataset.kind == "classification":
-    for noun, part in (("train", train), ("test", test)):
-      in_range(f"{where}: {noun}", part.y, len(found.classes))
-    dataset = dataset._replace(
-      y_train=train.y.astype(np.int32),
-      y_test=test.y.astype(np.int32),
-      classes=found.classes,
-      num_classes=len(found.classes),
-    )
-  if found.limits != "auto":
-    mean, std = scaling.mean_and_std(found.limits)
-    dataset = dataset._replace(mean=mean, std=std)
-  return dataset
+  dataset = from_arrays(arrays, None, where, found.name, task, found.limits)
+  if not found.classes or dataset.kind != "classification":
+    return dataset
+  for noun, part in (("train", train), ("test", test)):
+    in_range(f"{where}: {noun}", part.y, len(found.classes))
+  return dataset._replace(
+    y_train=train.y.astype(np.int32),
+    y_test=test.y.astype(np.int32),
+    classes=found.classes,
+    num_classes=len(found.classes),
+  )

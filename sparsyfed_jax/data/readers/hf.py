@@ -8,13 +8,15 @@ meant.
 
 import pathlib
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparsyfed_jax.data.dataset import DataError
+from sparsyfed_jax.data.dataset import DataError, Part
 from sparsyfed_jax.data.readers import arrow, checks, pictures
-from sparsyfed_jax.data.readers.record import Found, Part, Reader
+from sparsyfed_jax.data.readers.kept import Kept
+from sparsyfed_jax.data.readers.record import Found, Reader
 from sparsyfed_jax.data.readers.texts import (
   Snippets,
   Windows,
@@ -23,6 +25,7 @@ from sparsyfed_jax.data.readers.texts import (
   from_windows,
 )
 from sparsyfed_jax.data.reading import Reading
+from sparsyfed_jax.data.rows import Examples, Rows
 
 _EXAMPLES = ("image", "img", "x", "features", "text")  # names that are meant, the first there is
 _LABELS = ("label", "labels", "y", "target")
@@ -41,7 +44,7 @@ class _Columns(NamedTuple):
 
 class _Split(NamedTuple):
   where: str  # folder and split
-  table: Any
+  table: arrow.Table
   clients: np.ndarray | None
 
   def named(self, column: str, row: int) -> str:
@@ -72,8 +75,8 @@ def read(path: pathlib.Path, reading: Reading, task: str) -> Found:
   return Found(name, found[0], found[1] if test else None, classes=classes)
 
 
-def _tables(path: pathlib.Path) -> dict[str, Any]:
-  """Reads the splits of a data set, by their names."""
+def _tables(path: pathlib.Path) -> dict[str, arrow.Table]:
+  """Opens the splits of a data set, by their names."""
   if path.is_file():
     return {"train": arrow.parquet([path])}
   checks.folder(path, "Hugging Face, of save_to_disk or with Parquet files")
@@ -108,7 +111,7 @@ def _check_whole(path: pathlib.Path, name: str, files: list[pathlib.Path]) -> No
       )
 
 
-def _choose(where: str, table: Any, reading: Reading, task: str) -> _Columns:
+def _choose(where: str, table: arrow.Table, reading: Reading, task: str) -> _Columns:
   features = arrow.features(where, table)
   kinds = arrow.kinds(table, features)
   of_kind = [[c for c, own in kinds.items() if own == kind] for kind in ("image", "array", "text")]
@@ -138,17 +141,17 @@ def _only(choices: list[list[str]], usual: tuple[str, ...]) -> str:
   return found[0] if len(found) == 1 else next((name for name in usual if name in found), "")
 
 
-def _split(where: str, table: Any, columns: _Columns) -> _Split:
+def _split(where: str, table: arrow.Table, columns: _Columns) -> _Split:
   for column in (columns.example, columns.label, columns.client):
-    if column and column not in table.column_names:
+    if column and column not in table.schema.names:
       raise DataError(f"{where}: {column} is missing, must be there as in train")
   if not table.num_rows:
     raise DataError(f"{where}: is empty, must hold at least one example")
   clients = None
   if columns.client:
-    clients = arrow.values(f"{where}: {columns.client}", table[columns.client])
+    clients = arrow.values(f"{where}: {columns.client}", table.column(columns.client))
     if clients.dtype.kind not in "iuU" or clients.ndim != 1:
-      kind = table[columns.client].type
+      kind = table.schema.field(columns.client).type
       raise DataError(f"{where}: {columns.client}: is of {kind}, must be integers or strings")
   return _Split(where, table, clients)
 
@@ -156,21 +159,58 @@ def _split(where: str, table: Any, columns: _Columns) -> _Split:
 def _part(
   split: _Split, columns: _Columns, reading: Reading, shape: tuple[int, ...] | None
 ) -> Part:
-  column, rows = columns.example, range(split.table.num_rows)
-  where = f"{split.where}: {column}"
+  column = columns.example
   if arrow.is_image(split.table, column):
-    sources = arrow.encoded(split.table[column])
-    for i, source in enumerate(sources):
-      if not source:
-        raise DataError(f"{split.named(column, i)}: holds no bytes, must hold an encoded image")
-    names = [split.named(column, i) for i in rows]
-    x = pictures.decode(sources, names, reading.image_size, shape)
+    x: Examples = _images(split, column, reading.image_size, shape)
   else:
-    nested = arrow.nested(where, split.table[column], columns.features.get(column, {}))
-    x = checks.numbers(where, nested, shape)
+    x = _numbers(split, column, columns.features.get(column, {}), reading.in_place, shape)
   label = f"{split.where}: {columns.label}"
-  y = checks.labels(label, arrow.values(label, split.table[columns.label]), len(x), column)
+  y = checks.labels(label, arrow.values(label, split.table.column(columns.label)), len(x), column)
+  split.table.release()
   return Part(x, y, split.clients)
+
+
+def _images(
+  split: _Split, column: str, size: tuple[int, ...], shape: tuple[int, ...] | None
+) -> Rows:
+  table = split.table
+
+  def named(piece: int, rows: np.ndarray) -> Iterator[tuple[bytes, str]]:
+    found, first = arrow.encoded(table.piece(column, piece).take(rows)), table.first(piece)
+    for source, row in zip(found, rows, strict=True):
+      yield source, split.named(column, first + int(row))
+
+  def all_named() -> Iterator[tuple[bytes, str]]:
+    for piece, count in enumerate(table.sizes):
+      yield from named(piece, np.arange(count))
+      table.release()
+
+  known = shape or pictures.shape_of(all_named(), size)
+
+  def read(piece: int, rows: np.ndarray) -> np.ndarray:
+    return pictures.decode(named(piece, rows), len(rows), known, bool(size))
+
+  return Rows(table.sizes, known, np.uint8, read, table.release)
+
+
+def _numbers(
+  split: _Split,
+  column: str,
+  told: dict[str, Any],
+  in_place: bool,
+  shape: tuple[int, ...] | None,
+) -> Examples:
+  table, where = split.table, f"{split.where}: {column}"
+
+  def read(piece: int, like: tuple[int, ...] | None = None) -> np.ndarray:
+    return arrow.nested(where, table.piece(column, piece), told, table.first(piece), like)
+
+  kept = Kept(in_place)
+  for piece in range(len(table.sizes)):
+    found = read(piece, kept.entry if kept.sizes else None)
+    kept.add(checks.numbers(where, found, shape, table.first(piece)))
+    table.release()
+  return kept.examples(lambda piece, rows: read(piece)[rows], table.release)
 
 
 def _check_labels(split: _Split, column: str, y: np.ndarray, classes: tuple[str, ...]) -> None:
@@ -188,7 +228,7 @@ def _text(
   name: str, splits: list[_Split], columns: _Columns, reading: Reading, where: str
 ) -> Found:
   """Reads windows of text with the character behind each, or whole texts."""
-  texts = [own.table[columns.example].to_pylist() for own in splits]
+  texts = [own.table.column(columns.example).to_pylist() for own in splits]
   owners = [None if s.clients is None else list(map(str, s.clients.tolist())) for s in splits]
   for own, lines in zip(splits, texts, strict=True):
     for i, line in enumerate(lines):
@@ -197,7 +237,7 @@ def _text(
   if columns.label and arrow.is_text(splits[0].table, columns.label):
     windows, length = [], None
     for own, lines, clients in zip(splits, texts, owners, strict=True):
-      following = own.table[columns.label].to_pylist()
+      following = own.table.column(columns.label).to_pylist()
       length = check_windows(own.where, lines, following, length)
       windows.append(Windows(lines, following, clients))
     return from_windows(name, windows[0], windows[1] if len(windows) > 1 else None, where)

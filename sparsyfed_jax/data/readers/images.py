@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparsyfed_jax.data.dataset import DataError
+from sparsyfed_jax.data.dataset import DataError, Part
 from sparsyfed_jax.data.readers import checks, pictures
-from sparsyfed_jax.data.readers.record import Found, Part, Reader
+from sparsyfed_jax.data.readers.record import Found, Reader
 from sparsyfed_jax.data.reading import Reading
+from sparsyfed_jax.data.rows import Rows
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 
@@ -38,13 +39,20 @@ def read(path: pathlib.Path, reading: Reading, task: str) -> Found:
   shape: tuple[int, ...] | None = None
   found = []
   for own in parts:
-    files = [picture.file for picture in own]
-    x = pictures.decode(files, [str(file) for file in files], reading.image_size, shape)
-    shape = x.shape[1:]
+    named = [(picture.file, str(picture.file)) for picture in own]
+    shape = shape or pictures.shape_of(named, reading.image_size)
+    x = _rows(named, shape, bool(reading.image_size))
     y = np.searchsorted(classes, [picture.label for picture in own])
     owners = np.array([picture.client for picture in own]) if own[0].client else None
     found.append(Part(x, y.astype(np.int32), owners))
   return Found(path.name, found[0], found[1] if has_parts else None, classes=classes)
+
+
+def _rows(named: list[tuple[pathlib.Path, str]], shape: tuple[int, ...], is_resized: bool) -> Rows:
+  def read(_: int, rows: np.ndarray) -> np.ndarray:
+    return pictures.decode((named[row] for row in rows), len(rows), shape, is_resized)
+
+  return Rows([len(named)], shape, np.uint8, read)
 
 
 def _names(path: pathlib.Path, has_parts: bool) -> list[str]:

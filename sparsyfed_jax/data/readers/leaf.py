@@ -5,15 +5,18 @@ x and y of each user. Users are the clients, over all files. Where its script ha
 those of the test take part in no round.
 """
 
+import functools
+import itertools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparsyfed_jax.data.dataset import DataError
+from sparsyfed_jax.data.dataset import DataError, Part
 from sparsyfed_jax.data.readers import checks
-from sparsyfed_jax.data.readers.record import Found, Part, Reader
+from sparsyfed_jax.data.readers.kept import Kept
+from sparsyfed_jax.data.readers.record import Found, Reader
 from sparsyfed_jax.data.readers.texts import Windows, check_windows, from_windows
 from sparsyfed_jax.data.reading import Reading
 
@@ -24,6 +27,7 @@ _IMAGE = 784  # values of an image of 28 x 28, which FEMNIST has in a row
 
 class _User(NamedTuple):
   where: str  # file and client
+  file: pathlib.Path
   name: str
   x: list[str] | np.ndarray
   y: list[Any]
@@ -35,25 +39,39 @@ def read(path: pathlib.Path, reading: Reading, task: str) -> Found:
   x are lists of numbers, of which 784 are an image of 28 x 28, or strings of one length, behind
   which y is the next character.
   """
-  del reading, task
+  del task
   checks.folder(path, "LEAF, with data/train and data/test")
   top = path / "data" if (path / "data" / "train").is_dir() else path
   name = path.parent.name if path.name == "data" else path.name
-  train = list(_users(top / "train", is_test=False))
-  test = list(_users(top / "test", is_test=True))
-  for part, users in (("train", train), ("test", test)):
-    if not users:
-      raise DataError(f"{top / part}: holds no user with examples, must hold at least one")
-  if isinstance(train[0].x, list):
-    length: int | None = None
-    for user in (*train, *test):
-      length = check_windows(user.where, list(user.x), user.y, length)
-    return from_windows(name, _windows(train), _windows(test), str(path))
-  shape = np.shape(train[0].x)[1:]
-  return Found(name, _part(top, train, shape), _part(top, test, shape))
+  train, test = (_users(top / part) for part in ("train", "test"))
+  first = next(train, None)
+  if first is None:
+    raise _without_users(top / "train")
+  train = itertools.chain([first], train)
+  if isinstance(first.x, list):
+    return _text(name, list(train), list(test), str(path), top)
+  own = _part(top / "train", train, reading.in_place, None)
+  shape = own.x.shape[1:]
+  tested = _part(top / "test", test, reading.in_place, shape)
+  if shape == (_IMAGE,):
+    own, tested = (part._replace(x=part.x.reshape(-1, 28, 28, 1)) for part in (own, tested))
+  return Found(name, own, tested)
 
 
-def _users(folder: pathlib.Path, is_test: bool) -> Iterator[_User]:
+def _text(name: str, train: list[_User], test: list[_User], where: str, top: pathlib.Path) -> Found:
+  if not test:
+    raise _without_users(top / "test")
+  length: int | None = None
+  for user in (*train, *test):
+    length = check_windows(user.where, list(user.x), user.y, length)
+  return from_windows(name, _windows(train), _windows(test), where)
+
+
+def _without_users(folder: pathlib.Path) -> DataError:
+  return DataError(f"{folder}: holds no user with examples, must hold at least one")
+
+
+def _users(folder: pathlib.Path) -> Iterator[_User]:
   checks.folder(folder, "files of LEAF")
   files = sorted(folder.glob("*.json"))
   if not files:
@@ -66,7 +84,7 @@ def _users(folder: pathlib.Path, is_test: bool) -> Iterator[_User]:
       seen[user.name] = file
       if user.y:
         yield user
-      elif not is_test:
+      elif folder.name == "train":
         raise DataError(f"{user.where}: has no examples, must have one or more")
 
 
@@ -99,19 +117,33 @@ def _users_of(file: pathlib.Path) -> Iterator[_User]:
       raise DataError(f"{where}: num_samples is {count}, must be {len(own['y'])}, as it has")
     is_text = bool(own["x"]) and isinstance(own["x"][0], str)
     x = own["x"] if is_text or not own["x"] else checks.numbers(f"{where}: x", own["x"])
-    yield _User(where, name, x, own["y"])
+    yield _User(where, file, name, x, own["y"])
 
 
-def _part(top: pathlib.Path, users: list[_User], shape: tuple[int, ...]) -> Part:
-  x, y = [], []
+def _part(
+  folder: pathlib.Path, users: Iterable[_User], in_place: bool, shape: tuple[int, ...] | None
+) -> Part:
+  kept, y, names, places = Kept(in_place), [], [], []
   for user in users:
-    x.append(checks.numbers(f"{user.where}: x", user.x, shape))
-    y.append(checks.labels(f"{user.where}: y", user.y, len(user.x)))
-  images = checks.joined(top, x)
-  if shape == (_IMAGE,):
-    images = images.reshape(-1, 28, 28, 1)
-  sizes = [len(user.y) for user in users]
-  return Part(images, checks.joined(top, y), checks.repeated([u.name for u in users], sizes))
+    x = checks.numbers(f"{user.where}: x", user.x, shape)
+    y.append(checks.labels(f"{user.where}: y", user.y, len(x)))
+    shape = x.shape[1:]
+    names.append(user.name)
+    places.append((user.file, user.name))
+    kept.add(x)
+  if not names:
+    raise _without_users(folder)
+
+  @functools.lru_cache(1)
+  def again(file: pathlib.Path) -> dict[str, np.ndarray]:
+    return {user.name: np.asarray(user.x) for user in _users_of(file)}
+
+  def read(piece: int, rows: np.ndarray) -> np.ndarray:
+    file, name = places[piece]
+    return again(file)[name][rows]
+
+  owners = checks.repeated(names, [len(own) for own in y])
+  return Part(kept.examples(read), checks.joined(folder, y), owners)
 
 
 def _windows(users: list[_User]) -> Windows:

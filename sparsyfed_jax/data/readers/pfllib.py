@@ -4,18 +4,20 @@ Each file has one entry, a pickled dict of x and y. A pickle may run any code; h
 unpickler that knows NumPy's arrays and dtypes alone, and everything else in it is an error.
 """
 
+import functools
 import io
 import pathlib
 import pickle
 import re
 import zipfile
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparsyfed_jax.data.dataset import DataError
+from sparsyfed_jax.data.dataset import DataError, Part
 from sparsyfed_jax.data.readers import checks
-from sparsyfed_jax.data.readers.record import Found, Part, Reader
+from sparsyfed_jax.data.readers.kept import Kept
+from sparsyfed_jax.data.readers.record import Found, Reader
 from sparsyfed_jax.data.reading import Reading
 
 _RIGHT = "a file of PFLlib"
@@ -69,41 +71,56 @@ def read(path: pathlib.Path, reading: Reading, task: str) -> Found:
 
   Images, which it stores with the channels first, become NHWC.
   """
-  del reading, task
+  del task
   checks.folder(path, "PFLlib, with train and test")
-  train, test = (_part(path / part) for part in ("train", "test"))
-  like = train.x.shape[1:]
-  if test.x.shape[1:] != like:
+  train, test = (_part(path / part, reading.in_place) for part in ("train", "test"))
+  if test.like != train.like:
     raise DataError(
-      f"{path / 'test'}: x: holds examples of shape {test.x.shape[1:]} and those of train have"
-      f" {like}, must be of one size"
+      f"{path / 'test'}: x: holds examples of shape {test.like} and those of train have"
+      f" {train.like}, must be of one size"
     )
-  _check_config(path / "config.json", train, test)
-  if len(like) == 3:
-    train, test = (part._replace(x=part.x.transpose(0, 2, 3, 1)) for part in (train, test))
-  return Found(path.name, train, test)
+  _check_config(path / "config.json", train.part, test.part)
+  return Found(path.name, train.part, test.part)
 
 
-def _part(folder: pathlib.Path) -> Part:
+class _Split(NamedTuple):
+  part: Part
+  like: tuple[int, ...]  # the shape of an example as it is stored
+
+
+def _part(folder: pathlib.Path, in_place: bool) -> _Split:
   checks.folder(folder, "files of PFLlib, <client>.npz")
-  files = {int(file.stem): file for file in folder.glob("*.npz") if file.stem.isdecimal()}
-  if not files:
+  found = {int(file.stem): file for file in folder.glob("*.npz") if file.stem.isdecimal()}
+  if not found:
     raise DataError(f"{folder}: holds no <client>.npz such as 0.npz, must hold one a client")
+  clients = sorted(found)
   shape: tuple[int, ...] | None = None
-  x, y = [], []
-  for client, file in sorted(files.items()):
-    where = f"{file}: client {client}"
-    content = _unpickle(file)
+  kept, y = Kept(in_place), []
+  for client in clients:
+    where = f"{found[client]}: client {client}"
+    content = _unpickle(found[client])
     for key in ("x", "y"):
       if key not in content:
         raise DataError(f"{where}: {key} is missing, must be in its dict")
-    x.append(checks.numbers(f"{where}: x", content["x"], shape))
-    y.append(checks.labels(f"{where}: y", content["y"], len(x[-1])))
-    if not len(x[-1]) and folder.name == "train":
+    x = checks.numbers(f"{where}: x", content["x"], shape)
+    y.append(checks.labels(f"{where}: y", content["y"], len(x)))
+    if not len(x) and folder.name == "train":
       raise DataError(f"{where}: has no examples, must have one or more")
-    shape = x[0].shape[1:]
-  owners = np.repeat(np.array(sorted(files), np.int64), [len(own) for own in y])
-  return Part(np.concatenate(x), checks.joined(folder, y), owners)
+    shape = x.shape[1:] if shape is None else shape
+    kept.add(_channels_last(x))
+  assert shape is not None
+
+  @functools.lru_cache(1)
+  def again(piece: int) -> np.ndarray:
+    return _channels_last(checks.numbers("x", _unpickle(found[clients[piece]])["x"]))
+
+  owners = np.repeat(np.array(clients, np.int64), [len(own) for own in y])
+  examples = kept.examples(lambda piece, rows: again(piece)[rows])
+  return _Split(Part(examples, checks.joined(folder, y), owners), shape)
+
+
+def _channels_last(x: np.ndarray) -> np.ndarray:
+  return x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
 
 
 def _unpickle(file: pathlib.Path) -> dict[str, Any]:

@@ -4,25 +4,10 @@ import pathlib
 from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias
 
-import numpy as np
-
+from sparsyfed_jax.data.dataset import Part
 from sparsyfed_jax.data.labels import Label
 from sparsyfed_jax.data.reading import Reading
 from sparsyfed_jax.data.scaling import Range
-
-
-class Part(NamedTuple):
-  """Examples for training, or for the test.
-
-  Example:
-    >>> import numpy as np
-    >>> Part(np.zeros((2, 3)), np.array([0, 1]), np.array(["ann", "bob"])).clients.tolist()
-    ['ann', 'bob']
-  """
-
-  x: np.ndarray  # (n, *shape); of a text (n, length) int32 tokens
-  y: np.ndarray  # (n, ...) as `sources.npz` takes it; of a text (n, length) int32, -1 for none
-  clients: np.ndarray | None = None  # (n,) integers or strings, whose they are
 
 
 class Found(NamedTuple):
@@ -30,6 +15,7 @@ class Found(NamedTuple):
 
   Example:
     >>> import numpy as np
+    >>> from sparsyfed_jax.data.readers import Part
     >>> part = Part(np.zeros((2, 3)), np.array([0, 1]))
     >>> Found("toy", part, classes=("cat", "dog")).test is None
     True

@@ -10,10 +10,11 @@ import wave
 import numpy as np
 
 from sparsyfed_jax.data import audio, scaling
-from sparsyfed_jax.data.dataset import DataError
+from sparsyfed_jax.data.dataset import DataError, Part
 from sparsyfed_jax.data.readers import checks
-from sparsyfed_jax.data.readers.record import Found, Part, Reader
+from sparsyfed_jax.data.readers.record import Found, Reader
 from sparsyfed_jax.data.reading import Reading
+from sparsyfed_jax.data.rows import Rows
 
 RATE = 8000  # samples a second of the examples, which last one second
 _MARK = "_nohash_"
@@ -60,15 +61,18 @@ def _listed(file: pathlib.Path, words: list[str]) -> set[str]:
 
 
 def _part(files: list[pathlib.Path], words: list[str]) -> Part:
-  x = np.empty((len(files), RATE), np.int16)
   speakers = []
-  for row, file in zip(x, files, strict=True):
+  for file in files:
     speaker, mark, _ = file.name.partition(_MARK)
     if not mark or not speaker:
       raise DataError(f"{file}: must be called <speaker>{_MARK}<n>.wav")
     speakers.append(speaker)
-    row[:] = _clip(file)
+
+  def read(_: int, rows: np.ndarray) -> np.ndarray:
+    return np.stack([_clip(files[row]) for row in rows])
+
   y = np.searchsorted(words, [file.parent.name for file in files])
+  x = Rows([len(files)], (RATE,), np.int16, read)
   return Part(x, y.astype(np.int32), np.array(speakers))
 
 

@@ -6,19 +6,22 @@ TensorFlow. A path may end in `:SET`, where a SQLite file has several: `:digits_
 splits `digits_only_train` and `digits_only_test`.
 """
 
+import functools
 import math
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from sparsyfed_jax.data.dataset import DataError
+from sparsyfed_jax.data.dataset import DataError, Part
 from sparsyfed_jax.data.readers import checks, tf_example
-from sparsyfed_jax.data.readers.record import Found, Part, Reader
+from sparsyfed_jax.data.readers.kept import Kept
+from sparsyfed_jax.data.readers.record import Found, Reader
 from sparsyfed_jax.data.readers.texts import Snippets, from_snippets
 from sparsyfed_jax.data.reading import Reading
+from sparsyfed_jax.data.rows import Examples
 
 if TYPE_CHECKING:
   import sqlite3
@@ -36,39 +39,44 @@ class _Client(NamedTuple):
   features: dict[str, Any]  # (n, ...) each, or lists of bytes
 
 
+class _Split(NamedTuple):
+  """The clients of a split, who are read one by one."""
+
+  where: str
+  names: Sequence[str]
+  load: Callable[[str], _Client]
+
+  def each(self) -> Iterator[_Client]:
+    return map(self.load, self.names)
+
+
 class _Source(NamedTuple):
   """The clients of both splits."""
 
   where: str
   name: str
-  train: Iterator[_Client]
-  test: Iterator[_Client]
+  train: _Split
+  test: _Split
 
 
 def read(path: pathlib.Path, reading: Reading, task: str) -> Found:
   """Reads HDF5 or SQLite of TensorFlow Federated; raises DataError."""
   del task
   source = _open(path)
-  train = list(source.train)
-  test = list(source.test)
-  for noun, clients in (("train", train), ("test", test)):
-    if not clients:
+  for noun, split in (("train", source.train), ("test", source.test)):
+    if not split.names:
       raise DataError(f"{source.where}: {noun}: holds no client, must hold at least one")
-  key = _choose(train[0], reading.example_column, _EXAMPLES, "example_column")
-  if _is_text(train[0].features[key]):
-    texts, tested = (_snippets(clients, key) for clients in (train, test))
+  first = source.train.load(source.train.names[0])
+  key = _choose(first, reading.example_column, _EXAMPLES, "example_column")
+  if _is_text(first.features[key]):
+    texts, tested = (_snippets(split.each(), key) for split in (source.train, source.test))
     return from_snippets(source.name, texts, tested, reading.sequence_length, source.where)
-  label = _choose(train[0], reading.label_column, _LABELS, "label_column")
-  if _OTHER_CLIENTS in train[0].features:
-    test = [client._replace(name=f"test {client.name}") for client in test]
-  shape: tuple[int, ...] | None = None
-  found = []
-  for clients in (train, test):
-    part = _part(clients, key, label, shape)
-    shape = part.x.shape[1:]
-    found.append(part)
-  first, second = (part._replace(x=_as_images(part.x)) for part in found)
-  return Found(source.name, first, second)
+  label = _choose(first, reading.label_column, _LABELS, "label_column")
+  train = _part(source.train, key, label, reading.in_place, None)
+  others = "test " * (_OTHER_CLIENTS in first.features)
+  test = _part(source.test, key, label, reading.in_place, train.x.shape[1:], others)
+  train, test = (part._replace(x=_as_images(part.x)) for part in (train, test))
+  return Found(source.name, train, test)
 
 
 def _open(path: pathlib.Path) -> _Source:
@@ -98,24 +106,29 @@ def _hdf5(file: pathlib.Path) -> _Source:
   for own in files:
     if not own.is_file():
       raise DataError(f"{own}: no such file, must be {_RIGHT} beside {file.name}")
-  train, test = map(_hdf5_clients, files)
+  train, test = map(_hdf5_split, files)
   return _Source(str(file), name, train, test)
 
 
-def _hdf5_clients(file: pathlib.Path) -> Iterator[_Client]:
+def _hdf5_split(file: pathlib.Path) -> _Split:
   with checks.importing(file, "readers"):
     import h5py
-  with checks.parsing(file, f"{_RIGHT}, HDF5 with a group examples"):
-    with h5py.File(file, "r") as content:
-      groups = content.get("examples")
-      if not isinstance(groups, h5py.Group):
-        raise DataError(f"{file}: examples is missing, must be a group with one of each client")
-      for name, group in groups.items():
-        where = f"{file}: client {name!r}"
-        if not isinstance(group, h5py.Group):
-          raise DataError(f"{where}: is no group, must be one of datasets")
-        features = {key: _values(f"{where}: {key}", value) for key, value in group.items()}
-        yield _Client(where, name, features)
+  right = f"{_RIGHT}, HDF5 with a group examples"
+  with checks.parsing(file, right):
+    groups = h5py.File(file, "r").get("examples")
+    if not isinstance(groups, h5py.Group):
+      raise DataError(f"{file}: examples is missing, must be a group with one of each client")
+    names = list(groups)
+
+  def load(name: str) -> _Client:
+    where = f"{file}: client {name!r}"
+    with checks.parsing(file, right):
+      if not isinstance(groups[name], h5py.Group):
+        raise DataError(f"{where}: is no group, must be one of datasets")
+      features = {key: _values(f"{where}: {key}", own) for key, own in groups[name].items()}
+    return _Client(where, name, features)
+
+  return _Split(str(file), names, load)
 
 
 def _values(where: str, dataset: Any) -> Any:
@@ -153,8 +166,8 @@ def _sqlite(file: pathlib.Path, chosen: str) -> _Source:
 
 def _rows(
   file: pathlib.Path, link: "sqlite3.Connection", split: str, counts: dict[str, int]
-) -> Iterator[_Client]:
-  for name, count in counts.items():
+) -> _Split:
+  def load(name: str) -> _Client:
     where = f"{file}: {split}: client {name!r}"
     with checks.parsing(where, "rows of serialised tf.Example"):
       found = link.execute(
@@ -162,10 +175,14 @@ def _rows(
         " ORDER BY rowid",
         (split, name),
       ).fetchall()
-    if len(found) != count:
-      raise DataError(f"{where}: has {len(found)} examples, must be {count} by client_metadata")
+    if len(found) != counts[name]:
+      raise DataError(
+        f"{where}: has {len(found)} examples, must be {counts[name]} by client_metadata"
+      )
     with checks.parsing(where, "rows of serialised tf.Example"):
-      yield _Client(where, name, _stacked(where, [tf_example.parse(row) for (row,) in found]))
+      return _Client(where, name, _stacked(where, [tf_example.parse(row) for (row,) in found]))
+
+  return _Split(f"{file}: {split}", list(counts), load)
 
 
 def _stacked(where: str, examples: list[dict[str, tf_example.Value]]) -> dict[str, Any]:
@@ -201,7 +218,7 @@ def _is_text(values: Any) -> bool:
   return isinstance(values, list)
 
 
-def _snippets(clients: list[_Client], key: str) -> Snippets:
+def _snippets(clients: Iterable[_Client], key: str) -> Snippets:
   texts, names = [], []
   for client in clients:
     for i, value in enumerate(_of(client, key)):
@@ -219,21 +236,35 @@ def _of(client: _Client, key: str) -> Any:
   return client.features[key]
 
 
-def _part(clients: list[_Client], key: str, label: str, shape: tuple[int, ...] | None) -> Part:
-  x, y = [], []
-  for client in clients:
-    x.append(checks.numbers(f"{client.where}: {key}", _of(client, key), shape))
-    shape = x[0].shape[1:]
-    if not len(x[-1]):
+def _part(
+  split: _Split,
+  key: str,
+  label: str,
+  in_place: bool,
+  shape: tuple[int, ...] | None,
+  prefix: str = "",
+) -> Part:
+  kept, y = Kept(in_place), []
+  for client in split.each():
+    x = checks.numbers(f"{client.where}: {key}", _of(client, key), shape)
+    shape = x.shape[1:]
+    if not len(x):
       raise DataError(f"{client.where}: has no examples, must have one or more")
     own = np.asarray(_of(client, label))
     own = own[:, 0] if own.ndim == 2 and own.shape[1] == 1 else own
-    y.append(checks.labels(f"{client.where}: {label}", own, len(x[-1]), key))
-  names = checks.repeated([client.name for client in clients], [len(own) for own in y])
-  return Part(np.concatenate(x), checks.joined(clients[0].where, y), names)
+    y.append(checks.labels(f"{client.where}: {label}", own, len(x), key))
+    kept.add(x)
+
+  @functools.lru_cache(1)
+  def again(piece: int) -> np.ndarray:
+    return np.asarray(_of(split.load(split.names[piece]), key))
+
+  owners = checks.repeated([prefix + name for name in split.names], [len(own) for own in y])
+  examples = kept.examples(lambda piece, rows: again(piece)[rows])
+  return Part(examples, checks.joined(split.where, y), owners)
 
 
-def _as_images(x: np.ndarray) -> np.ndarray:
+def _as_images(x: Examples) -> Examples:
   """Gives flat rows of a square image of 1 or 3 channels its shape."""
   if x.ndim != 2:
     return x

@@ -9,6 +9,7 @@ import pytest
 
 from sparsyfed_jax.data import sources
 from sparsyfed_jax.data.readers import READERS, open_with
+from tests.data.readers.places import check_in_place
 
 pa = pytest.importorskip("pyarrow", reason="needs pip install '.[readers]'")
 PIL = pytest.importorskip("PIL.Image", reason="needs pip install '.[readers]'")
@@ -112,6 +113,9 @@ def test_images_classes_and_clients(tmp_path, form):
   reading = sources.READING._replace(client_column="hsf_id")
   opened = open_with(READERS["hf"], str(path), KEY, reading)
   assert opened.clients == (0, 1) and opened.dataset.client_test.tolist() == [0, 1, 0, 1]
+  check_in_place(opened, "hf", path, reading)
+  reading = reading._replace(image_size=(5, 4))
+  check_in_place(open_with(READERS["hf"], str(path), KEY, reading), "hf", path, reading)
 
 
 @pytest.mark.parametrize("names", ["{}.parquet", "default/{}/0000.parquet"])
@@ -167,6 +171,31 @@ def test_one_split_of_lists_of_numbers(tmp_path):
   pq.write_table(table(content, None), tmp_path / "own.parquet")
   again = sources.load(f"hf:{tmp_path}/own.parquet", KEY)
   np.testing.assert_array_equal(again.x_test, data.x_test)
+  for name in ("own", "own.parquet"):
+    check_in_place(open_with(READERS["hf"], f"{tmp_path}/{name}", KEY), "hf", tmp_path / name)
+
+
+@pytest.mark.parametrize(
+  "kind", [pa.list_(pa.uint8(), 6), pa.list_(pa.float64()), pa.large_list(pa.bool_())]
+)
+@pytest.mark.parametrize("form", ["disk", "parquet"])
+def test_lists_are_read_where_they_are(tmp_path, kind, form):
+  rng = np.random.default_rng(0)
+  x = rng.integers(0, 256, (50, 6))
+  x = x > 100 if kind.value_type == pa.bool_() else x
+  content = {"x": pa.array(x.tolist(), kind), "y": (x[:, 0] % 3).tolist()}
+  content["user"] = [f"u{i % 7}" for i in range(50)]
+  path = tmp_path / "own"
+  if form == "disk":
+    save_to_disk(path, table(content, None), shards=2)
+  else:
+    path = path.with_suffix(".parquet")
+    pq.write_table(table(content, None), path, row_group_size=8)
+  opened = open_with(READERS["hf"], str(path), KEY)
+  data = check_in_place(opened, "hf", path)
+  both = np.concatenate([data.x_train[:], data.x_test[:]])
+  assert sorted(map(tuple, both.tolist())) == sorted(map(tuple, x.tolist()))
+  assert data.num_clients == 7 and data.x_train.dtype != np.float64
 
 
 def test_several_labels_an_example_and_numbers_to_predict(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 
 from sparsyfed_jax.data import sources
 from sparsyfed_jax.data.readers import READERS, open_with
+from tests.data.readers.places import check_in_place
 
 PIL = pytest.importorskip("PIL.Image", reason="needs pip install '.[readers]'")
 KEY = jax.random.key(0)
@@ -39,12 +40,14 @@ def test_clients_classes_and_pixels(tmp_path, images):
   assert data.y_train.tolist() == [0, 0, 1, 1] * 2 and data.y_test.tolist() == [0, 2] * 2
   assert data.client_train.tolist() == [0] * 4 + [1] * 4
   assert data.client_test.tolist() == [0, 0, 2, 2]
+  check_in_place(opened, "images", tmp_path / "pets")
 
 
 def test_without_clients_and_without_a_test_set(tmp_path):
   save(tmp_path, [f"{kind}/{i}.png" for kind in ("cat", "dog") for i in range(10)])
   data = sources.load(f"images:{tmp_path}", KEY)
   assert (data.num_clients, len(data.y_train), len(data.y_test)) == (0, 16, 4)
+  check_in_place(open_with(READERS["images"], str(tmp_path), KEY), "images", tmp_path)
   found = {
     (bytes(x), label)
     for x, label in zip(

@@ -9,6 +9,7 @@ import pytest
 
 from sparsyfed_jax.data import clients, sources
 from sparsyfed_jax.data.readers import READERS, open_with
+from tests.data.readers.places import check_in_place
 
 KEY = jax.random.key(0)
 
@@ -63,6 +64,7 @@ def test_images_are_read_to_the_last_example(written):
         counted += len(own["y"])
   assert counted == len(data.y_train) + len(data.y_test) == 13
   assert clients.natural(data).sizes.tolist() == [1, 3, 3]
+  check_in_place(opened, "leaf", path)
 
 
 def test_a_user_of_one_example_whom_the_splitter_empties_is_no_client(written):

@@ -11,6 +11,7 @@ import pytest
 
 from sparsyfed_jax.data import sources
 from sparsyfed_jax.data.readers import READERS, open_with
+from tests.data.readers.places import check_in_place
 
 KEY = jax.random.key(0)
 SIZES = {"train": (3, 2, 4), "test": (1, 1, 2)}
@@ -55,6 +56,7 @@ def test_clients_are_read_to_the_last_example(written):
       assert (owners == client).sum() == size
       np.testing.assert_array_equal(x[owners == client], images.transpose(0, 2, 3, 1))
       assert [data.classes[i] for i in y[owners == client]] == labels.tolist()
+  check_in_place(opened, "pfllib", path)
 
 
 @pytest.mark.parametrize("form", ["fortran", ">f8", "int64 rows"])
@@ -67,6 +69,7 @@ def test_arrays_in_other_orders_and_dtypes(written, form):
   data = sources.load(f"pfllib:{path}", KEY)
   expected = forms[form].transpose(0, 2, 3, 1).astype(np.float32)
   np.testing.assert_array_equal(data.x_train[data.client_train == 0], expected)
+  check_in_place(open_with(READERS["pfllib"], str(path), KEY), "pfllib", path)
 
 
 class Harmless:

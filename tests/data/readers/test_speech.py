@@ -10,6 +10,7 @@ import pytest
 
 from sparsyfed_jax.data import audio, sources
 from sparsyfed_jax.data.readers import READERS, open_with
+from tests.data.readers.places import check_in_place
 
 pytest.importorskip("scipy", reason="resampling needs pip install '.[readers]'")
 KEY = jax.random.key(0)
@@ -64,6 +65,7 @@ def test_words_lists_speakers_and_sound(archive):
     heard = sound(name, CLIPS[name])[:16000]
     clip[: len(heard)] = heard  # first of one second, then resampled
     np.testing.assert_array_equal(x, audio.resample(clip, 16000, 8000))
+  check_in_place(opened, "speech", archive)
 
 
 BROKEN = {

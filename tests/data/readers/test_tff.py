@@ -8,6 +8,7 @@ import pytest
 
 from sparsyfed_jax.data import sources
 from sparsyfed_jax.data.readers import READERS, open_with, tf_example
+from tests.data.readers.places import check_in_place
 from tests.data.readers.protos import serialised
 
 KEY = jax.random.key(0)
@@ -82,6 +83,7 @@ def test_sqlite_is_read_to_the_last_example(tmp_path):
   save_sqlite(path)
   opened = open_with(READERS["tff"], f"{path}:digits_only", KEY)
   check_digits(opened)
+  check_in_place(opened, "tff", f"{path}:digits_only")
   assert opened.dataset.name == "emnist_all_digits_only"
   with pytest.raises(sources.DataError, match=f"must name one of its sets: {path}:digits_only, "):
     sources.load(f"tff:{path}", KEY)
@@ -92,7 +94,9 @@ def test_sqlite_is_read_to_the_last_example(tmp_path):
 def test_hdf5_is_read_to_the_last_example(tmp_path):
   save_hdf5(tmp_path)
   for path in (tmp_path, tmp_path / "fed_emnist_digitsonly_train.h5"):
-    check_digits(open_with(READERS["tff"], str(path), KEY))
+    opened = open_with(READERS["tff"], str(path), KEY)
+    check_digits(opened)
+    check_in_place(opened, "tff", path)
 
 
 def test_snippets_become_sequences_of_their_clients(tmp_path):
@@ -119,6 +123,7 @@ def test_test_clients_of_cifar100_are_others_though_they_bear_the_same_ids(tmp_p
   opened = open_with(READERS["tff"], str(tmp_path), KEY)
   assert opened.clients == ("f0000_14", "f0001_10", "f2", "test f0001_10", "test f9")
   assert set(opened.dataset.client_test.tolist()) == {3, 4}
+  check_in_place(opened, "tff", tmp_path)
 
 
 def test_the_bytes_of_tensorflow_are_parsed():
