@@ -75,6 +75,7 @@ SLOW_FORMS = (
   "zerofl-changes",
   "flash-magnitude",
   "static-saliency",
+  "fedmef-norm",
 )
 # Whose server takes the mean of models, of changes to its model, or of what is inside masks.
 SEND_WEIGHTS = (
@@ -86,6 +87,8 @@ SEND_WEIGHTS = (
   "zerofl",
   "zerofl-comparison",
   "scaffold",
+  "feddyn",
+  "fedpm",
 )
 SEND_CHANGES = (
   "sparsyfed-changes",
@@ -96,6 +99,7 @@ SEND_CHANGES = (
 SEND_MASKED = tuple(name for name in FORMS if name not in SEND_WEIGHTS + SEND_CHANGES)
 KEEP_MEMORY = (
   "scaffold",
+  "feddyn",
   "sparsyfed-changes-with-feedback",
 )  # see tests/algorithms/test_memories.py
 NUM_CLASSES = 3
@@ -137,6 +141,26 @@ HYPER = {
   "feddst_update_every": 2.0,
   "feddst_update_until": 9.0,
   "feddst_drop_rate": 0.5,
+  "feddyn_alpha": 0.3,
+  "fedpm_reset_every": 2.0,
+  "fedmef_update_every": 2.0,
+  "fedmef_update_until": 9.0,
+  "fedmef_drop_rate": 0.5,
+  "fedmef_extrusion": 0.3,
+  "fedmef_boost": 30.0,
+  "fedmef_boost_limit": 1.6,
+  "fedmef_activation_sparsity": 0.3,
+  "fedrts_update_every": 2.0,
+  "fedrts_update_until": 9.0,
+  "fedrts_drop_rate": 0.5,
+  "fedrts_trust": 0.6,
+  "fedrts_strength": 4.0,
+  "fedtiny_update_every": 2.0,
+  "fedtiny_update_until": 9.0,
+  "fedtiny_drop_rate": 0.5,
+  "prunefl_update_every": 2.0,
+  "prunefl_update_until": 9.0,
+  "prunefl_drop_rate": 0.5,
 }
 
 

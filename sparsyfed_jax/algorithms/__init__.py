@@ -9,7 +9,13 @@ from sparsyfed_jax import strangers
 from sparsyfed_jax.algorithms import (
   fedavg,
   feddst,
+  feddyn,
+  fedmef,
+  fedpm,
+  fedrts,
+  fedtiny,
   flash,
+  prunefl,
   scaffold,
   sparsyfed,
   static,
@@ -21,7 +27,22 @@ from sparsyfed_jax.fed.method import Method
 # The methods by name.
 METHODS: dict[str, Method] = {
   module.METHOD.name: module.METHOD
-  for module in (fedavg, feddst, flash, scaffold, sparsyfed, static, topk, zerofl)
+  for module in (
+    fedavg,
+    feddst,
+    feddyn,
+    fedmef,
+    fedpm,
+    fedrts,
+    fedtiny,
+    flash,
+    prunefl,
+    scaffold,
+    sparsyfed,
+    static,
+    topk,
+    zerofl,
+  )
 }
 # Those that others are held against: the paper's, and training without pruning.
 OURS, DENSE = sparsyfed.METHOD.name, fedavg.METHOD.name

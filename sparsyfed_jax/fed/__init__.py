@@ -1,9 +1,10 @@
 """The engine: what a method is, local training, the cohort, the server step, the simulation.
 
-`averaging` and `masked` hold what methods share that average models, or that train inside masks.
+`averaging` and `masked` hold what methods share that average models, or that train inside masks;
+`adjusting` what those share whose masks are readjusted every few rounds.
 """
 
-from sparsyfed_jax.fed import averaging, masked
+from sparsyfed_jax.fed import adjusting, averaging, masked
 from sparsyfed_jax.fed.algorithm import (
   Algorithm,
   Broadcast,
@@ -64,6 +65,7 @@ __all__ = [
   "Task",
   "Upload",
   "adamw",
+  "adjusting",
   "apply_masks",
   "averaging",
   "classification",

@@ -20,6 +20,8 @@ from sparsyfed_jax.fed.rule import Carry, LocalRule, Rates
 from sparsyfed_jax.types import ClientData, Key, Metrics, Params, Variables
 from sparsyfed_jax.wire.rounding import round_to_wire
 
+_UPLINK = "round_uplink_bytes"
+
 
 class State(NamedTuple):
   """The server between two rounds."""
@@ -51,11 +53,20 @@ class Upload(NamedTuple):
   variables: Variables  # 0 outside the client's masks
   kept: Masks  # the weight where a mask is True, 0 elsewhere; float32
   weight: jax.Array  # () float32
+  extra: Any = ()  # what a method sends besides
 
   @property
   def masks(self) -> Masks:
     """The masks of one client."""
     return [kept > 0 for kept in self.kept]
+
+
+class Beside(NamedTuple):
+  """What a client sends beside its model in some rounds."""
+
+  is_sent: jax.Array  # () bool
+  tree: Any
+  reference: Any  # what the server knows of it
 
 
 def masks_beside(sent: Download | Upload) -> Masks:
@@ -89,9 +100,23 @@ def training(masks: Masks) -> LocalRule:
 
 
 def send(
-  setup: Setup, download: Download, variables: Variables, masks: Masks, data: ClientData
+  setup: Setup,
+  download: Download,
+  variables: Variables,
+  masks: Masks,
+  data: ClientData,
+  beside: Beside | None = None,
 ) -> tuple[Upload, Metrics]:
-  """Makes the upload of a client from its model within its masks, and measures it."""
+  """Makes the upload of a client from its model within its masks, and measures it.
+
+  Args:
+    setup: of the method.
+    download: what the client received.
+    variables: its model.
+    masks: its own.
+    data: its examples.
+    beside: what its bytes count besides; the upload does not have it.
+  """
   weight = setup.client_weight(data.size)
   pruned = {**variables, "params": apply_masks(variables["params"], masks)}
   inside = round_to_wire(pruned, setup.wire_dtype)
@@ -99,7 +124,13 @@ def send(
   upload = Upload(server_step.weighed(inside, weight), kept, weight)
   before = marked(download.variables, download.masks)
   after = marked(inside, masks)
-  return upload, setup.measures.exchange(before, after, data.size)
+  metrics = setup.measures.exchange(before, after, data.size)
+  if beside is not None and _UPLINK in metrics:
+    both = {**before, "beside": beside.reference}, {**after, "beside": beside.tree}
+    more = setup.measures.exchange(*both, data.size)[_UPLINK]
+    parts = more, metrics[_UPLINK]
+    metrics[_UPLINK] = jax.tree.map(lambda a, b: jnp.where(beside.is_sent, a, b), *parts)
+  return upload, metrics
 
 
 def marked(variables: Variables, masks: Masks) -> Variables:

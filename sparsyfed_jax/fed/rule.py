@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from sparsyfed_jax.fed.client import Hooks, LocalTraining, train
@@ -39,6 +40,11 @@ class LocalRule(NamedTuple):
   # Added to the gradient of every step, like the parameters; of SGD without momentum, after
   # clipping.
   correction: Params | None = None
+  # The gradient of what is added to the loss of a step, of the parameters before it; for any
+  # optimizer, and clipped with the rest.
+  penalty: Callable[[Params], Params] | None = None
+  # (parameters before a step, number of the step from 0) -> factor of the learning rate, () float32
+  speed: Callable[[Params, jax.Array], jax.Array] | None = None
 
 
 class Rates(NamedTuple):
@@ -116,6 +122,10 @@ def train_client(
   optimizer = local.optimizer(rates.client_lr, rates.weight_decay)
   if local.is_proximal:
     optimizer = optax.chain(proximal(rates.proximal_mu, variables["params"]), optimizer)
+  if rule.penalty is not None:
+    optimizer = optax.chain(_penalise(rule.penalty), optimizer)
+  if rule.speed is not None:
+    optimizer = optax.chain(optimizer, _scale(rule.speed))
   if rule.correction is not None:
     optimizer = optax.chain(optimizer, _correct(rates.client_lr, rule.correction))
   trained, metrics = train(
@@ -137,3 +147,23 @@ def _correct(lr: jax.Array, correction: Params) -> optax.GradientTransformation:
     return jax.tree.map(lambda update, c: update - lr * c, updates, correction)
 
   return optax.stateless(add)
+
+
+def _penalise(penalty: Callable[[Params], Params]) -> optax.GradientTransformation:
+  def add(updates: Params, params: Params | None) -> Params:
+    return jax.tree.map(jnp.add, updates, penalty(params))
+
+  return optax.stateless(add)
+
+
+def _scale(speed: Callable[[Params, jax.Array], jax.Array]) -> optax.GradientTransformation:
+  def init(params: Params) -> jax.Array:
+    return jnp.int32(0)
+
+  def update(
+    updates: Params, step: jax.Array, params: Params | None = None
+  ) -> tuple[Params, jax.Array]:
+    factor = speed(params, step)
+    return jax.tree.map(lambda update: factor * update, updates), step + 1
+
+  return optax.GradientTransformation(init, update)

@@ -24,7 +24,7 @@ from jax import lax
 
 from sparsyfed_jax.ops.backend.choice import by_platform
 from sparsyfed_jax.ops.backend.count import count_one, count_true
-from sparsyfed_jax.ops.backend.digits import kth_key, laid_out
+from sparsyfed_jax.ops.backend.digits import in_long_rows, kth_key, kth_key_of_rows, laid_out
 from sparsyfed_jax.ops.share import num_kept
 
 _PIVOTS_PER_PASS = 3
@@ -60,7 +60,7 @@ def kth_magnitude(x: jax.Array, k: jax.Array | int) -> jax.Array:
   chex.assert_rank(k, 0)
   leaves, k = _checked([x]), jnp.asarray(k, jnp.int32)
   cpu = _find_large_on_cpu if _is_large(leaves) else _find_small_on_cpu
-  key = by_platform(leaves, jnp.maximum(k, 1), cpu=cpu, default=_find)
+  key = by_platform(leaves, jnp.maximum(k, 1), cpu=cpu, gpu=_find_on_gpu, default=_find)
   magnitude = lax.bitcast_convert_type(key, x.dtype)
   return jnp.where(k < 1, jnp.asarray(jnp.inf, x.dtype), magnitude)
 
@@ -172,7 +172,7 @@ def layerwise_mask(tree: Any, densities: Any) -> Any:
 def _mask_of(leaves: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
   leaves = _checked(leaves)
   cpu = _mark_large_on_cpu if _is_large(leaves) else _mark_small_on_cpu
-  return by_platform(leaves, k, cpu=cpu, default=_mark)
+  return by_platform(leaves, k, cpu=cpu, gpu=_mark_on_gpu, default=_mark)
 
 
 def _mark(leaves: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
@@ -180,6 +180,12 @@ def _mark(leaves: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
   # rounded differently then, the k-th entry would not reach itself.
   leaves = lax.optimization_barrier(leaves)
   least = _least_marked(list(map(_keys, laid_out(leaves))), k, kth_key)
+  return [_keys(leaf) >= least for leaf in leaves]
+
+
+def _mark_on_gpu(leaves: Sequence[jax.Array], k: jax.Array) -> list[jax.Array]:
+  leaves = lax.optimization_barrier(leaves)
+  least = _least_marked(list(map(_keys, in_long_rows(leaves))), k, kth_key_of_rows)
   return [_keys(leaf) >= least for leaf in leaves]
 
 
@@ -242,6 +248,10 @@ def _is_large(leaves: Sequence[jax.Array]) -> bool:
 
 def _find(leaves: Sequence[jax.Array], k: jax.Array) -> jax.Array:
   return kth_key(list(map(_keys, laid_out(leaves))), k)
+
+
+def _find_on_gpu(leaves: Sequence[jax.Array], k: jax.Array) -> jax.Array:
+  return kth_key_of_rows(list(map(_keys, in_long_rows(leaves))), k)
 
 
 def _find_small_on_cpu(leaves: Sequence[jax.Array], k: jax.Array) -> jax.Array:

@@ -117,13 +117,16 @@ def train(method, number, client, theta, rule, epochs, change=lambda theta, epoc
     change: what happens after each step, with `epoch` None, and after each epoch.
   """
   rate, decay = method.rate(number), method.values["weight_decay"]
-  losses = []
+  losses, step = [], 0
   for epoch in range(epochs):
     for x, y in client.epochs[epoch]:
       theta = rule.before_step(theta)
       gradient, batch_losses = loss_gradient(rule, theta, x, y)
       losses.extend(batch_losses)
-      theta = each(lambda t, g: t - rate * (g + decay * t), theta, gradient)
+      gradient = each(np.add, gradient, rule.penalty(theta))
+      speed = rate * rule.speed(theta, step)
+      theta = each(lambda t, g, r=speed: t - r * (g + decay * t), theta, gradient)
+      step += 1
       theta = change(theta, None)
     theta = change(theta, epoch)
   return theta, losses

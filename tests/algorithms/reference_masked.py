@@ -26,6 +26,8 @@ from tests.algorithms.reference import (
 )
 from tests.algorithms.reference_net import NAMES, Rule, each, loss_gradient, replace_kernels
 
+# Whose masks have Erdős–Rényi–kernel densities and are readjusted, by clients or by the server.
+ADJUSTED = ("feddst", "fedmef", "fedrts", "fedtiny", "prunefl")
 _AFTER_EPOCH = 2**31 - 1  # the library's key of what happens between two epochs
 
 
@@ -51,11 +53,11 @@ def start(method, params):
   theta = double(params)
   sizes = {name: theta[name]["kernel"].size for name in NAMES}
   density = method.values["density"]
-  if method.name == "feddst":
-    masks = _exactly(largest_of_each(theta, erk(theta, density)))
+  if method.name in ADJUSTED:
+    masks = exactly(largest_of_each(theta, erk(theta, density)))
     return masked(theta, masks.certain), masks
   if method.has("mask", "saliency") or method.has("form", "magnitude"):
-    return theta, _exactly(_everything(theta))
+    return theta, exactly(_everything(theta))
   densities = dict.fromkeys(NAMES, density)
   if method.has("mask", "erk"):
     densities = erk(theta, density)
@@ -80,8 +82,9 @@ def erk(theta, density):
 def kind(method, number):
   """Says what happens in a round besides training inside the masks."""
   values = method.values
-  if method.name == "feddst":
-    due = number % values["feddst_update_every"] == 0 and number < values["feddst_update_until"]
+  if method.name in ADJUSTED:
+    every, until = (values[f"{method.name}_update_{one}"] for one in ("every", "until"))
+    due = number % every == 0 and number < until
     return "readjust" if due else "train"
   if method.name == "static":
     return "saliency" if method.has("mask", "saliency") and number == 1 else "train"
@@ -132,7 +135,7 @@ def run_round(method, number, params, masks, warm_up, clients, epochs):
     total, weights = np.asarray(warm_up[0]) + weight * found, float(warm_up[1]) + weight
     warm_up = total, weights
     if number < method.values["flash_warmup_rounds"]:
-      return Round(theta, _exactly(masks), warm_up, report)
+      return Round(theta, exactly(masks), warm_up, report)
     drawn = np.minimum(_scaled(method, theta, total / weights), 1)
     counts = {name: budget(d, masks[name].size) for name, d in zip(NAMES, drawn, strict=True)}
     return Round(None, _random(theta, counts), warm_up, report)
@@ -151,11 +154,11 @@ def run_round(method, number, params, masks, warm_up, clients, epochs):
       name: floor(share * kernels[name].size + 1e-6)
       for name, share in zip(NAMES, found, strict=True)
     }
-    chosen = _exactly({name: largest(w, counts[name]) for name, w in kernels.items()})
+    chosen = exactly({name: largest(w, counts[name]) for name, w in kernels.items()})
   elif what == "independent":
-    chosen = _exactly({name: votes > 0 for name, votes in _votes(results).items()})
+    chosen = exactly({name: votes > 0 for name, votes in _votes(results).items()})
   else:
-    chosen = _exactly(masks)
+    chosen = exactly(masks)
   return Round(masked(new, chosen.certain), chosen, warm_up, report)
 
 
@@ -295,14 +298,14 @@ def _saliency_round(method, theta, warm_up, clients):
     total = each(lambda a, b, p=share: a + p * b, total, salience)
     losses.extend(seen)
   chosen = largest_of_all(total, method.values["density"])
-  return Round(masked(theta, chosen), _exactly(chosen), warm_up, Report(np.mean(losses), 0.0))
+  return Round(masked(theta, chosen), exactly(chosen), warm_up, Report(np.mean(losses), 0.0))
 
 
 def _everything(theta):
   return {name: np.ones(theta[name]["kernel"].shape, bool) for name in NAMES}
 
 
-def _exactly(masks):
+def exactly(masks):
   return Masks(
     masks,
     {name: np.zeros(masks[name].shape, bool) for name in NAMES},

@@ -42,6 +42,36 @@ def scaffold_round(method, number, params, control, own, clients, epochs, total_
   return reference.server_step(method, theta, mean), moved
 
 
+class Regularised(Rule):
+  """Adds `-<gradient, y> + alpha / 2 * |y - start|^2` to the loss."""
+
+  def __init__(self, start, gradient, alpha):
+    self._start, self._gradient, self._alpha = start, gradient, alpha
+
+  def penalty(self, theta):
+    return each(lambda y, g, w: -g + self._alpha * (y - w), theta, self._gradient, self._start)
+
+
+def feddyn_round(method, number, params, h, own, clients, epochs, total_weight):
+  """Runs a round of FedDyn, algorithm 1; arguments and results as in `scaffold_round`.
+
+  Args:
+    h: the server's, like params.
+    own: each client's gradient by its number.
+  """
+  theta, alpha = reference.double(params), method.values["feddyn_alpha"]
+  mean, moved = each(np.zeros_like, theta), h
+  for key, share in _shares(clients):
+    rule = Regularised(theta, own[key], alpha)
+    end, _ = reference.train(method, number, clients[key], theta, rule, epochs)
+    own[key] = each(lambda g, y, w: g - alpha * (y - w), own[key], end, theta)
+    part = clients[key].size / total_weight
+    moved = each(lambda a, y, w, p=part: a - alpha * p * (y - w), moved, end, theta)
+    mean = each(lambda total, leaf, p=share: total + p * leaf, mean, end)
+  goal = each(lambda a, b: a - b / alpha, mean, moved)
+  return reference.server_step(method, theta, goal), moved
+
+
 def feedback_round(method, number, params, rest, clients, epochs):
   """Runs a round of SparsyFed whose clients add what they have not sent to their next changes.
 

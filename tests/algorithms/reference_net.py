@@ -26,6 +26,14 @@ class Rule:
     """What the layer remembers of its input for the gradient of its weights."""
     return x
 
+  def penalty(self, theta):
+    """What is added to the gradient of a step."""
+    return each(np.zeros_like, theta)
+
+  def speed(self, theta, step):
+    """The factor of the learning rate."""
+    return 1.0
+
 
 def loss_gradient(rule, theta, x, y):
   """Returns the gradient of the mean cross entropy, and the loss of each example."""

@@ -9,6 +9,7 @@ from sparsyfed_jax.fed.optimizers import adamw, sgd
 from sparsyfed_jax.fed.server import alike
 from tests import cases
 from tests.algorithms import reference, reference_memories
+from tests.algorithms.reference_net import each
 from tests.algorithms.test_reference import TOLERANCE, VALUES, assert_noticed, plain_method
 
 # Who takes part: again and again, never, without examples (client 1); sizes 7, 6, 3, 1, 0, 1, 4.
@@ -104,21 +105,57 @@ def test_rounds_of_scaffold_are_those_of_the_plain_reference():
     assert_noticed(compare, others)
 
 
+def test_rounds_of_feddyn_are_those_of_the_plain_reference():
+  total_weight = float(sum(cases.SIZES))
+  for index, (key, (state, kept), (new, after)) in enumerate(play("feddyn")):
+    clients = plain_clients(index, key)
+
+    def compare(method, tolerance, index=index, clients=clients, before=(state, kept), new=new):
+      state, kept = before
+      alpha = method.values["feddyn_alpha"]
+
+      def gradient(offset):
+        return each(lambda leaf: -alpha * leaf, offset)
+
+      own = {number: gradient(row_of(kept, number)) for number in range(len(cases.SIZES))}
+      params, h = reference_memories.feddyn_round(
+        method,
+        index + 1,
+        state.variables["params"],
+        gradient(reference.double(state.extra)),
+        own,
+        clients,
+        cases.EPOCHS,
+        total_weight,
+      )
+      found = new.variables["params"], gradient(reference.double(new.extra))
+      cases.assert_close(found, (params, h), tolerance)
+      return {number: each(lambda leaf: leaf / -alpha, rows) for number, rows in own.items()}
+
+    own = compare(plain_method("feddyn"), TOLERANCE)
+    for number in range(len(cases.SIZES)):
+      cases.assert_close(row_of(after, number), own[number], TOLERANCE)
+    changes = {"client_lr": 0.5, "weight_decay": 0.3, "server_lr": 0.8, "feddyn_alpha": 0.5}
+    others = [plain_method("feddyn", **{name: value}) for name, value in changes.items()]
+    assert_noticed(compare, others)
+
+
 @pytest.mark.parametrize("weighting", ["size", "uniform"])
-def test_the_servers_control_is_the_mean_of_all_clients(weighting):
+@pytest.mark.parametrize("method", ["scaffold", "feddyn"])
+def test_the_servers_memory_is_the_mean_of_all_clients(method, weighting):
   setup = {"client_weight": alike} if weighting == "uniform" else {}
   weights = np.array(cases.SIZES, float)
   if weighting == "uniform":
     weights = (weights > 0).astype(float)
   total = weights.sum()
-  start = cases.start("scaffold", "cnn", cases.hyper("scaffold", total_weight=total))
-  state, kept, *_ = cases.whole("scaffold", "cnn", start)
+  start = cases.start(method, "cnn", cases.hyper(method, total_weight=total))
+  state, kept, *_ = cases.whole(method, "cnn", start)
   for index in range(len(COHORTS)):
-    download = cases.algorithm("scaffold", "cnn").broadcast(state)
-    run = cases.cohort("scaffold", "cnn", **setup)
+    download = cases.algorithm(method, "cnn").broadcast(state)
+    run = cases.cohort(method, "cnn", **setup)
     arguments = cases.problem("cnn").federation, cohort_of(index), jax.random.key(index)
     upload, kept, _ = run(download, kept, *arguments)
-    state, _ = cases.server("scaffold", "cnn")(state, upload)
+    state, _ = cases.server(method, "cnn")(state, upload)
   mean = jax.tree.map(lambda leaf: np.tensordot(weights / total, np.asarray(leaf), 1), kept)
   cases.assert_close(state.extra, mean, 1e-5)
   assert all(np.any(leaf) for leaf in jax.tree.leaves(mean))

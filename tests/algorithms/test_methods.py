@@ -13,6 +13,7 @@ from sparsyfed_jax.fed.server import Upload
 from tests import cases
 
 COHORT = (3, 0, 5)
+ADJUSTED_BY_THE_SERVER = ("fedmef", "fedrts", "fedtiny", "prunefl")
 DENSITY = 0.4
 
 
@@ -44,8 +45,13 @@ def budget(sizes, share):
   return sum(round(share * size) for size in sizes) / num_weights()
 
 
-@pytest.mark.parametrize("epochs", [1, 3])
-@pytest.mark.parametrize("method", ["feddst", "flash", "flash-jmwst", "flash-magnitude"])
+@pytest.mark.parametrize(
+  ("method", "epochs"),
+  [
+    *((name, n) for name in ("feddst", "flash", "flash-jmwst", "flash-magnitude") for n in (1, 3)),
+    *((name, cases.EPOCHS) for name in ADJUSTED_BY_THE_SERVER),
+  ],
+)
 def test_ends_at_its_target_density(method, epochs):
   states, _ = play(method, 6, epochs=epochs)
   layers = len(states[-1].masks)
@@ -81,7 +87,7 @@ def test_the_mask_stays_once_it_is_found(method):
   assert 0 < mask_density(states[4]) < 0.5
 
 
-@pytest.mark.parametrize("method", ["feddst", "flash-jmwst", "flash-nst"])
+@pytest.mark.parametrize("method", ["feddst", "flash-jmwst", "flash-nst", *ADJUSTED_BY_THE_SERVER])
 def test_the_mask_adapts(method):
   states, _ = play(method, 5)
   assert not cases.same_bits(states[2].masks, states[5].masks)

@@ -8,7 +8,7 @@ import pytest
 from sparsyfed_jax import ops
 from sparsyfed_jax.algorithms import METHODS
 from tests import cases
-from tests.algorithms import reference, reference_masked
+from tests.algorithms import reference, reference_adjusting, reference_masked
 
 # Shares of weights in each layer before the round: below and above the activations' floor, and so
 # low that more is pruned of an activation than the zeros of a ReLU.
@@ -31,10 +31,11 @@ VALUES = {
   "flash_warmup_rounds": 2.0,
 }
 
+INSIDE_MASKS = (*reference_masked.ADJUSTED, "flash", "static")
 AVERAGED = [
   name
   for name in cases.FORMS
-  if cases.VARIANTS[name][0] not in ("feddst", "flash", "static") and name not in cases.KEEP_MEMORY
+  if cases.VARIANTS[name][0] not in INSIDE_MASKS and name not in (*cases.KEEP_MEMORY, "fedpm")
 ]
 # Name, variant, values that differ, and what happens in each round.
 MASKED = [
@@ -42,6 +43,11 @@ MASKED = [
   ("feddst-stops", "feddst", {"feddst_update_until": 2.0}, ("train", "train")),
   # So that Erdős–Rényi–kernel densities above 1 are capped.
   ("feddst-capped", "feddst", {"density": 0.6}, ("train", "readjust")),
+  ("fedmef", "fedmef", {}, ("train", "readjust", "train", "readjust")),
+  ("fedmef-norm", "fedmef-norm", {}, ("train", "readjust")),
+  ("fedrts", "fedrts", {}, ("train", "readjust", "train", "readjust")),
+  ("fedtiny", "fedtiny", {}, ("train", "readjust", "train", "readjust")),
+  ("prunefl", "prunefl", {}, ("train", "readjust", "train", "readjust")),
   ("flash", "flash", {}, ("warm-up", "warm-up", "train")),
   ("flash-one-epoch", "flash", {"flash_warmup_epochs": 1.0}, ("warm-up", "warm-up")),
   ("flash-jmwst", "flash-jmwst", {}, ("warm-up", "warm-up", "update", "train", "update")),
@@ -56,13 +62,24 @@ TRAINING = LOCAL | {"server_lr": 0.8}
 DENSITY = {"density": 0.26}
 NOTICED = {
   "train": TRAINING,
-  "readjust": TRAINING | DENSITY | {"feddst_drop_rate": 0.35, "feddst_update_until": 5.0},
+  "readjust": TRAINING | DENSITY,
   "warm-up": LOCAL | {"flash_drop_rate": 0.35, "flash_warmup_epochs": 2.0},
   "update": TRAINING | DENSITY | {"flash_drop_rate": 0.35},
   "independent": TRAINING | DENSITY | {"flash_drop_rate": 0.35},
   "magnitude": TRAINING | DENSITY,
   "saliency": DENSITY,
 }
+# Of a method besides.
+OWN_NOTICED = {
+  "fedmef": {
+    "train": {"activation_sparsity": 0.4},
+    "readjust": {"activation_sparsity": 0.4, "extrusion": 0.2, "boost": 0.5, "boost_limit": 1.3},
+  },
+}
+OWN_NOTICED["fedrts"] = dict.fromkeys(
+  ("train", "readjust"), {"trust": 0.4, "strength": 3.0, "drop_rate": 0.35}
+)
+ADJUSTMENT = {"drop_rate": 0.35, "update_until": 5.0}
 TOLERANCE = 1e-5
 
 
@@ -74,6 +91,21 @@ def plain_method(variant, **changes):
 def with_values(method, changes):
   """Lists the methods in which one value is another."""
   return [method._replace(values=method.values | {name: changes[name]}) for name in changes]
+
+
+def noticed(method, kind):
+  """What would be noticed in a kind of round of a method."""
+  own = OWN_NOTICED.get(method.name, {}).get(kind, {})
+  if kind == "readjust":
+    own = own | ADJUSTMENT
+  return NOTICED[kind] | {f"{method.name}_{name}": value for name, value in own.items()}
+
+
+def run_masked_round(method, *arguments):
+  """Runs a round of a method that trains inside masks."""
+  at_server = reference_masked.ADJUSTED[1:]
+  room = reference_adjusting if method.name in at_server else reference_masked
+  return room.run_round(method, *arguments)
 
 
 def plain_clients(key):
@@ -131,7 +163,7 @@ def compare_round(state, report, expected, tolerance):
   if expected.params is not None:
     cases.assert_close(state.variables["params"], expected.params, tolerance)
   if state.extra:
-    cases.assert_close(state.extra, expected.warm_up, tolerance)
+    cases.assert_close(tuple(state.extra), tuple(expected.warm_up), tolerance)
 
 
 def assert_noticed(compare, others):
@@ -152,7 +184,7 @@ def test_the_server_starts_like_the_plain_reference(variant):
   method = reference.Method(base, options, cases.HYPER | VALUES)
   plain = cases.variables("cnn")
   state = made.init(plain, cases.hyper(base, **VALUES), jax.random.key(31))
-  if base in ("feddst", "flash", "static"):
+  if base in INSIDE_MASKS:
     params, masks = reference_masked.start(method, plain["params"])
     compare_masks(state, masks)
   else:
@@ -225,7 +257,7 @@ def test_rounds_with_masks_without_tuning_are_those_of_the_plain_reference(varia
     with ops.untuned():
       new, report = library_round(variant, state, key)
     before = state.variables["params"], named_masks(state), state.extra, plain_clients(key)
-    expected = reference_masked.run_round(method, number, *before, cases.EPOCHS)
+    expected = run_masked_round(method, number, *before, cases.EPOCHS)
     compare_round(new, report, expected, TOLERANCE)
     state = new
 
@@ -243,11 +275,11 @@ def test_rounds_with_masks_are_those_of_the_plain_reference(variant, values, kin
     arguments = state.variables["params"], named_masks(state), state.extra, plain_clients(key)
 
     def compare(method, tolerance, number=number, arguments=arguments, new=new, report=report):
-      expected = reference_masked.run_round(method, number, *arguments, cases.EPOCHS)
+      expected = run_masked_round(method, number, *arguments, cases.EPOCHS)
       compare_round(new, report, expected, tolerance)
 
     compare(method, TOLERANCE)
-    others = with_values(method, NOTICED[kind])
+    others = with_values(method, noticed(method, kind))
     if kind == "warm-up" and number == VALUES["flash_warmup_rounds"]:
       others += with_values(method, DENSITY)
       # A new initialisation.
@@ -256,3 +288,25 @@ def test_rounds_with_masks_are_those_of_the_plain_reference(variant, values, kin
       others.append(method._replace(options={"form": "jmwst"}))
     assert_noticed(compare, others)
     state = new
+
+
+@pytest.mark.parametrize("variant", reference_masked.ADJUSTED[1:])
+def test_readjusting_ties_and_dead_weights_is_that_of_the_plain_reference(variant):
+  params = cases.variables("cnn")["params"]
+  alike = {
+    name: {**layer, "kernel": jnp.round(4 * layer["kernel"]) / 4} for name, layer in params.items()
+  }
+  alike["Conv_0"]["bias"] = alike["Conv_0"]["bias"].at[0].set(-100.0)  # never leaves the ReLU
+  hyper = cases.hyper(variant, **VALUES)
+  state = cases.algorithm(variant, "cnn").init({"params": alike}, hyper, jax.random.key(11))
+  method = plain_method(variant)
+  counts = [sum(int(np.sum(mask)) for mask in state.masks)]
+  for number in (1, 2):
+    key = jax.random.key(30 + number)
+    new, report = library_round(variant, state, key)
+    arguments = state.variables["params"], named_masks(state), state.extra, plain_clients(key)
+    expected = run_masked_round(method, number, *arguments, cases.EPOCHS)
+    compare_round(new, report, expected, TOLERANCE)
+    state = new
+    counts.append(sum(int(np.sum(mask)) for mask in state.masks))
+  assert counts[0] == counts[1] != counts[2]

@@ -21,7 +21,8 @@ ACCEPTED = flags.DEFAULTS
     (dict(model="resnet1"), "one of mlp, cnn"),
     (
       dict(algorithm="nosuch"),
-      "one of fedavg, feddst, flash, scaffold, sparsyfed, static, topk, zerofl",
+      "one of fedavg, feddst, feddyn, fedmef, fedpm, fedrts, fedtiny, flash, prunefl, scaffold,"
+      " sparsyfed, static, topk, zerofl",
     ),
     (dict(sparsity_schedule="step"), "one of constant, cubic, linear"),
     (dict(server_optimizer="lion"), "one of sgd"),
@@ -152,13 +153,16 @@ def test_defaults_follow_from_other_flags():
   assert flags.resolve(ACCEPTED._replace(sparsity_schedule="constant")).sparsity_ramp_rounds == 0
   assert resolved.feddst_update_until == 20
   assert resolved.task == "classification"
+  settings = [one for method in METHODS.values() for one in method.settings()]
+  own = {setting.name: 7 for setting in settings if setting.default is None}
+  assert "feddst_update_until" in own
   given = ACCEPTED._replace(
     sparsity_ramp_rounds=3,
     client_lr=0.4,
     client_lr_final=0.3,
     server_lr=0.7,
-    feddst_update_until=7,
     task="regression",
+    **own,
   )
   assert flags.resolve(given) == given
 

@@ -18,6 +18,7 @@ from sparsyfed_jax.wire.size import payload_bytes
 from tests import cases
 
 CLIENT = 3
+ADJUSTED_BY_THE_SERVER = ("fedmef", "fedrts", "fedtiny", "prunefl")
 WIRE_DTYPES = {"bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
@@ -77,7 +78,10 @@ def check_bytes(method, name, state, value_dtype=None, **setup):
   return download, upload
 
 
-@pytest.mark.parametrize("method", cases.with_slow_forms(cases.FORMS))
+# What sends masks as bits is in tests/algorithms/test_fedpm.py.
+@pytest.mark.parametrize(
+  "method", cases.with_slow_forms(name for name in cases.FORMS if name != "fedpm")
+)
 def test_bytes_are_those_of_the_wire_format(method):
   download, upload = check_bytes(method, "batchnorm", cases.trained(method, "batchnorm"))
   received, sent = received_by(download), sent_by(upload)
@@ -111,6 +115,24 @@ def test_warm_up_sends_masks_alone():
   expected = len(codec.encode(masks, [np.asarray(mask) for mask in download.masks]))
   assert total(metrics["round_uplink_bytes"].value) == expected
   assert expected < len(encode(sent_by(upload), received_by(download)))
+
+
+@pytest.mark.parametrize("method", ADJUSTED_BY_THE_SERVER)
+def test_what_a_readjustment_needs_is_sent_where_it_is_due(method):
+  state = cases.trained(method, "batchnorm")._replace(round=jnp.int32(3))
+  download, upload, metrics = exchange(method, "batchnorm", state)
+  votes = method == "fedrts"
+  extra = upload.extra.outside if votes else upload.extra
+  scores = [np.asarray(leaf / upload.weight) for leaf in extra]
+  outside = [~np.asarray(mask) for mask in download.masks]
+  for score, one in zip(scores, outside, strict=True):
+    assert np.any(score) and not np.any(score[~one])
+  dtype = bool if votes else np.float32
+  scores, outside = ([one.astype(dtype) for one in each] for each in (scores, outside))
+  sent = {**sent_by(upload), "beside": scores}
+  expected = len(encode(sent, {**received_by(download), "beside": outside}))
+  assert total(metrics["round_uplink_bytes"].value) == expected
+  assert expected > len(encode(sent_by(upload), received_by(download)))
 
 
 def test_by_hand():

@@ -37,6 +37,26 @@ CHANGED = cases.HYPER | {
   "feddst_update_every": 3.0,
   "feddst_update_until": 3.0,
   "feddst_drop_rate": 0.9,
+  "feddyn_alpha": 0.7,
+  "fedpm_reset_every": 4.0,
+  "fedmef_update_every": 3.0,
+  "fedmef_update_until": 3.0,
+  "fedmef_drop_rate": 0.9,
+  "fedmef_extrusion": 0.9,
+  "fedmef_boost": 0.5,
+  "fedmef_boost_limit": 1.2,
+  "fedmef_activation_sparsity": 0.8,
+  "fedrts_update_every": 3.0,
+  "fedrts_update_until": 3.0,
+  "fedrts_drop_rate": 0.9,
+  "fedrts_trust": 0.2,
+  "fedrts_strength": 1.0,
+  "fedtiny_update_every": 3.0,
+  "fedtiny_update_until": 3.0,
+  "fedtiny_drop_rate": 0.9,
+  "prunefl_update_every": 3.0,
+  "prunefl_update_until": 3.0,
+  "prunefl_drop_rate": 0.9,
 }
 # What every method reads.
 COMMON_HYPER = (
@@ -142,7 +162,8 @@ class TestRun:
     hyper = cases.hyper(method)
     first, same, other = (simulation.init(hyper, jax.random.key(seed)) for seed in (0, 0, 1))
     cases.assert_same_bits(first, same)
-    assert not cases.same_bits(first.server.variables, other.server.variables)
+    model = cases.algorithm(method, "linear").model
+    assert not cases.same_bits(model(first.server), model(other.server))
     assert int(first.server.round) == 0
     assert all(len(leaf) == len(cases.SIZES) for leaf in jax.tree.leaves(first.memories))
     run(method, first, 1)

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from jax import lax
 
 from sparsyfed_jax import ops
+from sparsyfed_jax.ops import select
+from sparsyfed_jax.ops.backend.digits import in_long_rows
 from tests import reference
 
 SIZES = [1, 2, 3, 31, 1000, 100_003]
@@ -15,6 +18,7 @@ DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16]
 
 kth = jax.jit(ops.kth_magnitude)
 mask_of = jax.jit(ops.topk_mask)
+find_on_gpu = jax.jit(select._find_on_gpu)
 
 
 def of_bits(bits, dtype):
@@ -59,6 +63,12 @@ def assert_is_kth(found, x, k):
   assert np.asarray(found).astype(np.float64) == reference.kth_magnitude(x, k), (x.shape, k)
 
 
+def assert_is_kth_in_rows(leaves, ks):
+  x = np.concatenate(leaves)
+  for k in ks:
+    assert_is_kth(lax.bitcast_convert_type(find_on_gpu(leaves, k), x.dtype), x, k)
+
+
 class TestKthMagnitude:
   @pytest.mark.parametrize("kind", KINDS)
   @pytest.mark.parametrize("size", SIZES)
@@ -76,6 +86,19 @@ class TestKthMagnitude:
     with ops.untuned():
       for k in (0, 1, 2, 333, 999, 1000, 1001):
         assert_is_kth(find(x, k), x, k)
+
+  @pytest.mark.parametrize("kind", KINDS)
+  @pytest.mark.parametrize("dtype", DTYPES)
+  def test_in_the_rows_of_a_gpu(self, kind, dtype):
+    # Filled up to rows of equal length, with small leaves together in one row.
+    rng = np.random.default_rng(0)
+    leaves = [KINDS[kind](rng, size, dtype) for size in (17_001, 3, 500)]
+    assert_is_kth_in_rows(leaves, (1, 333, 17_503, 17_504, 17_505))
+
+  def test_in_more_rows_of_a_gpu_than_are_added_one_by_one(self):
+    x = np.random.default_rng(0).standard_normal(33 * 2**14 - 5).astype(np.float32)
+    assert len(in_long_rows([x])[0]) == 33
+    assert_is_kth_in_rows([x], (1, 30_000, x.size))
 
   def test_a_sample_that_misleads(self):
     # Every 97th entry, where a sample looks, is tiny.

@@ -160,7 +160,7 @@ def _count_in_groups(*lists_and_test: Any) -> tuple[jax.Array, ...]:
     is_small = beside[0].size <= _MOST_SMALL
     groups.setdefault(tuple(array.dtype for array in beside) if is_small else i, []).append(i)
   counts = [
-    _count_rows(test(*(_as_rows([arrays[i] for i in group]) for arrays in lists)))
+    count_rows(test(*(_as_rows([arrays[i] for i in group]) for arrays in lists)))
     for group in groups.values()
   ]
   places = np.argsort(np.concatenate(list(groups.values())))
@@ -178,11 +178,15 @@ def _as_rows(arrays: Sequence[jax.Array]) -> jax.Array:
 
 
 def _count_flat(masks: Sequence[jax.Array]) -> list[jax.Array]:
-  return _count_rows([mask.reshape(-1) for mask in masks])
+  return count_rows([mask.reshape(-1) for mask in masks])
 
 
-def _count_rows(masks: Sequence[jax.Array]) -> list[jax.Array]:
-  """Counts along the last axis."""
+def count_rows(masks: Sequence[jax.Array]) -> list[jax.Array]:
+  """Counts along the last axis, by one reduction; int32 arrays without it.
+
+  Args:
+    masks: bool arrays of one shape, or counts that are added up.
+  """
   last = (masks[0].ndim - 1,)
   if len(masks) > 1:
     return _variadic(masks, last)

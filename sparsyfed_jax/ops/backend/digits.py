@@ -3,20 +3,30 @@
 There every operation costs a start, and every iteration of a loop a few: so a digit of four bits is
 found at a time, by one reduction that counts how many keys reach each of 15 pivots, without a loop.
 Fewer bits a digit take more operations, more take longer to compare than they save.
+
+On a GPU keys are searched in long rows. XLA counts a row by one block of threads, and adds few
+counts up within the kernel that takes the digit from them; where it reduces columns instead, 15
+counts take more memory than its threads share.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sparsyfed_jax.ops.backend.count import count_together
+from sparsyfed_jax.ops.backend.count import count_rows, count_together
 
 _BITS = 4
 _LANES = 128  # of a TPU's registers, along the last axis
 _MOST_SMALL = 2**14  # entries of an array that is searched as it is, or together with others
+# Rows on a GPU: as few as keep it busy, where XLA counts one by one kernel (jaxlib 0.10.2).
+_FEW_ROWS, _MOST_ADDED = 16, 32
+_LONGEST_ROW = 2**14
+_SHORT_ROW = 2**10
+_Count: TypeAlias = Callable[[Sequence[jax.Array]], list[jax.Array]]
 
 
 def laid_out(leaves: Sequence[jax.Array]) -> list[jax.Array]:
@@ -28,16 +38,35 @@ def laid_out(leaves: Sequence[jax.Array]) -> list[jax.Array]:
   Args:
     leaves: arrays of one dtype.
   """
+  return lax.optimization_barrier([_in_registers(leaf) for leaf in _small_as_one(leaves)])
+
+
+def in_long_rows(leaves: Sequence[jax.Array]) -> list[jax.Array]:
+  """Does as `laid_out` for `kth_key_of_rows`: (rows, length) arrays, filled up with zeros."""
+  return lax.optimization_barrier([_in_long_rows(leaf) for leaf in _small_as_one(leaves)])
+
+
+def _small_as_one(leaves: Sequence[jax.Array]) -> list[jax.Array]:
   small = [leaf for leaf in leaves if leaf.size <= _MOST_SMALL]
-  large = [_in_rows(leaf) for leaf in leaves if leaf.size > _MOST_SMALL]
+  large = [leaf for leaf in leaves if leaf.size > _MOST_SMALL]
   if len(small) > 1:
     small = [jnp.concatenate([leaf.reshape(-1) for leaf in small])]
-  return lax.optimization_barrier(small + large)
+  return small + large
 
 
-def _in_rows(leaf: jax.Array) -> jax.Array:
+def _in_registers(leaf: jax.Array) -> jax.Array:
   is_wide = leaf.ndim > 0 and leaf.shape[-1] % _LANES == 0
-  return leaf if is_wide or leaf.size % _LANES else leaf.reshape(-1, _LANES)
+  if is_wide or leaf.size % _LANES or leaf.size <= _MOST_SMALL:
+    return leaf
+  if _LANES % leaf.shape[-1]:
+    return leaf.reshape((-1, _LANES) if leaf[0].size % _LANES else (leaf.shape[0], -1))
+  return jnp.moveaxis(leaf, 0, -2).reshape(-1, _LANES)
+
+
+def _in_long_rows(leaf: jax.Array) -> jax.Array:
+  few = min(_FEW_ROWS, leaf.size // _SHORT_ROW)
+  num_rows = max(1, few, -(-leaf.size // _LONGEST_ROW))
+  return jnp.pad(leaf.reshape(-1), (0, -leaf.size % num_rows)).reshape(num_rows, -1)
 
 
 def kth_key(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
@@ -50,23 +79,45 @@ def kth_key(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
   Returns:
     () array of the keys' dtype; 0 where there are fewer.
   """
+  return _kth_key(keys, k, count_together)
+
+
+def kth_key_of_rows(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
+  """Does as `kth_key`, for a GPU and keys that are `in_long_rows`."""
+  return _kth_key(keys, k, _count_long_rows)
+
+
+def _count_long_rows(masks: Sequence[jax.Array]) -> list[jax.Array]:
+  by_row = count_rows(masks)
+  num_rows = len(masks[0])
+  if num_rows > _MOST_ADDED:
+    return count_rows(by_row)
+  return [sum(counts[1:], counts[0]) for counts in map(list, by_row)]
+
+
+def _kth_key(keys: Sequence[jax.Array], k: jax.Array, count: _Count) -> jax.Array:
   unsigned = keys[0].dtype
   num_bits = jnp.iinfo(unsigned).bits
   signed = jnp.dtype(f"int{num_bits}")
   found, keys = jnp.zeros((), signed), [leaf.astype(signed) for leaf in keys]
   for shift in reversed(range(0, num_bits - 1, _BITS)):
     num_digits = 2 ** min(_BITS, num_bits - 1 - shift)
-    found = _with_digit(keys, k, found, jnp.asarray(shift, signed), num_digits)
+    found = _with_digit(keys, k, found, jnp.asarray(shift, signed), num_digits, count)
   return found.astype(unsigned)
 
 
-@partial(jax.jit, static_argnums=4)  # traced once for all digits but the first
+@partial(jax.jit, static_argnums=(4, 5))  # traced once for all digits but the first
 def _with_digit(
-  keys: Sequence[jax.Array], k: jax.Array, found: jax.Array, shift: jax.Array, num_digits: int
+  keys: Sequence[jax.Array],
+  k: jax.Array,
+  found: jax.Array,
+  shift: jax.Array,
+  num_digits: int,
+  count: _Count,
 ) -> jax.Array:
   # Distances from what is found, so that all are compared with constants.
   steps = [jnp.asarray(digit, found.dtype) << shift for digit in range(1, num_digits)]
-  counts = [count_together([leaf - found >= step for step in steps]) for leaf in keys]
+  counts = [count([leaf - found >= step for step in steps]) for leaf in keys]
   reached = [sum(of_leaves[1:], of_leaves[0]) >= k for of_leaves in zip(*counts, strict=True)]
   digit = sum(one.astype(found.dtype) for one in reached)
   return found + (digit << shift)
