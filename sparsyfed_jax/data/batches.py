@@ -32,13 +32,18 @@ def take_batch(data: ClientData, step: jax.Array, batch_size: int) -> Batch:
   chex.assert_rank([data.indices, data.size, step], [1, 0, 0])
   positions = step * batch_size + jnp.arange(batch_size)
   valid = positions < data.size
-  rows = data.indices[jnp.where(valid, positions, 0)]
+  rows = _pick(data.indices, jnp.where(valid, positions, 0))
 
   def of_valid(leaf: jax.Array) -> jax.Array:
     is_valid = valid.reshape(-1, *[1] * (leaf.ndim - 1))
-    return jnp.where(is_valid, leaf, jnp.zeros((), leaf.dtype))
+    return jnp.where(is_valid, _pick(leaf, rows), jnp.zeros((), leaf.dtype))
 
-  return Batch(of_valid(data.x[rows]), of_valid(data.y[rows]), valid)
+  return Batch(of_valid(data.x), of_valid(data.y), valid)
+
+
+def _pick(leaf: jax.Array, rows: jax.Array) -> jax.Array:
+  # A list holds no other rows: to look for some would be an operation of its own on accelerators.
+  return leaf.at[rows].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
 def batch_rows(batch_size: int, sizes: np.ndarray) -> int:

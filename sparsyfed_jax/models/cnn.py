@@ -39,8 +39,11 @@ class CNN(nn.Module):
     Returns:
       (batch, num_classes) float32.
     """
-    for features in self.channels:
-      x = nn.relu(nn.Conv(features, (3, 3), padding="VALID")(x))
-    x = max_pool(x, 2).reshape(x.shape[0], -1)
+    for i, features in enumerate(self.channels):
+      x = nn.Conv(features, (3, 3), padding="VALID")(x)
+      if i == len(self.channels) - 1:
+        x = max_pool(x, 2)  # before ReLU, which is the same and has a quarter left to do
+      x = nn.relu(x)
+    x = x.reshape(x.shape[0], -1)
     x = nn.relu(nn.Dense(self.hidden)(x))
     return nn.Dense(self.num_classes)(x)

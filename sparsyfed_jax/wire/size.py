@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 
 from sparsyfed_jax.ops import count_each
+from sparsyfed_jax.ops.backend.choice import by_platform
 from sparsyfed_jax.wire.reader import Count, bitmap_bytes
 from sparsyfed_jax.wire.rounding import checked_value_dtype, sent_dtype
 from sparsyfed_jax.wire.schema import Layout, Spec, make_layout
@@ -97,12 +98,23 @@ def count_changes(tree: Any, reference: Any, keep_signed_zeros: bool = False) ->
     _bits(layout.specs, leaves, keep_signed_zeros)
     for leaves in (layout.leaves, layout.references or [])
   )
-  # What the reference has is counted apart: for many trees of one reference, once.
-  counts = [
-    *count_each(lambda old: [old != 0], before),
-    *count_each(lambda new, old: [new != 0, (new != 0) & (old == 0)], now, before),
-  ]
+  counts = by_platform(now, before, cpu=_count_apart, default=_count_at_once)
   return Changes(*(count.astype(jnp.uint32) for count in counts))
+
+
+def _count_apart(now: Sequence[jax.Array], before: Sequence[jax.Array]) -> list[jax.Array]:
+  # For many trees of one reference that are counted side by side, the reference is counted once.
+  of_reference = count_each(lambda old: [old != 0], before)
+  return [*of_reference, *count_each(_now_and_grown, now, before)]
+
+
+def _count_at_once(now: Sequence[jax.Array], before: Sequence[jax.Array]) -> list[jax.Array]:
+  # On an accelerator the reading takes the time, and comparing what was read does not.
+  return list(count_each(lambda new, old: [old != 0, *_now_and_grown(new, old)], now, before))
+
+
+def _now_and_grown(new: jax.Array, old: jax.Array) -> list[jax.Array]:
+  return [new != 0, (new != 0) & (old == 0)]
 
 
 def update_bytes(changes: Changes, tree: Any, reference: Any, value_dtype: Any = None) -> jax.Array:

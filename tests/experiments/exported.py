@@ -17,7 +17,8 @@ MODELS = {
   "mlp-flat": (MLP(3, hidden=(16,)), (11,)),
   "cnn": (CNN(3, channels=(4, 8), hidden=16), (8, 10, 2)),
   "resnet": (ResNet18(3, width=4), (8, 8, 3)),
-  "resnet-group": (ResNet18(3, width=4, norm="group"), (8, 8, 1)),
+  # Not 8 x 8: a group of the last stage would be two values, whose norm is a step from -1 to 1.
+  "resnet-group": (ResNet18(3, width=4, norm="group"), (10, 10, 1)),
   "speech": (ResNet18(3, stem="imagenet", width=4), (200,)),
   "vit": (ViT(3, patch=2, dim=12, depth=2, heads=3), (4, 6, 2)),
 }

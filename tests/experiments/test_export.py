@@ -56,6 +56,15 @@ def test_other_libraries_compute_the_same_logits(tmp_path, name, format_name):
   assert np.ptp(logits) > 0.1  # or all would be equal
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")
+def test_pytorch_convolves_in_full_precision_without_onednn(tmp_path):
+  torch = pytest.importorskip("torch")
+  loaded = exported.load(tmp_path, "resnet")
+  with torch.backends.mkldnn.flags(enabled=False):
+    done = formats.export(loaded, "torch", tmp_path / "out", "float32", None)
+  assert done.difference < 2e-6
+
+
 @pytest.mark.parametrize("name", ["cnn", "resnet-group", "vit"])
 def test_onnx_computes_the_same_logits_of_any_number_of_examples(tmp_path, name):
   need("onnx")

@@ -58,7 +58,11 @@ def _small_as_one(leaves: Sequence[jax.Array]) -> tuple[list[jax.Array], list[ja
 
 def _in_registers(leaf: jax.Array) -> jax.Array:
   is_wide = leaf.ndim > 0 and leaf.shape[-1] % _LANES == 0
-  return leaf if is_wide or leaf.size % _LANES else leaf.reshape(-1, _LANES)
+  if is_wide or leaf.size % _LANES:
+    return leaf
+  if _LANES % leaf.shape[-1]:
+    return leaf.reshape((-1, _LANES) if leaf[0].size % _LANES else (leaf.shape[0], -1))
+  return jnp.moveaxis(leaf, 0, -2).reshape(-1, _LANES)
 
 
 def _in_long_rows(leaf: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from typing import Any
 
 import chex
 import jax
@@ -38,17 +39,15 @@ def max_pool(x: jax.Array, window: int) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _pool(x: jax.Array, window: int) -> jax.Array:
-  return by_platform(x, cpu=_max_of_windows, default=_max_of_places, settings=(window,))
+  return _forward(x, window)[0]
 
 
-def _forward(x: jax.Array, window: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  largest = _pool(x, window)
-  return largest, (x, largest)
+def _forward(x: jax.Array, window: int) -> tuple[jax.Array, Any]:
+  largest, ties = by_platform(x, cpu=_max_of_windows, default=_max_of_places, settings=(window,))
+  return largest, (x, largest, ties)
 
 
-def _backward(
-  window: int, residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
-) -> tuple[jax.Array]:
+def _backward(window: int, residuals: Any, cotangent: jax.Array) -> tuple[jax.Array]:
   operands = *residuals, cotangent
   return (
     by_platform(*operands, cpu=_share_by_windows, default=_share_by_places, settings=(window,)),
@@ -58,13 +57,16 @@ def _backward(
 _pool.defvjp(_forward, _backward)
 
 
-def _max_of_windows(x: jax.Array, window: int) -> jax.Array:
-  return jnp.max(_windows(x, window), axis=(2, 4))
+# Both tell the largest of each window and by how many places it is reached; on CPUs that is counted
+# later, and nothing reads what stands for it here.
+def _max_of_windows(x: jax.Array, window: int) -> tuple[jax.Array, jax.Array]:
+  largest = jnp.max(_windows(x, window), axis=(2, 4))
+  return largest, largest
 
 
 # As autodiff would, but the ties are counted place by place: its sum over two axes is slow on CPU.
 def _share_by_windows(
-  x: jax.Array, largest: jax.Array, cotangent: jax.Array, window: int
+  x: jax.Array, largest: jax.Array, _: jax.Array, cotangent: jax.Array, window: int
 ) -> jax.Array:
   windows = _windows(x, window)
   ties = sum((windows[:, :, i, :, j] == largest).astype(cotangent.dtype) for i, j in _grid(window))
@@ -84,14 +86,16 @@ def _spread(x: jax.Array) -> jax.Array:
 
 # Accelerators would copy an array for a reduction over two axes inside: a place of all windows is a
 # slice with strides.
-def _max_of_places(x: jax.Array, window: int) -> jax.Array:
-  return functools.reduce(jnp.maximum, _places(x, window))
+def _max_of_places(x: jax.Array, window: int) -> tuple[jax.Array, jax.Array]:
+  places = _places(x, window)
+  largest = functools.reduce(jnp.maximum, places)
+  ties = sum((place == largest).astype(x.dtype) for place in places)
+  return lax.optimization_barrier((largest, ties))  # together, so that the places are read once
 
 
 def _share_by_places(
-  x: jax.Array, largest: jax.Array, cotangent: jax.Array, window: int
+  x: jax.Array, largest: jax.Array, ties: jax.Array, cotangent: jax.Array, window: int
 ) -> jax.Array:
-  ties = sum((place == largest).astype(cotangent.dtype) for place in _places(x, window))
   is_largest = _windows(x, window) == _spread(largest)
   return jnp.where(is_largest, _spread(cotangent / ties), 0).reshape(x.shape)
 
