@@ -87,9 +87,9 @@ def _backward(
 _pool.defvjp(_forward, _backward)
 
 
-# Both give the result, the largest of each window and by how many places it is reached. On CPUs that
-# is counted later, and nothing reads what stands for it here. There a ReLU comes first: a round of
-# `cnn32` takes 1.1 times as long with it after the pool.
+# Both give the result, the largest of each window and by how many places it is reached; on CPUs
+# that is counted later, and nothing reads what stands for it here. There a ReLU comes first: a
+# round of `cnn32` takes 1.1 times as long with it after the pool.
 def _max_of_windows(x: jax.Array, window: int, is_of_relu: bool) -> tuple[jax.Array, ...]:
   largest = jnp.max(_windows(jax.nn.relu(x) if is_of_relu else x, window), axis=(2, 4))
   return largest, largest, largest
