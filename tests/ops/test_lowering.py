@@ -216,6 +216,7 @@ PUBLIC = {
   "largest_mask": (ops.largest_mask, SPARSE, np.int32(99)),
   "layerwise_mask": (ops.layerwise_mask, {"a": SPARSE, "b": LARGE}, np.float32(0.1)),
   "max_pool": (gradients(lambda x: ops.max_pool(x, 2)), X),
+  "max_pool_of_relu": (gradients(lambda x: ops.max_pool_of_relu(x, 2)), X),
   "max_pool_overlapping": (gradients(lambda x: ops.max_pool_overlapping(x, 3, 2, 1)), X),
   "num_kept": (ops.num_kept, np.int32(110_000), np.float32(0.05)),
   "powerprop": (gradients(ops.powerprop), SPARSE, np.float32(1.25)),
