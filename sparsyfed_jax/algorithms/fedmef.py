@@ -42,7 +42,14 @@ from sparsyfed_jax.fed.method import Choice, Knob, Method, check_options
 from sparsyfed_jax.fed.rule import Carry
 from sparsyfed_jax.fed.task import Layers
 from sparsyfed_jax.metrics.flops import LayerShares
-from sparsyfed_jax.ops import Where, residual_layers, share_threshold
+from sparsyfed_jax.ops import (
+  Where,
+  count_one,
+  largest_mask,
+  num_kept,
+  residual_layers,
+  share_threshold,
+)
 from sparsyfed_jax.types import Batch, ClientData, Key, Memory, Metrics, Params
 
 
@@ -130,8 +137,14 @@ def _lowest(download: masked.Download) -> list[jax.Array]:
   params, hyper = download.variables["params"], download.hyper
   densities = adjusting.densities_of(params, hyper)
   rate = adjusting.drop_rate(hyper, download.round)
-  kept = adjusting.survivors(params, download.masks, densities, rate)
-  return [mask & ~stays for mask, stays in zip(download.masks, kept, strict=True)]
+  kernels, _ = trees.split_prunable(params)
+  lowest = []
+  for w, mask, density in zip(kernels, download.masks, densities, strict=True):
+    # No more than can grow elsewhere.
+    least = num_kept(w.size, density) - count_one(~mask)
+    stays = jnp.maximum(num_kept(w.size, density * (1 - rate)), least)
+    lowest.append(mask & ~largest_mask(jnp.where(mask, w, 0), stays))
+  return lowest
 
 
 def _layer_shares(

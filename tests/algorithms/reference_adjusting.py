@@ -115,9 +115,13 @@ class Budgets:
     }
 
   def lowest(self, theta, masks):
-    """The others of the mask."""
-    kept = self.survivors(theta, masks)
-    return {name: masks[name] & ~kept[name] for name in NAMES}
+    """The smallest of the mask, at most as many as are outside it."""
+    lowest = {}
+    for name in NAMES:
+      stay = max(self.stay[name], self.whole[name] - (~masks[name]).sum())
+      w = np.where(masks[name], np.abs(theta[name]["kernel"]), 0)
+      lowest[name] = masks[name] & ~largest(w, stay)
+    return lowest
 
   def exchange(self, theta, masks, scores):
     """Drops the smallest weights, and grows, from 0, where scores are large."""

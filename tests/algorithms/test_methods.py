@@ -206,3 +206,12 @@ def test_flash_magnitude_keeps_the_floor_of_a_layers_share():
   )
   new, _ = jax.jit(algorithm.server)(state, upload)
   assert int(np.sum(new.masks[0])) == 3
+
+
+def test_fedmef_prepares_for_nothing_where_nothing_is_dropped():
+  uploads = []
+  for extrusion, boost in ((0.3, 30.0), (0.0, 0.0)):
+    values = {"fedmef_extrusion": extrusion, "fedmef_boost": boost, "fedmef_update_every": 1.0}
+    state = cases.start("fedmef", "mlp", cases.hyper("fedmef", density=1.0, **values))
+    uploads.append(cases.run_client("fedmef", "mlp", state, 3)[0].variables)
+  cases.assert_same_bits(*uploads)
