@@ -50,9 +50,14 @@ from typing import Any, TypeAlias
 
 import jax
 
-from sparsyfed_jax.wire.leaves import decode_leaf, encode_leaf, entry_bits
+from sparsyfed_jax.wire.leaves import Way, decode_leaf, encode_leaf, entry_bits
 from sparsyfed_jax.wire.reader import Buffer, CodecError, Reader, pack_bits
-from sparsyfed_jax.wire.rounding import VALUE_DTYPES, checked_value_dtype
+from sparsyfed_jax.wire.rounding import (
+  BESIDE_LEVELS,
+  LEVEL_BITS,
+  VALUE_DTYPES,
+  checked_value_dtype,
+)
 from sparsyfed_jax.wire.schema import (
   CRC_BYTES,
   DIGEST_BYTES,
@@ -70,7 +75,8 @@ Payload: TypeAlias = bytes | bytearray | memoryview
 
 _SIGNS = 8  # the flag
 _STREAMS = 16
-_NUM_FLAGS = 32
+_LEVELS = {"int8": 32, "int4": 64}
+_DIFFERENCES = 128
 
 
 def encode(
@@ -79,6 +85,7 @@ def encode(
   value_dtype: Any = None,
   keep_signed_zeros: bool = False,
   compression_level: int | None = None,
+  differences: bool = False,
 ) -> bytes:
   """Writes a tree as bytes.
 
@@ -115,18 +122,20 @@ def encode(
     >>> np.array_equal(decode(payload)["kernel"], model["kernel"])
     True
   """
-  value_dtype = checked_value_dtype(value_dtype)
+  if differences and (reference is None or compression_level is None):
+    raise ValueError("differences=True: needs a reference and a compression_level")
+  way = Way(
+    checked_value_dtype(value_dtype), keep_signed_zeros, compression_level is not None, differences
+  )
   layout = make_layout(tree, reference)
-  value_name = None if value_dtype is None else value_dtype.name
-  flags = (reference is not None) | VALUE_DTYPES.index(value_name) << 1 | _SIGNS * keep_signed_zeros
+  flags = (reference is not None) | _flags_of(way)
   parts: list[Part] = [layout.schema]
   references = [None] * len(layout.leaves) if layout.references is None else layout.references
   if layout.references is not None:
-    parts.append(_mask_digest(layout.specs, references, keep_signed_zeros))
+    parts.append(_digest(layout.specs, references, way))
   for spec, leaf, old in zip(layout.specs, layout.leaves, references, strict=True):
-    parts += encode_leaf(spec, leaf, old, value_dtype, keep_signed_zeros)
+    parts += encode_leaf(spec, leaf, old, way)
   if compression_level is not None:
-    flags |= _STREAMS
     parts = [*compress(parts, compression_level)]
   whole = [MAGIC + bytes([VERSION, flags]), *map(as_bytes, parts)]
   crc = 0
@@ -174,10 +183,7 @@ def decode(payload: Payload, reference: Any = None, max_bytes: int = 2**30) -> A
   if zlib.crc32(view[:-CRC_BYTES]) != int.from_bytes(view[-CRC_BYTES:], "little"):
     raise CodecError("the payload is damaged: its crc32 does not fit")
   flags = reader.uint(1)
-  if flags >= _NUM_FLAGS:
-    raise CodecError(f"flags must be below {_NUM_FLAGS}, found {flags}")
-  value_dtype = checked_value_dtype(VALUE_DTYPES[flags >> 1 & 3])
-  keep_signed_zeros = bool(flags & _SIGNS)
+  way = _way_of(flags)
   if bool(flags & 1) != (reference is not None):
     need = "needs the reference that it was encoded against" if flags & 1 else "has no reference"
     raise CodecError(f"the payload {need}")
@@ -191,17 +197,16 @@ def decode(payload: Payload, reference: Any = None, max_bytes: int = 2**30) -> A
     specs, references, treedef, schema = against(reference)
     if reader.take(len(schema)) != schema:
       raise CodecError("the payload was encoded against another reference: the schemas differ")
-    if reader.take(DIGEST_BYTES) != _mask_digest(specs, references, keep_signed_zeros):
-      raise CodecError(
-        "the payload was encoded against another reference: its zeros are at other places"
-      )
+    if reader.take(DIGEST_BYTES) != _digest(specs, references, way):
+      other = "values are others" if way.are_differences else "zeros are at other places"
+      raise CodecError(f"the payload was encoded against another reference: its {other}")
   total = sum(spec.size * spec.dtype.itemsize for spec in specs)
   if total > max_bytes:
     raise CodecError(f"the arrays have {total} bytes, more than max_bytes={max_bytes}")
   leaves = []
   for spec, old in zip(specs, references, strict=True):
     try:
-      leaves.append(decode_leaf(reader, spec, old, value_dtype, keep_signed_zeros))
+      leaves.append(decode_leaf(reader, spec, old, way))
     except CodecError as error:
       raise CodecError(f"leaf {spec.name!r}: {error}") from None
   if left := reader.left():
@@ -209,11 +214,45 @@ def decode(payload: Payload, reference: Any = None, max_bytes: int = 2**30) -> A
   return jax.tree.unflatten(treedef, leaves)
 
 
-def _mask_digest(
-  specs: Sequence[Spec], references: Sequence[Any], keep_signed_zeros: bool
-) -> bytes:
-  """Digests which entries of a reference are not zero."""
+def _flags_of(way: Way) -> int:
+  name = None if way.value_dtype is None else way.value_dtype.name
+  plain = BESIDE_LEVELS if name in LEVEL_BITS else name
+  return (
+    VALUE_DTYPES.index(plain) << 1
+    | _SIGNS * way.keep_signed_zeros
+    | _STREAMS * way.in_streams
+    | _LEVELS.get(name or "", 0)
+    | _DIFFERENCES * way.are_differences
+  )
+
+
+def _way_of(flags: int) -> Way:
+  """Reads what `_flags_of` made; CodecError where it made none of these."""
+  name = VALUE_DTYPES[flags >> 1 & 3]
+  for level_name, flag in _LEVELS.items():
+    name = level_name if name == BESIDE_LEVELS and flags & flag else name
+  way = Way(
+    checked_value_dtype(name),
+    bool(flags & _SIGNS),
+    bool(flags & _STREAMS),
+    bool(flags & _DIFFERENCES),
+  )
+  has_reference = flags & 1
+  if _flags_of(way) | has_reference != flags:
+    raise CodecError(f"flags {flags} are unknown: levels are sent with {BESIDE_LEVELS}, in one way")
+  if way.are_differences and not (has_reference and way.in_streams):
+    raise CodecError(f"flags {flags} are unknown: differences need a reference and streams")
+  return way
+
+
+def _digest(specs: Sequence[Spec], references: Sequence[Any], way: Way) -> bytes:
+  """Digests which entries of a reference are not zero and, for differences, what they are."""
   digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
   for spec, leaf in zip(specs, references, strict=True):
-    digest.update(pack_bits(entry_bits(leaf, spec, keep_signed_zeros) != 0))
+    bits = entry_bits(leaf, spec, way.keep_signed_zeros)
+    mask = bits != 0
+    digest.update(pack_bits(mask))
+    if way.are_differences:
+      values = bits[mask]
+      digest.update(values.astype(values.dtype.newbyteorder("<"), copy=False).data)
   return digest.digest()

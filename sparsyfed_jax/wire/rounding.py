@@ -8,6 +8,10 @@ import numpy as np
 from jax import lax
 
 VALUE_DTYPES = (None, "float32", "bfloat16", "float16")
+# Sent as numbers of levels, and what is sent of leaves of fewer than two axes then.
+LEVEL_BITS = {"int8": 8, "int4": 4}
+BESIDE_LEVELS = "bfloat16"
+_LEAST_AXES = 2
 
 
 def checked_value_dtype(value_dtype: Any) -> np.dtype | None:
@@ -18,18 +22,32 @@ def checked_value_dtype(value_dtype: Any) -> np.dtype | None:
     dtype = jnp.dtype(value_dtype)
   except TypeError:
     dtype = None
-  if dtype is None or dtype.name not in VALUE_DTYPES:
+  if dtype is None or dtype.name not in (*VALUE_DTYPES, *LEVEL_BITS):
     raise ValueError(
-      f"value_dtype must be None, float32, bfloat16 or float16, found {value_dtype!r}"
+      "value_dtype must be None, float32, bfloat16, float16, int8 or int4, found"
+      f" {value_dtype!r}"
     )
   return jnp.dtype(dtype.name)
 
 
-def sent_dtype(dtype: np.dtype, value_dtype: np.dtype | None) -> np.dtype:
+def model_dtype(value_dtype: Any) -> Any:
+  """Chooses what models are rounded to in both directions; of int8 and int4, ahead of levels."""
+  return jnp.dtype(BESIDE_LEVELS if jnp.dtype(value_dtype).name in LEVEL_BITS else value_dtype)
+
+
+def sent_dtype(dtype: np.dtype, num_axes: int, value_dtype: np.dtype | None) -> np.dtype:
   """Chooses what values of a leaf of `dtype` are sent in."""
   if value_dtype is None or dtype.name not in ("float32", "float64"):
     return dtype
+  if value_dtype.name in LEVEL_BITS:
+    has_levels = dtype.name == "float32" and num_axes >= _LEAST_AXES
+    return value_dtype if has_levels else jnp.dtype(BESIDE_LEVELS)
   return value_dtype if value_dtype.itemsize < dtype.itemsize else dtype
+
+
+def level_bits(dtype: np.dtype, sent: np.dtype) -> int:
+  """Counts the bits of a number of a level; 0 where values of `dtype` are sent as such."""
+  return 0 if sent == dtype else LEVEL_BITS.get(sent.name, 0)
 
 
 def round_to_wire(tree: Any, dtype: Any) -> Any:

@@ -320,7 +320,7 @@ def test_a_shift_that_clients_memories_cannot_follow_is_refused(changes, message
     (dict(shift_round=3, partition="natural"), "--shift_round=3: must be left out"),
     (dict(shift_round=3, partition="iid", shift_dirichlet_alpha=0.1), "--shift_dirichlet_alpha"),
     (dict(shift_round=3, shift_kind="x"), "--shift_kind=x: must be one of resplit"),
-    (dict(wire_dtype="int8"), "--wire_dtype=int8"),
+    (dict(wire_dtype="int16"), "--wire_dtype=int16"),
     (dict(target_accuracy=90.0), "--target_accuracy=90.0: must be positive and at most 1"),
     (dict(mask_metrics_every=2, data_placement="sharded"), "--mask_metrics_every=2"),
     (dict(mask_metrics_clients=1), "--mask_metrics_clients=1"),
