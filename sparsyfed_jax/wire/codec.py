@@ -239,7 +239,7 @@ def _way_of(flags: int) -> Way:
   )
   has_reference = flags & 1
   if _flags_of(way) | has_reference != flags:
-    raise CodecError(f"flags {flags} are unknown: levels are sent with {BESIDE_LEVELS}, in one way")
+    raise CodecError(f"flags {flags} are unknown: levels have one number of bits, and bfloat16")
   if way.are_differences and not (has_reference and way.in_streams):
     raise CodecError(f"flags {flags} are unknown: differences need a reference and streams")
   return way

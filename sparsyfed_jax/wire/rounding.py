@@ -30,9 +30,10 @@ def checked_value_dtype(value_dtype: Any) -> np.dtype | None:
   return jnp.dtype(dtype.name)
 
 
-def model_dtype(value_dtype: Any) -> Any:
-  """Chooses what models are rounded to in both directions; of int8 and int4, ahead of levels."""
-  return jnp.dtype(BESIDE_LEVELS if jnp.dtype(value_dtype).name in LEVEL_BITS else value_dtype)
+def wire_dtypes(value_dtype: Any) -> tuple[np.dtype, np.dtype]:
+  """Chooses what models are rounded to in both directions, and what uploads are sent in."""
+  sent = jnp.dtype(value_dtype)
+  return jnp.dtype(BESIDE_LEVELS if sent.name in LEVEL_BITS else sent), sent
 
 
 def sent_dtype(dtype: np.dtype, num_axes: int, value_dtype: np.dtype | None) -> np.dtype:
