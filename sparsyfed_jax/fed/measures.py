@@ -51,7 +51,6 @@ def measures(wire_dtype: Any = jnp.float32) -> Measures:
     `received_density` of the old and the `layer_density` of the new one; of a model
     `global_sparsity` over all parameters and `prunable_sparsity`.
   """
-
   model_dtype, upload_dtype = wire_dtypes(wire_dtype)
 
   def exchange(download: Variables, upload: Variables, size: jax.Array) -> Metrics:

@@ -10,22 +10,24 @@ a last byte are 0::
     payload    "SFJ", version 2, flags, schema, leaves, crc32 of everything before
     flags      bit 0: against a reference; bits 1 and 2: index of value_dtype in
                `rounding.VALUE_DTYPES`; bit 3: zeros keep their signs; bit 4: schema and leaves
-               are in streams
+               are in streams; bit 5 or 6, with bfloat16: float32 leaves of at least two axes have
+               levels, of 8 or 4 bits; bit 7, with a reference and streams: values are differences
     schema     against a reference: crc32 of the leaves' paths, dtypes and shapes, then 8 bytes of
-               BLAKE2b of where its entries are not zero: for each leaf a bitmap of its size.
-               Otherwise nodes:
+               BLAKE2b of where its entries are not zero: for each leaf a bitmap of its size and,
+               for differences, the entries that are not zero. Otherwise nodes:
       node     0 None | 1 dict: uint32 count, then uint16 length, UTF-8 key and node each, keys
                ascending | 2 list, 3 tuple: uint32 count, then nodes | 16 + index in
                `schema.DTYPES`: a leaf, uint8 number of axes, then uint32 each
-    leaf       its form, then
+    leaf       its form and, with levels, float32 least and largest, then
       0 dense  all values
       1 sparse uint32 n, positions(n of size), the n values in index order
       2 delta  uint32 grown, uint32 dropped, positions(dropped of r) among the r places where the
                reference is not zero, positions(grown of size - r) among the others, then the values
                of all places that are not zero now, in index order
 
-The form is the smallest, the first of those where sizes tie. A bool leaf has no values; dense, it
-is a bitmap.
+The form is the smallest, the first of those where sizes tie, without streams. A bool leaf has no
+values; dense, it is a bitmap. A value with levels is a code of `levels.Levels`; those of 4 bits are
+two to a byte, the first one in its low bits, and in streams one to a byte.
 
 positions(k of u) is empty where k is 0 or u. Otherwise it is a bitmap of u bits or, where that is
 smaller, Elias-Fano (Vigna, arXiv 1206.4300): of each of the k positions p_0 < p_1 < ... the
@@ -33,10 +35,11 @@ l = floor(log2(u / k)) low bits, as l planes of k bits, lowest plane first and a
 then a bitmap of k + ((u - 1) >> l) bits, in which bit i + (p_i >> l) is 1 for each i. The choice
 follows from k and u, so nothing is sent for it.
 
-streams are uint8 widths of values, of which bit i says that there are some of 2, 4 or 8 bytes; then
-the uint32 size of each stream, and the streams, each a frame of zstd without its size and checksum:
-all but those values, in order; then for each width, ascending, the first bytes of its values, the
-second ones, and so on.
+streams are uint8 widths of values, of which bit i says that there are some of 2, 4, 8 or 1 bytes;
+then the uint32 size of each stream, and the streams, each a frame of zstd without its size and
+checksum: all but those values, in order; then for each width, ascending, the first bytes of its
+values, the second ones, and so on. Differences are those of `differences.subtract`, in the dtype of
+the values and, of codes, with the reference on the same levels; where it is zero it counts as 0.
 
 Without streams a size depends on shapes, dtypes and counts of non-zeros alone:
 `size.payload_bytes` counts it on the device.
@@ -99,10 +102,15 @@ def encode(
     value_dtype: None is lossless. float32, bfloat16 or float16: leaves of float32 and float64 that
       are wider are rounded to it, to the nearest, ties to even. What would become 0 without being
       it becomes the smallest normal number of `value_dtype`, with its sign, so that masks survive.
+      int8 or int4: float32 leaves of at least two axes are rounded to levels (see `quantise`), to
+      the nearest, so that what is on levels stays as it is; others to bfloat16.
     keep_signed_zeros: whether -0.0 is a value, in `tree` and in `reference`; it is 0.0 otherwise.
     compression_level: 1 to 22, of zstd, which codes what is left in streams; it needs the package
       zstandard, and so does who decodes. None leaves that out. 3 takes milliseconds for eleven
       million weights of which 5 % are not zero, 19 a third of a second for 4 % less.
+    differences: whether the streams have values as differences to those of `reference` at the same
+      places, which `decode` needs to the bit then. Of a model that was trained for a round they are
+      smaller.
 
   Returns:
     The payload; its length is the same for all trees whose entries are equal.
@@ -110,8 +118,9 @@ def encode(
   Raises:
     TypeError: a leaf, a key or a container of another type.
     ValueError: `tree` does not fit `reference`; an unknown `value_dtype`, or a finite value too
-      large for it; a tree beyond the format's limits; or an unknown `compression_level`, or one
-      without zstandard.
+      large for it, or any that is not finite for levels; a tree beyond the format's limits; an
+      unknown `compression_level`, or one without zstandard; or `differences` without it or without
+      a reference.
 
   Example:
     >>> import numpy as np
@@ -153,7 +162,7 @@ def decode(payload: Payload, reference: Any = None, max_bytes: int = 2**30) -> A
   Args:
     payload: the bytes.
     reference: what `encode` was given, or a tree whose entries are zero at the same places; its
-      values are not read.
+      values are read where there are `differences` alone.
     max_bytes: limit of the decoded arrays together. A leaf of zeros is short on the wire, however
       large it is. Besides the arrays, their positions need up to 10 bytes an entry of one leaf at
       a time, 40 against a reference.

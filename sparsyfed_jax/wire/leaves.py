@@ -196,9 +196,7 @@ def _round(bits: np.ndarray, values: _Values, is_old: bool) -> np.ndarray:
     return levels.codes_of(x, *values.ends, values.num_bits)
 
 
-def _read_values(
-  reader: Reader, count: int, old: np.ndarray | None, values: _Values
-) -> np.ndarray:
+def _read_values(reader: Reader, count: int, old: np.ndarray | None, values: _Values) -> np.ndarray:
   """Reads values as unsigned integers of the leaf's own width."""
   spec, sent, way = values.spec, values.sent, values.way
   found = _read_sent(reader, count, values)

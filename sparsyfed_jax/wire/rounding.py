@@ -24,8 +24,7 @@ def checked_value_dtype(value_dtype: Any) -> np.dtype | None:
     dtype = None
   if dtype is None or dtype.name not in (*VALUE_DTYPES, *LEVEL_BITS):
     raise ValueError(
-      "value_dtype must be None, float32, bfloat16, float16, int8 or int4, found"
-      f" {value_dtype!r}"
+      f"value_dtype must be None, float32, bfloat16, float16, int8 or int4, found {value_dtype!r}"
     )
   return jnp.dtype(dtype.name)
 

@@ -496,7 +496,9 @@ def test_values_too_large_for_the_wire_are_refused(sign, value_dtype):
 
 @pytest.mark.parametrize("value_dtype", ["float64", "uint8", np.int32, "nonsense", 7])
 def test_unknown_value_dtypes_are_refused(value_dtype):
-  with pytest.raises(ValueError, match="value_dtype must be None, float32, bfloat16, float16, int8 or int4"):
+  with pytest.raises(
+    ValueError, match="value_dtype must be None, float32, bfloat16, float16, int8 or int4"
+  ):
     codec.encode(np.ones(3), value_dtype=value_dtype)
 
 
