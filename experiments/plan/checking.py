@@ -1,8 +1,9 @@
 """Holds a plan against runs on the chip: `python -m experiments.plan.checking PLAN RUN...`.
 
 PLAN is the folder of a plan that was written before, each RUN one of `experiments.train` with the
-plan's flags on the chip that it was made for. Prints a table: memory as planned and at its peak,
-kernels or cycles as planned beside the seconds of a round, and the times of compiling.
+plan's flags on the chip that it was made for; it may take other rounds and read like data from
+elsewhere. Prints a table: memory as planned and at its peak, kernels or cycles as planned beside
+the seconds of a round, and the times of compiling.
 """
 
 import json
@@ -11,14 +12,24 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from absl import flags as absl_flags
+
+from experiments import flags
 from experiments.bench.rows import markdown
 from experiments.plan.search import total_bytes
+from experiments.plan.worker import Request, config_of
+from experiments.run import begun
 from experiments.terminal import format_bytes
 
 HEADER = [
   *("method", "clients side by side", "memory planned", "at its peak", "ratio"),
   *("kernels a round", "cycles a round", "a round took", "compilation there", "here"),
 ]
+
+# Flags that a run may have otherwise than its plan: it is as large, and a round is the same.
+_MAY_DIFFER = frozenset(flags.WITHOUT_EFFECT) - {"data_placement"} | {
+  *("dataset", "rounds", "eval_every", "keep_best", "seed")
+}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -28,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
   try:
     plan = _read(pathlib.Path(arguments[0]) / "plan.json")
     rows = [row_of(plan, pathlib.Path(place)) for place in arguments[1:]]
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, absl_flags.Error) as error:
     sys.exit(f"error: {error}")
   print(markdown([HEADER, *rows]), end="")
 
@@ -42,10 +53,11 @@ def row_of(plan: Mapping[str, Any], run: pathlib.Path) -> list[str]:
 
   Raises:
     OSError: the run has no summary yet.
-    ValueError: the plan has no point of the run's method and number of clients side by side.
+    ValueError: the plan has no point of the run's method and number of clients side by side, or is
+      of other flags, chips or data.
   """
-  summary = _read(run / "summary.json")
-  chunk = _read(run / "config.json")["data"]["clients_per_chunk"]
+  summary, config = _read(run / "summary.json"), _read(run / "config.json")
+  chunk = config["data"]["clients_per_chunk"]
   points = [
     point
     for point in plan["points"]
@@ -55,6 +67,7 @@ def row_of(plan: Mapping[str, Any], run: pathlib.Path) -> list[str]:
     raise ValueError(
       f"{run}: {summary['algorithm']} with {chunk} clients side by side is not in the plan"
     )
+  _check_alike(plan, points[0], config, run)
   peak, found = summary.get("process_peak_device_bytes"), points[0].get("round", {})
   return [
     summary["algorithm"],
@@ -68,6 +81,31 @@ def row_of(plan: Mapping[str, Any], run: pathlib.Path) -> list[str]:
     f"{summary['compile_seconds']:.3g} s",
     f"{points[0]['compile_seconds']:.3g} s",
   ]
+
+
+def _check_alike(
+  plan: Mapping[str, Any], point: Mapping[str, Any], config: Mapping[str, Any], run: pathlib.Path
+) -> None:
+  """Raises ValueError, naming the first of the flags, the chips and the data that differs."""
+  # Some flags follow from the number of rounds.
+  made_for = config_of(
+    Request([*plan["flags"], f"--rounds={config['rounds']}"], point["algorithm"], "")
+  )
+  planned = json.loads(json.dumps(begun.recorded_flags(made_for)))
+  pairs = {
+    f"--{name}": (planned[name], config[name])
+    for name in sorted(planned, key=lambda name: name in flags.DERIVED)
+    if name not in _MAY_DIFFER and name in config
+    if (name, planned[name]) != ("partition", None)  # which the data tells
+  }
+  pairs["its number of chips"] = plan["chips"], config["data"]["devices"]
+  pairs |= {
+    f"{name} of its data": (value, config["data"][name])
+    for name, value in point["examples"].items()
+  }
+  for what, (value, found) in pairs.items():
+    if value != found:
+      raise ValueError(f"{run}: {what} is {found}, and {value} in the plan: nothing to compare")
 
 
 def _read(path: pathlib.Path) -> Any:

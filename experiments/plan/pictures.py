@@ -18,6 +18,7 @@ _ROW = 0.5  # inches of a bar
 _PANEL = 1.5  # inches of a panel without its bars
 _NEAR = 0.1  # of what a chip has, from which on a line shows it
 _COLORS = (*PALETTE[:6], "#B3B3B3", GREY, INK)
+_NUMBERS = ((1e9, "billion"), (1e6, "million"), (1e3, "thousand"), (1, ""))
 
 
 @styled
@@ -39,16 +40,20 @@ def plot_plan(plan: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
   largest = max(sum(point["bytes"].values()) for point in points)
   power = min(int(math.log10(largest)) // 3, len(BYTE_UNITS) - 1)
   sizes = [[point["bytes"][key] / 1000**power for point in points] for key in MEMORY]
-  _bars(memory, points, list(MEMORY.values()), sizes, BYTE_UNITS[power])
+  _bars(memory, points, list(MEMORY.values()), sizes, f"memory, {BYTE_UNITS[power]}")
   if largest > _NEAR * usable:  # or it would leave no room for the bars
     memory.axvline(usable / 1000**power, color=INK, linestyle="--", linewidth=1.2)
   key = "cycles" if any(point["round"]["cycles"] for point in points) else "operations"
-  unit = "cycles, as the compiler estimates them" if key == "cycles" else noun_of(plan)
+  noun, told = (
+    ("cycles", ", as the compiler estimates them") if key == "cycles" else (noun_of(plan), "")
+  )
   effort.set_title("A round")
   shares = [{row["name"]: row[key] for row in point["round"]["by_part"]} for point in points]
   parts = sorted({*itertools.chain(*shares)}, key=lambda part: -sum(s.get(part, 0) for s in shares))
-  values = [[share.get(part, 0) for share in shares] for part in parts]
-  _bars(effort, points, parts, values, unit)
+  most = max(sum(share.values()) for share in shares)
+  size, word = next(pair for pair in _NUMBERS if most >= pair[0] or not pair[1])
+  values = [[share.get(part, 0) / size for share in shares] for part in parts]
+  _bars(effort, points, parts, values, f"{word} {noun}{told}".lstrip())
   figure.savefig(path, format="png")
 
 

@@ -78,6 +78,12 @@ def answer(target: targets.Target, request: Request) -> dict[str, Any]:
     "client_bytes": experiment.facts["client_bytes"],
     "placement": experiment.placement,
     "data": told,
+    "examples": {
+      "num_classes": dataset.num_classes,
+      "input_shape": dataset.x_train.shape[1:],
+      "train_examples": len(dataset.y_train),
+      "test_examples": len(dataset.y_test),
+    },
   }
   try:
     return facts | _compile(config, experiment, lowering, request.is_whole)

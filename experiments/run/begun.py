@@ -46,7 +46,7 @@ def describe(config: flags.Config, facts: Mapping[str, Any]) -> dict[str, Any]:
     facts: what the data made of them, as `Experiment` has them.
   """
   code = {name: digest for name, digest in _code_of(config).items() if digest is not None}
-  return {**_flags_of(config), **code, "data": facts, **describe_environment()}
+  return {**recorded_flags(config), **code, "data": facts, **describe_environment()}
 
 
 def read(directory: pathlib.Path) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def check_flags(before: Mapping[str, Any], config: flags.Config, directory: path
   Raises:
     ConfigError: naming the flag that differs.
   """
-  now = json.loads(json.dumps(_flags_of(config)))
+  now = json.loads(json.dumps(recorded_flags(config)))
   # What follows from other flags comes last: those are to be named.
   for name, value in sorted(now.items(), key=lambda item: item[0] in flags.DERIVED):
     if name in flags.WITHOUT_EFFECT or before.get(name, value) == value:
@@ -204,7 +204,8 @@ def _code_of(config: flags.Config) -> dict[str, str | None]:
   return {"method_sha256": source_digest(config), "model_sha256": model_digest(config)}
 
 
-def _flags_of(config: flags.Config) -> dict[str, Any]:
+def recorded_flags(config: flags.Config) -> dict[str, Any]:
+  """Makes what config.json has of the flags: null of one that has no effect beside the others."""
   return {**config._asdict(), **dict.fromkeys(flags.ignored(config))}
 
 

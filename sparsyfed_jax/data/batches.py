@@ -43,7 +43,7 @@ def take_batch(data: ClientData, step: jax.Array, batch_size: int) -> Batch:
 
 def _pick(leaf: jax.Array, rows: jax.Array) -> jax.Array:
   # A list holds no other rows: to look for some would be an operation of its own on accelerators.
-  return leaf.at[rows].get(mode="promise_in_bounds", wrap_negative_indices=False)
+  return jnp.asarray(leaf).at[rows].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
 def batch_rows(batch_size: int, sizes: np.ndarray) -> int:

@@ -8,7 +8,8 @@ reads of them what a round needs. A folder holds
 - `clients.npy` and `test_clients.npy`, (n,) and (m,) ids, where examples have clients;
 - `dataset.json`: `format_version`, 1; `name`; and `classes`, which the labels count from 0, or an
   empty list where the labels that occur are the classes, or nothing is classified; and with
-  `num_clients` the ids are numbers, of which those from there on only test.
+  `num_clients` the ids are numbers, of which those from there on only test, and `client_names`
+  lists what they are called.
 """
 
 import json
@@ -22,6 +23,7 @@ import numpy as np
 
 from sparsyfed_jax.data.arrays import from_arrays
 from sparsyfed_jax.data.dataset import DataError, Dataset, Part, dataset_of
+from sparsyfed_jax.data.readers.finish import Opened
 from sparsyfed_jax.data.targets import numbered
 
 _VERSION = 1
@@ -37,8 +39,10 @@ _NEEDED = ("x_train", "y_train")
 _WHOLE = {"x_train": "x", "y_train": "y", "client_train": "client"}  # names without a test set
 
 
-def load(path: str, key: jax.Array, task: str = "") -> Dataset:
-  """Opens a folder; examples of bytes, int16 or float32 stay in their files.
+def load(path: str, key: jax.Array, task: str = "") -> Opened:
+  """Opens a folder, with the names of its clients if it has them.
+
+  Examples of bytes, int16 or float32 stay in their files.
 
   Args:
     path: the folder; `~` stands for the home directory.
@@ -60,16 +64,16 @@ def load(path: str, key: jax.Array, task: str = "") -> Dataset:
     ...   np.save(folder / f"{name}.npy", np.array([0, 1, 0, 1]))
     >>> text = '{"format_version": 1, "name": "eye", "classes": ["cat", "dog", "hen"]}'
     >>> _ = (folder / "dataset.json").write_text(text)
-    >>> load(str(folder), jax.random.key(0)).num_classes
+    >>> load(str(folder), jax.random.key(0)).dataset.num_classes
     3
   """
   folder = pathlib.Path(os.path.expanduser(path))
-  title, classes, num_clients = _described(folder)
+  title, classes, num_clients, names = _described(folder)
   arrays = {name: _opened(folder, name) for name in _FILES if _is_there(folder, name)}
   _check_names(folder, arrays)
   dataset = _made(folder, key, task, title, classes, arrays)
   if num_clients is None or "x_test" not in arrays or "client_train" not in arrays:
-    return dataset
+    return Opened(dataset)
   owners = [arrays.get(name, np.zeros(0, np.int32)) for name in ("client_train", "client_test")]
   low, high = min(own.min(initial=0) for own in owners), owners[0].max()
   if owners[0].dtype.kind not in "iu" or low < 0 or high >= num_clients:
@@ -78,9 +82,15 @@ def load(path: str, key: jax.Array, task: str = "") -> Dataset:
       f" dataset.json has {num_clients} clients"
     )
   client_train, client_test = (own.astype(np.int32) for own in owners)
-  return dataset._replace(
+  dataset = dataset._replace(
     client_train=client_train, client_test=client_test, num_clients=num_clients
   )
+  least = max(num_clients, 1 + high, 1 + int(client_test.max(initial=-1)))
+  if names and len(names) < least:
+    raise DataError(
+      f"{folder}/dataset.json: client_names: are {len(names)}, must be {least}, one a client"
+    )
+  return Opened(dataset, names)
 
 
 def _made(
@@ -116,8 +126,10 @@ def _made(
   return dataset._replace(y_train=y_train, y_test=y_test, classes=classes, num_classes=len(classes))
 
 
-def _described(folder: pathlib.Path) -> tuple[str, tuple[Any, ...], int | None]:
-  """Reads the name, the classes, and how many clients train, if it says so."""
+def _described(
+  folder: pathlib.Path,
+) -> tuple[str, tuple[Any, ...], int | None, tuple[Any, ...]]:
+  """Reads the name, the classes, and how many clients train and what they are called, if told."""
   if not folder.is_dir():
     raise DataError(f"{folder}: no such folder, must hold dataset.json, examples.npy, labels.npy")
   where = folder / "dataset.json"
@@ -139,7 +151,10 @@ def _described(folder: pathlib.Path) -> tuple[str, tuple[Any, ...], int | None]:
   num_clients = known.get("num_clients")
   if num_clients is not None and (type(num_clients) is not int or num_clients < 1):
     raise DataError(f"{where}: num_clients: is {num_clients!r}, must be a number of at least 1")
-  return name, tuple(classes), num_clients
+  names = known.get("client_names") or []
+  if not isinstance(names, list) or not all(isinstance(one, str | int) for one in names):
+    raise DataError(f"{where}: client_names: must be a list of texts or of whole numbers")
+  return name, tuple(classes), num_clients, tuple(names)
 
 
 def _is_there(folder: pathlib.Path, name: str) -> bool:

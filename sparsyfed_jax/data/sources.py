@@ -87,7 +87,7 @@ def _open(name: str, key: jax.Array, task: str, reading: Reading) -> Opened:
   if kind == "tfds" and path:
     return Opened(prepared.load(path, key))
   if kind == "folder" and path:
-    return Opened(folders.load(path, key, task))
+    return folders.load(path, key, task)
   if found := find(name):
     return open_with(*found, key, reading, task)
   others = ", ".join(f"'{reader}:PATH'" for reader in READERS)

@@ -10,11 +10,16 @@ import optax
 from sparsyfed_jax.fed.client import Hooks, LocalTraining, train
 from sparsyfed_jax.fed.optimizers import proximal
 from sparsyfed_jax.fed.task import Layers, Task, plain_layers
+from sparsyfed_jax.ops.backend.pull import pull_back
 from sparsyfed_jax.types import Batch, ClientData, Key, Metrics, Params, Variables
 
 # What a client keeps from step to step besides the model and the optimizer; gone after the round.
 Carry: TypeAlias = dict[str, Any]
 _CARRY = "carry"  # the collection in which carry travels through local training
+
+
+def _params(params: Params, carry: Carry) -> Params:
+  return params
 
 
 class LocalRule(NamedTuple):
@@ -28,7 +33,7 @@ class LocalRule(NamedTuple):
   """
 
   # The weights that layers compute with, of the trained parameters; differentiated.
-  weights: Callable[[Params, Carry], Params] = lambda params, carry: params
+  weights: Callable[[Params, Carry], Params] = _params
   # What layers compute with in a training step. Layers may replace entries of the carry given.
   layers: Callable[[Batch, Carry], Layers] = lambda batch, carry: plain_layers
   # Parameters before each step; what the step starts from.
@@ -104,13 +109,21 @@ def train_client(
   ) -> tuple[Params, tuple[Variables, Metrics]]:
     model = {name: leaf for name, leaf in variables.items() if name != _CARRY}
 
-    def loss(params: Params) -> tuple[jax.Array, tuple[Variables, Metrics]]:
+    def weights(params: Params) -> Params:
+      return rule.weights(params, dict(variables[_CARRY]))
+
+    def loss(weights: Params) -> tuple[jax.Array, tuple[Variables, Metrics]]:
       carry = dict(variables[_CARRY])
-      computing = {**model, "params": rule.weights(params, carry)}
+      computing = {**model, "params": weights}
       value, (state, metrics) = task.loss(computing, batch, rule.layers(batch, carry), key)
       return value, ({**state, _CARRY: carry}, metrics)
 
-    return jax.grad(loss, has_aux=True)(variables["params"])
+    params = variables["params"]
+    if rule.weights is _params:
+      return jax.grad(loss, has_aux=True)(params)
+    computing, pull = jax.vjp(weights, params)
+    grads, aux = jax.grad(loss, has_aux=True)(computing)
+    return pull_back(weights, pull, params, grads), aux
 
   def before_step(variables: Variables) -> Variables:
     return {**variables, "params": rule.before_step(variables["params"])}

@@ -11,7 +11,9 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from sparsyfed_jax.ops.backend.choice import by_platform
 from sparsyfed_jax.ops.backend.count import count_nonzero, count_one
 from sparsyfed_jax.ops.rows import FIRST_AXIS, Where, of_examples
 from sparsyfed_jax.ops.select import is_at_least, kth_magnitude
@@ -48,6 +50,7 @@ def prune_residual(
 
   def forward(x: jax.Array, w: jax.Array, threshold: jax.Array) -> Any:
     chex.assert_rank(threshold, 0)
+    x, threshold = by_platform(x, threshold, gpu=_together, default=_as_they_are)
     return op(x, w), (_prune(x, threshold), w, threshold)
 
   def backward(residuals: Any, cotangent: jax.Array) -> Any:
@@ -57,6 +60,15 @@ def prune_residual(
 
   pruned.defvjp(forward, backward)
   return pruned
+
+
+def _as_they_are(x: jax.Array, threshold: jax.Array) -> tuple[jax.Array, jax.Array]:
+  return x, threshold
+
+
+def _together(x: jax.Array, threshold: jax.Array) -> tuple[jax.Array, jax.Array]:
+  # The compiler might keep what it searches until the backward pass, of all layers at once.
+  return lax.optimization_barrier((x, threshold))
 
 
 def _prune(x: jax.Array, threshold: jax.Array) -> jax.Array:

@@ -183,6 +183,11 @@ BROKEN = {
   "version": (dict(told={"format_version": 2}), r"dataset\.json: format_version: is 2, must be 1"),
   "name": (dict(told={"name": 7}), r"dataset\.json: name: is 7, must be a text"),
   "no clients": (dict(told={"num_clients": 0}), r"dataset\.json: num_clients: is 0, must be a"),
+  "few names": (
+    dict(told={"num_clients": 3, "client_names": list("abc")}),
+    r"dataset\.json: client_names: are 3, must be 4, one a client",
+  ),
+  "no names": (dict(told={"client_names": {"a": 0}}), r"client_names: must be a list of texts or"),
   "few clients": (dict(told={"num_clients": 2}), r"/clients\.npy: holds 0 to 2, must be 0 to 1"),
   "classes": (dict(told={"classes": "ab"}), r"dataset\.json: classes: must be a list"),
   "one class twice": (dict(classes=["a", "a", "b"]), r"dataset\.json: classes: must be a list"),

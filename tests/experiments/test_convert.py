@@ -79,7 +79,9 @@ def test_a_folder_has_numbers_and_names(source, tmp_path):
 
 def test_a_folder_is_read_as_its_source(source, tmp_path, capsys):
   run(source, tmp_path / "own")
-  found, expected = (sources.load(name, KEY) for name in (f"folder:{tmp_path}/own", source))
+  opened = sources.open_source(f"folder:{tmp_path}/own", KEY)
+  found, expected = opened.dataset, sources.load(source, KEY)
+  assert opened.clients == ("a", "b", "c", "d")
   for name, value in expected._asdict().items():
     np.testing.assert_array_equal(getattr(found, name), value, err_msg=name)
   (tmp_path / "text.txt").write_text("to be or not to be\n" * 40)

@@ -19,6 +19,7 @@ from experiments.run.build import build
 from sparsyfed_jax.data import mapped, sources
 from sparsyfed_jax.data.lists import group
 from sparsyfed_jax.data.reading import READING
+from sparsyfed_jax.data.rows import Rows
 from sparsyfed_jax.fed import streaming
 from sparsyfed_jax.fed.cohort import federation_of
 from sparsyfed_jax.fed.devices import AXIS
@@ -78,9 +79,12 @@ def small(request, tmp_path):
 def run(directory, config):
   directory.mkdir()
   config = flags.resolve(config)
-  train.run(config, build(config), directory)
+  experiment = build(config)
+  train.run(config, experiment, directory)
   rows = read_metrics(directory / "metrics.jsonl")
-  return [{name: row[name] for name in row if "seconds" not in name} for row in rows]
+  assert isinstance(experiment.federation.x, Rows) == (config.data_placement == "streamed")
+  digest = {"digest": experiment.facts["examples_sha256"]}
+  return [digest | {name: row[name] for name in row if "seconds" not in name} for row in rows]
 
 
 def test_files_of_hugging_face_stream_what_memory_gives(small, tmp_path):

@@ -557,23 +557,36 @@ def test_a_run_is_held_against_its_plan(tmp_path, capsys):
     **{"algorithm": "fedavg", "clients_per_chunk": 2, "compile_seconds": 12.0},
     "bytes": {"data": 10, "state": 20, "memories": 0, "padding": 0, "temporaries": 70},
     "round": {"operations": 1234.0, "cycles": 0},
+    "examples": {"input_shape": [8, 8], "train_examples": 100},
   }
   point["bytes"] |= {"results": 0, "code": 0}
   plan, run = tmp_path / "plan", tmp_path / "run"
+  plan.mkdir()
+  run.mkdir()
+  facts = {"flags": [*TINY, "--rounds=700"], "chips": 1}
+  (plan / "plan.json").write_text(json.dumps({"platform": "gpu", "points": [point]} | facts))
   summary = {"algorithm": "fedavg", "seconds_per_round": 0.25, "compile_seconds": 3.0}
-  for folder, name, content in [
-    (plan, "plan.json", {"platform": "gpu", "points": [point]}),
-    (run, "summary.json", summary | {"process_peak_device_bytes": 150}),
-    (run, "config.json", {"data": {"clients_per_chunk": 2}}),
-  ]:
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_text(json.dumps(content))
-  checking.main([str(plan), str(run)])
+  (run / "summary.json").write_text(json.dumps(summary | {"process_peak_device_bytes": 150}))
+  own = worker.config_of(Request([*TINY, "--rounds=4", "--dataset=npz:a.npz"], "fedavg", ""))
+  data = {"clients_per_chunk": 2, "devices": 1, **point["examples"]}
+
+  def check(changed=(), **more):
+    config = own._asdict() | {"data": data | dict(changed)} | more
+    config |= dict.fromkeys(flags.ignored(own))
+    (run / "config.json").write_text(json.dumps(config | more))
+    checking.main([str(plan), str(run)])
+
+  check()
   row = [cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].strip("|").split("|")]
   assert row == ["fedavg", "2", "100 B", "150 B", "1.50", "1,234", "", "0.25 s", "3 s", "12 s"]
-  (run / "config.json").write_text(json.dumps({"data": {"clients_per_chunk": 5}}))
   with pytest.raises(SystemExit, match="fedavg with 5 clients side by side is not in the plan"):
-    checking.main([str(plan), str(run)])
+    check({"clients_per_chunk": 5})
+  with pytest.raises(SystemExit, match="run: --batch_size is 32, and 16 in the plan: nothing to"):
+    check(batch_size=32)
+  with pytest.raises(SystemExit, match="its number of chips is 8, and 1 in the plan"):
+    check({"devices": 8})
+  with pytest.raises(SystemExit, match="train_examples of its data is 60, and 100 in the plan"):
+    check({"train_examples": 60})
   with pytest.raises(SystemExit, match="error: name the folder of a plan"):
     checking.main([str(plan)])
 

@@ -215,7 +215,8 @@ def test_leaves_are_added_up_together_or_apart_with_their_dtypes(monkeypatch):
     "small": random.standard_normal((4, 2, 3), np.float32),
     "number": random.standard_normal(4).astype(np.float32),
     "large": random.standard_normal((4, 7), np.float32),
-    "counts": random.integers(0, 2**28, (4, 2), np.int32),  # more than a float32 can hold
+    "counts": random.integers(-(2**28), 2**28, (4, 2), np.int32),  # more than a float32 can hold
+    "tally": random.integers(0, 2**30, (4, 3), np.uint32),
     "empty": np.zeros((4, 0), np.float32),
     "none": None,
   }
@@ -223,5 +224,13 @@ def test_leaves_are_added_up_together_or_apart_with_their_dtypes(monkeypatch):
   for rank in range(4):  # every device has them
     one = jax.tree.map(lambda leaf, rank=rank: np.asarray(leaf[rank]), sums)
     cases.assert_close(one, jax.tree.map(lambda leaf: leaf.sum(axis=0), tree), 1e-6)
-    np.testing.assert_array_equal(one["counts"], tree["counts"].sum(axis=0, dtype=np.int32))
+    for name in ("counts", "tally"):
+      expected = tree[name].sum(axis=0, dtype=tree[name].dtype)
+      np.testing.assert_array_equal(one[name], expected)
     assert jax.tree.map(lambda leaf: leaf.dtype, one) == jax.tree.map(lambda x: x.dtype, tree)
+
+
+def test_small_leaves_of_all_kinds_wait_for_each_other_once():
+  tree = jnp.ones(3), jnp.arange(2), jnp.ones((2, 2), jnp.uint32), jnp.float32(1)
+  text = str(jax.make_jaxpr(devices._add_up, axis_env=[(devices.AXIS, 4)])(tree))
+  assert text.count("psum") == 1

@@ -226,3 +226,12 @@ def test_by_size_a_million_take_the_time_of_those_drawn():
   inside = [str(each) for each in program.eqns if each.primitive.name == "cond"]
   assert any("top_k" in text for text in inside) and len(inside) == 1
   assert not any("top_k" in text or "cumsum" in text or "f32[1000000]" in text for text in outside)
+
+
+def test_by_size_sizes_may_be_added_up_before():
+  run = partial(sample, clients_per_round=3, availability=sampling.by_size, hyper=cases.hyper())
+  keys = jax.random.key(3), jax.random.key(4)
+  ends = sampling.ends_of(sampling.by_size, SIZES)
+  assert ends.tolist() == np.cumsum(SIZES).tolist()
+  assert sampling.ends_of(sampling.uniformly, SIZES) is None
+  assert run(*keys, SIZES).numbers.tolist() == run(*keys, SIZES, ends=ends).numbers.tolist()

@@ -8,9 +8,10 @@ import pytest
 from flax import linen as nn
 
 from sparsyfed_jax import trees
+from sparsyfed_jax.fed import task
 from sparsyfed_jax.fed.task import classification, plain_layers
 from sparsyfed_jax.models import MLP
-from sparsyfed_jax.ops import PLAIN, LayerOps
+from sparsyfed_jax.ops import PLAIN, LayerOps, untuned
 from sparsyfed_jax.types import Batch
 from tests import cases
 
@@ -154,3 +155,56 @@ def test_in_bfloat16_parameters_and_gradients_stay_float32():
     np.testing.assert_allclose(leaf, other, atol=0.03)
   evaluated = [scores(task.evaluate(variables, case))["loss"][0] for task in tasks]
   assert evaluated[0] != evaluated[1] == pytest.approx(evaluated[0], rel=0.02)
+
+
+def losses(logits, labels):
+  values, vjp = jax.vjp(lambda logits: task._cross_entropy(logits, labels), logits)
+  return values, *vjp(jnp.cos(values))
+
+
+def test_losses_are_those_of_optax_on_any_platform():
+  rng = np.random.default_rng(0)
+  logits = (3 * rng.standard_normal((20, 7))).astype(np.float32)
+  logits[3] = 0  # as rows of padding
+  labels = rng.integers(0, 7, 20, np.int32)
+
+  def by_optax(logits):
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+  @jax.jit
+  def expected(logits):
+    values, vjp = jax.vjp(by_optax, logits)
+    return values, *vjp(jnp.cos(values))
+
+  tuned = jax.jit(losses)
+  cases.assert_same_bits(tuned(logits, labels), expected(logits))
+  with untuned():
+    cases.assert_close(tuned(logits, labels), expected(logits), 1e-6)
+    unknown = losses(logits[:2], np.int32([7, -8]))[0]
+  assert np.all(np.isnan(unknown)) and np.all(np.isnan(losses(logits[:2], np.int32([7, -8]))[0]))
+
+
+def lower_loss(dtype, platform):
+  narrow = classification(MLP(2, hidden=()), (1,), dtype=dtype)
+
+  def loss(variables, case):
+    return narrow.loss(variables, case, plain_layers, jax.random.key(0))[0]
+
+  case = batch([2, 3], [0, 1], [True, True])
+  return jax.export.export(jax.jit(jax.value_and_grad(loss)), platforms=[platform])(VARIABLES, case)
+
+
+def test_examples_are_not_cast_before_they_are_taken_on_accelerators():
+  # By a difference from what the compiler does not know to be 0.
+  found = {
+    (platform, dtype.__name__): "optimization_barrier" in lower_loss(dtype, platform).mlir_module()
+    for platform in ("tpu", "cpu")
+    for dtype in (jnp.bfloat16, jnp.float32)
+  }
+  assert [case for case, is_kept in found.items() if is_kept] == [("tpu", "bfloat16")]
+
+
+def test_accelerators_take_logits_of_labels_without_a_gather():
+  assert "stablehlo.gather" in lower_loss(jnp.float32, "cpu").mlir_module()
+  assert "stablehlo.gather" not in lower_loss(jnp.float32, "tpu").mlir_module()
+  assert "stablehlo.scatter" not in lower_loss(jnp.float32, "tpu").mlir_module()

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparsyfed_jax.ops import untuned
 from sparsyfed_jax.wire import codec
 from sparsyfed_jax.wire.size import INTEGERS, UINT32, dense_bytes, form_bytes, payload_bytes
 from tests.wire.fuzz_codec import draw_change, draw_leaf
@@ -68,6 +69,18 @@ def check_law(dtypes, value_dtype=None, keep_signed_zeros=False, seed=0):
     assert actual.dtype == jnp.uint32
     np.testing.assert_array_equal(actual, expected)
   assert np.unique(encoded).size > NUM_TREES
+
+
+def test_accelerators_count_the_same_in_one_reading():
+  with untuned():
+    check_law(["float32", "bool"], seed=1)
+
+  def count(new, old):
+    return payload_bytes({"kernel": new}, {"kernel": old})
+
+  arguments = jnp.ones((9, 7)), jnp.ones((9, 7))
+  module = jax.export.export(jax.jit(count), platforms=["tpu"])(*arguments).mlir_module()
+  assert module.count("stablehlo.reduce(") == 2  # one of the leaf, and one of all leaves
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Tables of Arrow and Parquet, by pyarrow, with the features that Hugging Face notes in them."""
 
 import functools
+import itertools
 import json
 import mmap
 import pathlib
@@ -20,6 +21,7 @@ class Table(NamedTuple):
 
   schema: Any  # of pyarrow
   sizes: Sequence[int]  # of the pieces, in rows
+  firsts: Sequence[int]  # how many rows are before each piece, and before the end
   column: Callable[[str], Any]  # of all rows, by its name
   piece: Callable[[str, int], Any]  # the array of a column in a piece
   release: Callable[[], None] = lambda: None  # lets go of the memory of what was read
@@ -27,11 +29,7 @@ class Table(NamedTuple):
   @property
   def num_rows(self) -> int:
     """The number of rows of all pieces."""
-    return sum(self.sizes)
-
-  def first(self, piece: int) -> int:
-    """The number of rows before a piece."""
-    return sum(self.sizes[:piece])
+    return self.firsts[-1]
 
 
 def saved(folder: pathlib.Path) -> Table:
@@ -67,7 +65,12 @@ def saved(folder: pathlib.Path) -> Table:
         own.madvise(mmap.MADV_DONTNEED)
 
   sizes = [len(batch) for batch in batches]
-  return Table(table.schema, sizes, table.column, lambda name, i: batches[i].column(name), release)
+  firsts = [0, *itertools.accumulate(sizes)]
+
+  def piece(name: str, i: int) -> Any:
+    return batches[i].column(name)
+
+  return Table(table.schema, sizes, firsts, table.column, piece, release)
 
 
 def parquet(files: list[pathlib.Path]) -> Table:
@@ -96,7 +99,7 @@ def parquet(files: list[pathlib.Path]) -> Table:
     return pyarrow.chunked_array([piece(name, i) for i in range(len(groups))], kind)
 
   sizes = [opened.metadata.row_group(i).num_rows for _, opened, i in groups]
-  return Table(schema, sizes, column, piece)
+  return Table(schema, sizes, [0, *itertools.accumulate(sizes)], column, piece)
 
 
 def features(where: str, table: Any) -> dict[str, Any]:

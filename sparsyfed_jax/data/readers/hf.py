@@ -176,7 +176,7 @@ def _images(
   table = split.table
 
   def named(piece: int, rows: np.ndarray) -> Iterator[tuple[bytes, str]]:
-    found, first = arrow.encoded(table.piece(column, piece).take(rows)), table.first(piece)
+    found, first = arrow.encoded(table.piece(column, piece).take(rows)), table.firsts[piece]
     for source, row in zip(found, rows, strict=True):
       yield source, split.named(column, first + int(row))
 
@@ -203,12 +203,12 @@ def _numbers(
   table, where = split.table, f"{split.where}: {column}"
 
   def read(piece: int, like: tuple[int, ...] | None = None) -> np.ndarray:
-    return arrow.nested(where, table.piece(column, piece), told, table.first(piece), like)
+    return arrow.nested(where, table.piece(column, piece), told, table.firsts[piece], like)
 
   kept = Kept(in_place)
   for piece in range(len(table.sizes)):
     found = read(piece, kept.entry if kept.sizes else None)
-    kept.add(checks.numbers(where, found, shape, table.first(piece)))
+    kept.add(checks.numbers(where, found, shape, table.firsts[piece]))
     table.release()
   return kept.examples(lambda piece, rows: read(piece)[rows], table.release)
 

@@ -38,25 +38,27 @@ def laid_out(leaves: Sequence[jax.Array]) -> list[jax.Array]:
   Args:
     leaves: arrays of one dtype.
   """
-  return lax.optimization_barrier([_in_registers(leaf) for leaf in _small_as_one(leaves)])
+  small, large = _small_as_one(leaves)
+  return lax.optimization_barrier([*small, *map(_in_registers, large)])
 
 
 def in_long_rows(leaves: Sequence[jax.Array]) -> list[jax.Array]:
   """Does as `laid_out` for `kth_key_of_rows`: (rows, length) arrays, filled up with zeros."""
-  return lax.optimization_barrier([_in_long_rows(leaf) for leaf in _small_as_one(leaves)])
+  small, large = _small_as_one(leaves)
+  return lax.optimization_barrier([_in_long_rows(leaf) for leaf in small + large])
 
 
-def _small_as_one(leaves: Sequence[jax.Array]) -> list[jax.Array]:
+def _small_as_one(leaves: Sequence[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
   small = [leaf for leaf in leaves if leaf.size <= _MOST_SMALL]
   large = [leaf for leaf in leaves if leaf.size > _MOST_SMALL]
   if len(small) > 1:
     small = [jnp.concatenate([leaf.reshape(-1) for leaf in small])]
-  return small + large
+  return small, large
 
 
 def _in_registers(leaf: jax.Array) -> jax.Array:
   is_wide = leaf.ndim > 0 and leaf.shape[-1] % _LANES == 0
-  if is_wide or leaf.size % _LANES or leaf.size <= _MOST_SMALL:
+  if is_wide or leaf.size % _LANES:
     return leaf
   if _LANES % leaf.shape[-1]:
     return leaf.reshape((-1, _LANES) if leaf[0].size % _LANES else (leaf.shape[0], -1))
