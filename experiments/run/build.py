@@ -1,6 +1,6 @@
 """From flags to a simulation: data, partition, model, method."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ from sparsyfed_jax.data.remarks import remarks
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
 from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
 from sparsyfed_jax.fed.devices import sum_over_devices
+from sparsyfed_jax.fed.exchange import Exchange, sample_exchange
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.levelled import with_levels
 from sparsyfed_jax.fed.memory import client_bytes
@@ -64,6 +65,8 @@ class Experiment(NamedTuple):
   placement: str  # of the data, and of what clients keep between rounds
   layers: tuple[str, ...]  # names of the prunable leaves' layers
   costs: tuple[LayerCost, ...]  # of the model's layers; () without --metrics
+  # (state, federation, key) -> `Exchange` of a client; None where nothing is encoded
+  exchange: Callable[..., Exchange] | None
   facts: dict[str, Any]  # what the data made of the flags, for config.json
   remarks: tuple[str, ...]  # what is allowed in the data and yet often a mistake
   split: tuple[Split, ...]  # before and, with --shift_round, after
@@ -227,6 +230,14 @@ def _assemble(
     test_owners=prepared.test_owners,
     layers=layers,
     costs=costs,
+    exchange=None
+    if config.wire_codec == "plain"
+    else partial(
+      sample_exchange,
+      lambda measures: _make_algorithm(config, setup._replace(measures=measures)),
+      simulation,
+      config.wire_dtype,
+    ),
     x_test=x_test,
     y_test=y_test,
     hyper=hyper,

@@ -24,6 +24,8 @@ class Measures(NamedTuple):
   step: Callable[[Variables, Variables], dict[str, jax.Array]]
   # (global model after a round) -> columns of the round's row
   model: Callable[[Variables], dict[str, jax.Array]]
+  # whether `exchange` reads what parameters are, and not only where they are in a mask
+  needs_values: bool = False
 
 
 NO_MEASURES = Measures(
