@@ -56,9 +56,9 @@ def quantise(x: jax.Array, bits: int, key: Key | None = None) -> Levels:
     (True, True)
   """
   last = num_levels(bits) - 1
-  magnitude = jnp.abs(x)
-  is_there = lax.bitcast_convert_type(magnitude, jnp.uint32) != 0  # subnormals, too
-  magnitude = jnp.maximum(magnitude, _TINY)
+  # Of subnormals, which backends flush to 0, bits tell.
+  is_there = lax.bitcast_convert_type(x, jnp.uint32) << jnp.uint32(1) != 0
+  magnitude = jnp.maximum(jnp.abs(x), _TINY)
   largest = jnp.max(magnitude, initial=0, where=is_there)
   least = jnp.minimum(jnp.min(magnitude, initial=jnp.inf, where=is_there), largest)
   span = largest - least
@@ -67,11 +67,11 @@ def quantise(x: jax.Array, bits: int, key: Key | None = None) -> Levels:
     number = jnp.round(place)
   else:
     whole = jnp.floor(place)
-    number = whole + (jax.random.uniform(key, x.shape) < place - whole)
+    number = whole + (jax.random.uniform(key, x.shape) < place - whole).astype(jnp.float32)
   number = jnp.where(jnp.isfinite(number), jnp.clip(number, 0, last), 0)
-  number = jnp.where(magnitude >= largest, last, number).astype(jnp.uint8) + 1
-  sign = jnp.signbit(x).astype(jnp.uint8) << (bits - 1)
-  codes = jnp.where(is_there, number | sign, 0).astype(jnp.uint8)
+  number = jnp.where(magnitude >= largest, last, number).astype(jnp.uint8) + jnp.uint8(1)
+  sign = jnp.signbit(x).astype(jnp.uint8) << jnp.uint8(bits - 1)
+  codes = jnp.where(is_there, number | sign, jnp.uint8(0))
   return Levels(codes, least, largest)
 
 
@@ -91,7 +91,7 @@ def dequantise(levels: Levels, bits: int) -> jax.Array:
     [0.0, 1.0, -8.0, 4.5]
   """
   last = num_levels(bits) - 1
-  number = (levels.codes & (last + 1)).astype(jnp.float32) - 1
+  number = (levels.codes & jnp.uint8(last + 1)).astype(jnp.float32) - 1
   step = (levels.largest - levels.least) * jnp.float32(1 / last)
   # Rounded to a bit less, or some compilers would round the product and the sum at once.
   magnitude = levels.least + lax.reduce_precision(number * step, 8, 22)
