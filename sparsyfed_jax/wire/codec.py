@@ -53,7 +53,7 @@ from typing import Any, TypeAlias
 
 import jax
 
-from sparsyfed_jax.wire.leaves import Way, decode_leaf, encode_leaf, entry_bits
+from sparsyfed_jax.wire.leaves import Entries, Way, decode_leaf, encode_leaf, entries_of
 from sparsyfed_jax.wire.reader import Buffer, CodecError, Reader, pack_bits
 from sparsyfed_jax.wire.rounding import (
   BESIDE_LEVELS,
@@ -139,9 +139,10 @@ def encode(
   layout = make_layout(tree, reference)
   flags = (reference is not None) | _flags_of(way)
   parts: list[Part] = [layout.schema]
-  references = [None] * len(layout.leaves) if layout.references is None else layout.references
+  references: list[Entries | None] = [None] * len(layout.leaves)
   if layout.references is not None:
-    parts.append(_digest(layout.specs, references, way))
+    digest, references = _read_reference(layout.specs, layout.references, way)
+    parts.append(digest)
   for spec, leaf, old in zip(layout.specs, layout.leaves, references, strict=True):
     parts += encode_leaf(spec, leaf, old, way)
   if compression_level is not None:
@@ -165,7 +166,7 @@ def decode(payload: Payload, reference: Any = None, max_bytes: int = 2**30) -> A
       values are read where there are `differences` alone.
     max_bytes: limit of the decoded arrays together. A leaf of zeros is short on the wire, however
       large it is. Besides the arrays, their positions need up to 10 bytes an entry of one leaf at
-      a time, 40 against a reference.
+      a time, 40 against a reference, and one an entry of all of that.
 
   Returns:
     Dicts, lists and tuples, or a pytree of the structure of `reference`, of NumPy arrays that own
@@ -201,12 +202,13 @@ def decode(payload: Payload, reference: Any = None, max_bytes: int = 2**30) -> A
 
   if reference is None:
     specs, treedef = read_tree(reader)
-    references = [None] * len(specs)
+    references: list[Entries | None] = [None] * len(specs)
   else:
-    specs, references, treedef, schema = against(reference)
+    specs, old_leaves, treedef, schema = against(reference)
     if reader.take(len(schema)) != schema:
       raise CodecError("the payload was encoded against another reference: the schemas differ")
-    if reader.take(DIGEST_BYTES) != _digest(specs, references, way):
+    digest, references = _read_reference(specs, old_leaves, way)
+    if reader.take(DIGEST_BYTES) != digest:
       other = "values are others" if way.are_differences else "zeros are at other places"
       raise CodecError(f"the payload was encoded against another reference: its {other}")
   total = sum(spec.size * spec.dtype.itemsize for spec in specs)
@@ -254,14 +256,17 @@ def _way_of(flags: int) -> Way:
   return way
 
 
-def _digest(specs: Sequence[Spec], references: Sequence[Any], way: Way) -> bytes:
+def _read_reference(
+  specs: Sequence[Spec], leaves: Sequence[Any], way: Way
+) -> tuple[bytes, list[Entries | None]]:
   """Digests which entries of a reference are not zero and, for differences, what they are."""
   digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-  for spec, leaf in zip(specs, references, strict=True):
-    bits = entry_bits(leaf, spec, way.keep_signed_zeros)
-    mask = bits != 0
-    digest.update(pack_bits(mask))
+  found: list[Entries | None] = []
+  for spec, leaf in zip(specs, leaves, strict=True):
+    entries = entries_of(leaf, spec, way.keep_signed_zeros)
+    found.append(entries)
+    digest.update(pack_bits(entries.mask))
     if way.are_differences:
-      values = bits[mask]
+      values = entries.bits[entries.mask]
       digest.update(values.astype(values.dtype.newbyteorder("<"), copy=False).data)
-  return digest.digest()
+  return digest.digest(), found

@@ -40,34 +40,47 @@ class _Values(NamedTuple):
     return self.num_bits or 8 * self.sent.itemsize
 
 
-def encode_leaf(spec: Spec, leaf: Any, old: Any, way: Way) -> list[Part]:
-  """Writes a leaf in its smallest form; `old` is that of the reference, or None."""
-  bits = entry_bits(leaf, spec, way.keep_signed_zeros)
-  mask = bits != 0
-  n = int(np.count_nonzero(mask))
-  change, old_bits = None, None
+class Entries(NamedTuple):
+  """The entries of a leaf, in index order."""
+
+  bits: np.ndarray  # (size,) unsigned integers; -0.0 may be among them
+  mask: np.ndarray  # (size,) bool, which are not zero
+
+  @property
+  def dense(self) -> np.ndarray:
+    """The unsigned integers, 0 where entries are zero."""
+    return np.where(self.mask, self.bits, self.bits.dtype.type(0))
+
+
+def encode_leaf(spec: Spec, leaf: Any, old: Entries | None, way: Way) -> list[Part]:
+  """Writes a leaf in its smallest form; `old` is of the reference, or None."""
+  new = entries_of(leaf, spec, way.keep_signed_zeros)
+  n = int(np.count_nonzero(new.mask))
+  change = None
   if old is not None:
-    old_bits = entry_bits(old, spec, way.keep_signed_zeros)
-    old_mask = old_bits != 0
-    grown_mask = mask & ~old_mask
-    change = int(np.count_nonzero(old_mask)), int(np.count_nonzero(grown_mask))
+    grown_mask = new.mask & ~old.mask
+    change = int(np.count_nonzero(old.mask)), int(np.count_nonzero(grown_mask))
   one, paired = value_bytes(spec, way.value_dtype), in_pairs(spec, way.value_dtype)
   dense = dense_bytes(spec.size, one, paired)
   sizes = form_bytes(n, spec.size, one, dense, change, INTEGERS, paired)
   form = sizes.index(min(sizes))
+  before = old if way.are_differences else None
+  places = np.flatnonzero(new.mask)
   values, ends = _values_of(spec, way), b""
   if values.num_bits:
-    values, ends = _with_ends(values, bits)
+    values, ends = _with_ends(values, new.bits[places])
   head = [bytes([form]) + ends]
   if form == _DENSE:
-    return [*head, _write_values(bits, old_bits, values) if one else pack_bits(mask)]
-  places = np.flatnonzero(mask)
-  before = old_bits[places] if old_bits is not None and way.are_differences else None
-  sent = [_write_values(bits[places], before, values)] if one else []
-  if form == _SPARSE:
+    if not one:
+      return [*head, pack_bits(new.mask)]
+    return [*head, _write_values(new.dense, before and before.dense, values)]
+  sent = []
+  if one:
+    sent = [_write_values(new.bits[places], _at(before, places), values)]
+  if form == _SPARSE or old is None:
     return [*head, struct.pack("<I", n), *write_positions(places, spec.size), *sent]
-  old_places = np.flatnonzero(old_mask)
-  dropped = np.flatnonzero(~mask[old_places])
+  old_places = np.flatnonzero(old.mask)
+  dropped = np.flatnonzero(~new.mask[old_places])
   grown = np.flatnonzero(grown_mask)
   # A place's number among the zero ones: without those before it that are not zero.
   grown_numbers = grown - np.searchsorted(old_places, grown)
@@ -80,25 +93,25 @@ def encode_leaf(spec: Spec, leaf: Any, old: Any, way: Way) -> list[Part]:
   ]
 
 
-def decode_leaf(reader: Reader, spec: Spec, old: Any, way: Way) -> np.ndarray:
+def decode_leaf(reader: Reader, spec: Spec, old: Entries | None, way: Way) -> np.ndarray:
   """Reads what `encode_leaf` wrote."""
   form = reader.uint(1)
   size = spec.size
   values = _values_of(spec, way)
   if values.num_bits:
     values = values._replace(ends=_read_ends(reader))
-  old_bits = None if old is None else entry_bits(old, spec, way.keep_signed_zeros)
+  before = old if way.are_differences else None
   places: Places
   if form == _DENSE:
     if spec.dtype.name == "bool":
       return reader.mask(size).reshape(spec.shape)
-    bits = _read_values(reader, size, old_bits, values)
+    bits = _read_values(reader, size, before and before.dense, values)
     return bits.view(spec.dtype).reshape(spec.shape)
   if form == _SPARSE:
     n = reader.uint(4)
     places = read_positions(reader, n, size, "entries")
-  elif form == _DELTA and old_bits is not None:
-    places = _read_change(reader, np.flatnonzero(old_bits), size)
+  elif form == _DELTA and old is not None:
+    places = _read_change(reader, np.flatnonzero(old.mask), size)
     n = places.size
   else:
     raise CodecError(f"form {form} is unknown{' without a reference' if form == _DELTA else ''}")
@@ -106,13 +119,19 @@ def decode_leaf(reader: Reader, spec: Spec, old: Any, way: Way) -> np.ndarray:
     mask = np.zeros(size, bool)
     mask[places] = True
     return mask.reshape(spec.shape)
-  before = old_bits[places] if old_bits is not None and way.are_differences else None
-  found = _read_values(reader, n, before, values)
+  found = _read_values(reader, n, _at(before, places), values)
   if not found.all():
     raise CodecError("a value that is sent by its position is zero")
   bits = np.zeros(size, found.dtype)
   bits[places] = found
   return bits.view(spec.dtype).reshape(spec.shape)
+
+
+def _at(entries: Entries | None, places: Places) -> np.ndarray | None:
+  """Picks entries, 0 where they are zero."""
+  if entries is None:
+    return None
+  return Entries(entries.bits[places], entries.mask[places]).dense
 
 
 def _read_change(reader: Reader, old_places: np.ndarray, size: int) -> np.ndarray:
@@ -128,14 +147,13 @@ def _read_change(reader: Reader, old_places: np.ndarray, size: int) -> np.ndarra
   return np.sort(np.concatenate([kept, grown]), kind="stable")  # merges two runs
 
 
-def entry_bits(leaf: Any, spec: Spec, keep_signed_zeros: bool) -> np.ndarray:
-  """The entries of a leaf, in index order, as unsigned integers."""
+def entries_of(leaf: Any, spec: Spec, keep_signed_zeros: bool) -> Entries:
+  """Reads a leaf, and finds out which entries are zero."""
   array = np.ascontiguousarray(np.asarray(leaf).astype(spec.dtype, copy=False)).reshape(-1)
   bits = array.view(_unsigned(spec.dtype))
-  if keep_signed_zeros:
-    return bits
-  is_signed = _is_signed_zero(bits, spec)
-  return np.where(is_signed, bits.dtype.type(0), bits) if np.any(is_signed) else bits
+  if keep_signed_zeros or not jnp.issubdtype(spec.dtype, jnp.floating):
+    return Entries(bits, bits != 0)
+  return Entries(bits, bits + bits != 0)  # without the sign
 
 
 def _is_signed_zero(bits: np.ndarray, spec: Spec) -> np.ndarray | bool:
