@@ -114,6 +114,7 @@ def arrays_of(upload: Any, dtype: str) -> list[np.ndarray]:
   """Makes the arrays that others compress: the same values, dense."""
   arrays = []
   for leaf in jax.tree.leaves(upload):
+    leaf = np.where(leaf == 0, np.zeros_like(leaf), leaf)  # no -0.0, which is no zero to others
     sent = sent_dtype(leaf.dtype, leaf.ndim, np.dtype(dtype))
     if sent.name in LEVEL_BITS:
       flat = leaf.reshape(-1)

@@ -36,6 +36,7 @@ from sparsyfed_jax.fed.devices import sum_over_devices
 from sparsyfed_jax.fed.exchange import Exchange, sample_exchange
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.levelled import with_levels
+from sparsyfed_jax.fed.measures import Measures
 from sparsyfed_jax.fed.memory import client_bytes
 from sparsyfed_jax.fed.method import Pattern
 from sparsyfed_jax.fed.sampling import AVAILABILITIES
@@ -230,14 +231,7 @@ def _assemble(
     test_owners=prepared.test_owners,
     layers=layers,
     costs=costs,
-    exchange=None
-    if config.wire_codec == "plain"
-    else partial(
-      sample_exchange,
-      lambda measures: _make_algorithm(config, setup._replace(measures=measures)),
-      simulation,
-      config.wire_dtype,
-    ),
+    exchange=_exchange_of(config, setup, simulation),
     x_test=x_test,
     y_test=y_test,
     hyper=hyper,
@@ -261,6 +255,18 @@ def _assemble(
     split=(),
   )
   return made, setup
+
+
+def _exchange_of(
+  config: Config, setup: Setup, simulation: Simulation
+) -> Callable[..., Exchange] | None:
+  if config.wire_codec == "plain":
+    return None
+
+  def make(measures: Measures) -> Algorithm:
+    return _make_algorithm(config, setup._replace(measures=measures))
+
+  return partial(sample_exchange, make, simulation, config.wire_dtype)
 
 
 def _entries(dataset: sources.Dataset) -> Sequence[jax.ShapeDtypeStruct]:

@@ -15,6 +15,7 @@ from experiments.pictures.split import plot_split
 from experiments.run import keeping, processes
 from experiments.run.clients import client_scores, client_spread, owners_at
 from experiments.run.config import Config
+from experiments.run.encoding import Measured, measure
 from experiments.run.ending import NOTHING
 from experiments.run.environment import describe_environment
 from experiments.run.failures import DivergedError, count_lost, failure, never_updated
@@ -28,7 +29,6 @@ from experiments.run.settings import method_of
 from experiments.run.signals import catch_signals
 from experiments.run.summary import summarise
 from experiments.terminal import Update
-from sparsyfed_jax.fed.exchange import Measured, measure
 from sparsyfed_jax.io import checkpoint
 from sparsyfed_jax.io.trackers import Write, open_trackers
 from sparsyfed_jax.io.writers import JSONL_NAME, MetricsWriter, read_metrics, write_json

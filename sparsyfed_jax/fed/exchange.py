@@ -1,4 +1,4 @@
-"""What one client of a round receives and sends, to be encoded on the host.
+"""What one client of a round receives and sends, for those who encode it on the host.
 
 Bytes are counted on the device as they are without a second stage, from zeros alone. What such a
 stage makes of the values can only be measured. So a client of the coming round is trained once more
@@ -10,18 +10,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sparsyfed_jax.fed.algorithm import Algorithm
 from sparsyfed_jax.fed.cohort import Federation, data_of, memory_of
 from sparsyfed_jax.fed.measures import NO_MEASURES, Measures
 from sparsyfed_jax.fed.simulation import Simulation, State, keys_of_round
 from sparsyfed_jax.types import Key, Metrics, Variables
-from sparsyfed_jax.wire.codec import encode
-from sparsyfed_jax.wire.levels import round_to_levels
-from sparsyfed_jax.wire.rounding import LEVEL_BITS, wire_dtypes
-
-_LEVEL = 3  # of zstd: each one above takes longer for very little
+from sparsyfed_jax.wire.rounding import LEVEL_BITS, round_to_levels
 
 
 class Exchange(NamedTuple):
@@ -29,15 +24,6 @@ class Exchange(NamedTuple):
 
   download: Variables
   upload: Variables
-
-
-class Measured(NamedTuple):
-  """The bytes of an exchange, without and with the second stage."""
-
-  plain_uplink_bytes: int
-  plain_downlink_bytes: int
-  measured_uplink_bytes: int
-  measured_downlink_bytes: int
 
 
 def sample_exchange(
@@ -79,21 +65,4 @@ def sample_exchange(
   bits = LEVEL_BITS.get(jnp.dtype(wire_dtype).name)
   return (
     whole if bits is None else whole._replace(upload=round_to_levels(whole.upload, bits, own_key))
-  )
-
-
-def measure(exchange: Exchange, wire_dtype: Any) -> Measured:
-  """Encodes an exchange, the upload against the download, on the host.
-
-  Args:
-    exchange: NumPy arrays.
-    wire_dtype: of uploads.
-  """
-  model_dtype, upload_dtype = (np.dtype(one) for one in wire_dtypes(wire_dtype))
-  download, upload = exchange
-  return Measured(
-    len(encode(upload, download, upload_dtype)),
-    len(encode(download, None, model_dtype)),
-    len(encode(upload, download, upload_dtype, compression_level=_LEVEL, differences=True)),
-    len(encode(download, None, model_dtype, compression_level=_LEVEL)),
   )

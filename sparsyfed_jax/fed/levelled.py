@@ -9,8 +9,7 @@ from sparsyfed_jax import trees
 from sparsyfed_jax.fed.algorithm import Algorithm, no_memory
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.types import ClientData, Key, Memory, Metrics, Params, Variables
-from sparsyfed_jax.wire.levels import round_to_levels
-from sparsyfed_jax.wire.rounding import LEVEL_BITS
+from sparsyfed_jax.wire.rounding import LEVEL_BITS, round_to_levels
 
 _USE = 2**31 - 2  # of a client's key, which folds in small numbers for all else
 
@@ -39,7 +38,7 @@ def with_levels(algorithm: Algorithm, wire_dtype: Any, has_feedback: bool = Fals
     >>> task = sf.classification(sf.models.MLP(10), data)
     >>> run = sf.simulate(sf.topk(), task, sf.data.iid(data), wire_dtype="int8", wire_feedback=True)
     >>> [leaf.shape for leaf in run.init().memories]
-    [(100, 64, 128), (100, 128, 128), (100, 128, 10)]
+    [(100, 64, 128), (100, 128, 64), (100, 64, 10)]
   """
   num_bits = LEVEL_BITS.get(jnp.dtype(wire_dtype).name)
   if num_bits is None:

@@ -5,7 +5,7 @@ the levels of magnitudes go from the least of them that is not 0 to the largest,
 127 levels in 8 bits, 7 in 4. Both ends are hit exactly, so what is on the levels stays there.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -98,25 +98,6 @@ def dequantise(levels: Levels, bits: int) -> jax.Array:
   magnitude = jnp.where(number == last, levels.largest, magnitude)
   signed = jnp.where(levels.codes > last + 1, -magnitude, magnitude)
   return jnp.where(number < 0, 0, signed)
-
-
-def round_to_levels(tree: Any, bits: int, key: Key) -> Any:
-  """Rounds what a tree has of float32 leaves of at least two axes, each to levels of its own.
-
-  Args:
-    tree: pytree of arrays.
-    bits: 8 or 4, of an entry.
-    key: of the chance.
-  """
-  leaves, treedef = jax.tree.flatten(tree)
-  keys = jax.random.split(key, max(len(leaves), 1))
-  rounded = [
-    dequantise(quantise(leaf, bits, one), bits)
-    if leaf.dtype == jnp.float32 and leaf.ndim > 1
-    else leaf
-    for leaf, one in zip(leaves, keys[: len(leaves)], strict=True)
-  ]
-  return jax.tree.unflatten(treedef, rounded)
 
 
 def num_levels(bits: int) -> int:

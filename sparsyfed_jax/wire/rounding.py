@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from sparsyfed_jax.types import Key
+from sparsyfed_jax.wire.levels import dequantise, quantise
+
 VALUE_DTYPES = (None, "float32", "bfloat16", "float16")
 # Sent as numbers of levels, and what is sent of leaves of fewer than two axes then.
 LEVEL_BITS = {"int8": 8, "int4": 4}
@@ -79,6 +82,25 @@ def round_to_wire(tree: Any, dtype: Any) -> Any:
     return jnp.where((leaf != 0) & (rounded == 0), jnp.copysign(least, leaf), rounded)
 
   return jax.tree.map(round_leaf, tree)
+
+
+def round_to_levels(tree: Any, bits: int, key: Key) -> Any:
+  """Rounds what a tree has of float32 leaves of at least two axes, each to levels of its own.
+
+  Args:
+    tree: pytree of arrays.
+    bits: 8 or 4, of an entry.
+    key: of the chance.
+  """
+  leaves, treedef = jax.tree.flatten(tree)
+  keys = jax.random.split(key, max(len(leaves), 1))
+  rounded = [
+    dequantise(quantise(leaf, bits, one), bits)
+    if leaf.dtype == jnp.float32 and leaf.ndim >= _LEAST_AXES
+    else leaf
+    for leaf, one in zip(leaves, keys[: len(leaves)], strict=True)
+  ]
+  return jax.tree.unflatten(treedef, rounded)
 
 
 def round_values(x: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsyfed_jax.fed.exchange import measure, sample_exchange
+from experiments.run.encoding import measure
+from sparsyfed_jax.fed.exchange import sample_exchange
 from sparsyfed_jax.fed.measures import measures
 from sparsyfed_jax.fed.simulation import keys_of_round
 from sparsyfed_jax.types import total

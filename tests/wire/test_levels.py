@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sparsyfed_jax.wire import CodecError, decode, dequantise, encode, quantise
-from sparsyfed_jax.wire.levels import codes_of, ends_of, round_to_levels, values_of
+from sparsyfed_jax.wire.levels import codes_of, ends_of, values_of
+from sparsyfed_jax.wire.rounding import round_to_levels
 from sparsyfed_jax.wire.schema import HEADER_BYTES
 from tests.wire.fuzz_codec import assert_same_bits, with_crc
 
