@@ -73,7 +73,7 @@ def encode_leaf(spec: Spec, leaf: Any, old: Entries | None, way: Way) -> list[Pa
   if form == _DENSE:
     if not one:
       return [*head, pack_bits(new.mask)]
-    return [*head, _write_values(new.dense, before and before.dense, values)]
+    return [*head, _write_values(new.dense, _at(before, slice(None)), values)]
   sent = []
   if one:
     sent = [_write_values(new.bits[places], _at(before, places), values)]
@@ -105,7 +105,7 @@ def decode_leaf(reader: Reader, spec: Spec, old: Entries | None, way: Way) -> np
   if form == _DENSE:
     if spec.dtype.name == "bool":
       return reader.mask(size).reshape(spec.shape)
-    bits = _read_values(reader, size, before and before.dense, values)
+    bits = _read_values(reader, size, _at(before, slice(None)), values)
     return bits.view(spec.dtype).reshape(spec.shape)
   if form == _SPARSE:
     n = reader.uint(4)
