@@ -35,7 +35,7 @@ def test_the_wire_format_is_smaller_than_what_knows_nothing_of_it():
 
 
 def test_the_table_names_what_it_is_of():
-  lines = wire_table.table_of(exchange(), "small", 7).splitlines()
+  lines = list(wire_table.lines_of(exchange(), "small", 7))
   assert lines[0].startswith("small after 7 rounds on digits: 60,200 numbers, of which 5.")
   assert sum(line.startswith("| wire format") for line in lines) == 4 * len(wire_table.DTYPES)
   row = next(line for line in lines if line.startswith("| wire format | float32"))
