@@ -40,7 +40,8 @@ from sparsyfed_jax.fed.hyper import Hyper as CommonHyper
 from sparsyfed_jax.fed.method import Knob, Method
 from sparsyfed_jax.fed.rule import Carry, LocalRule, train_client
 from sparsyfed_jax.fed.server import Upload, unless_nobody, weigh
-from sparsyfed_jax.types import ClientData, Key, Memory, Metrics, Params, Variables
+from sparsyfed_jax.fed.task import Layers, plain_layers
+from sparsyfed_jax.types import Batch, ClientData, Key, Memory, Metrics, Params, Variables
 from sparsyfed_jax.wire.rounding import round_to_wire
 
 # The least probability that clients start from, and 1 less the largest: scores can still move.
@@ -92,8 +93,12 @@ def fedpm(setup: Setup) -> Algorithm:
   ) -> tuple[Upload, Memory, Metrics]:
     drawn = download.extra.weights
 
+    def layers(batch: Batch, carry: Carry) -> Layers:
+      carry["key"], _ = jax.random.split(carry["key"])  # of the next step
+      return plain_layers
+
     def weights(scores: Params, carry: Carry) -> Params:
-      carry["key"], now = jax.random.split(carry["key"])
+      _, now = jax.random.split(carry["key"])
       leaves, rebuild = trees.split_prunable(scores)
       chances = [jax.nn.sigmoid(s) for s in leaves]
       masks = _draw(chances, now)
@@ -110,7 +115,7 @@ def fedpm(setup: Setup) -> Algorithm:
     received = {**download.variables, "params": scores}
     training, last = jax.random.split(jax.random.fold_in(key, 1))
     arguments = setup.task, setup.local, download.rates, received, {"key": training}, data, key
-    trained, _, metrics = train_client(LocalRule(weights=weights), *arguments)
+    trained, _, metrics = train_client(LocalRule(weights, layers), *arguments)
     masks = _draw([jax.nn.sigmoid(s) for s in _kernels(trained)], last)
     sent = round_to_wire(_with(trained, masks), setup.wire_dtype)
     likely = [p >= 0.5 for p in theta]
