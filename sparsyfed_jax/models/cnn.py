@@ -3,7 +3,7 @@
 import jax
 from flax import linen as nn
 
-from sparsyfed_jax.ops import max_pool
+from sparsyfed_jax.ops import max_pool_of_relu
 
 
 class CNN(nn.Module):
@@ -39,11 +39,9 @@ class CNN(nn.Module):
     Returns:
       (batch, num_classes) float32.
     """
-    for i, features in enumerate(self.channels):
-      x = nn.Conv(features, (3, 3), padding="VALID")(x)
-      if i == len(self.channels) - 1:
-        x = max_pool(x, 2)  # before ReLU, which is the same and has a quarter left to do
-      x = nn.relu(x)
-    x = x.reshape(x.shape[0], -1)
+    *channels, last = self.channels
+    for features in channels:
+      x = nn.relu(nn.Conv(features, (3, 3), padding="VALID")(x))
+    x = max_pool_of_relu(nn.Conv(last, (3, 3), padding="VALID")(x), 2).reshape(x.shape[0], -1)
     x = nn.relu(nn.Dense(self.hidden)(x))
     return nn.Dense(self.num_classes)(x)

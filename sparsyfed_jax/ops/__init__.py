@@ -9,7 +9,7 @@ from sparsyfed_jax.ops.backend.conv import (
   conv_winograd,
 )
 from sparsyfed_jax.ops.backend.count import count_each, count_nonzero, count_one, count_true
-from sparsyfed_jax.ops.backend.pool import max_pool, max_pool_overlapping
+from sparsyfed_jax.ops.backend.pool import max_pool, max_pool_of_relu, max_pool_overlapping
 from sparsyfed_jax.ops.densities import erk_densities
 from sparsyfed_jax.ops.layers import (
   NATIVE,
@@ -80,6 +80,7 @@ __all__ = [
   "layer_rule",
   "layerwise_mask",
   "max_pool",
+  "max_pool_of_relu",
   "max_pool_overlapping",
   "num_kept",
   "powerprop",

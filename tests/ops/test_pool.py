@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from sparsyfed_jax.ops.backend.pool import max_pool, max_pool_overlapping
-from tests import reference
+from sparsyfed_jax.ops.backend.pool import max_pool, max_pool_of_relu, max_pool_overlapping
+from tests import cases, reference
 
 
 def flax_pool(x, window, stride, padding):
@@ -94,3 +94,14 @@ def test_half_precision():
   y = max_pool_overlapping(jnp.asarray(x), 3, 2, 1)
   assert y.dtype == jnp.float16
   np.testing.assert_array_equal(y, flax_pool(x, 3, 2, 1))
+
+
+@pytest.mark.usefixtures("on_any_platform")
+@pytest.mark.parametrize(("sides", "window"), [((4, 6), 2), ((7, 5), 2), ((9, 9), 3)])
+def test_the_pool_of_a_relu_is_that_after_it(sides, window):
+  # Whole numbers tie within windows, and many windows have nothing above 0.
+  x = np.random.default_rng(0).integers(-5, 3, (3, *sides, 2)).astype(np.float32)
+  found = value_and_gradient(max_pool_of_relu, x, (window,))
+  expected = value_and_gradient(lambda x, window: max_pool(nn.relu(x), window), x, (window,))
+  cases.assert_same_bits(found, expected)
+  assert np.any(found[0] == 0) and np.any(found[0] > 0) and np.any(found[1])

@@ -32,47 +32,84 @@ def max_pool(x: jax.Array, window: int) -> jax.Array:
     >>> ops.max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), 2)[0, :, :, 0].tolist()
     [[5.0, 7.0], [13.0, 15.0]]
   """
+  return _pool(_of_windows(x, window), window, False)
+
+
+def max_pool_of_relu(x: jax.Array, window: int) -> jax.Array:
+  """Computes `max_pool(jax.nn.relu(x), window)`, in less time on accelerators.
+
+  There the ReLU comes after, of the largest alone, and value and gradient are the same.
+
+  Args:
+    x: as in `max_pool`.
+    window: as in `max_pool`.
+
+  Returns:
+    As `max_pool`.
+
+  Raises:
+    AssertionError: x is not of rank 4.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from sparsyfed_jax import ops
+    >>> ops.max_pool_of_relu(jnp.arange(16.0).reshape(1, 4, 4, 1) - 6, 2)[0, :, :, 0].tolist()
+    [[0.0, 1.0], [7.0, 9.0]]
+  """
+  return _pool(_of_windows(x, window), window, True)
+
+
+def _of_windows(x: jax.Array, window: int) -> jax.Array:
   chex.assert_rank(x, 4)
   rows, columns = (side // window for side in x.shape[1:3])
-  return _pool(x[:, : rows * window, : columns * window], window)
+  return x[:, : rows * window, : columns * window]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _pool(x: jax.Array, window: int) -> jax.Array:
-  return _forward(x, window)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _pool(x: jax.Array, window: int, is_of_relu: bool) -> jax.Array:
+  return _forward(x, window, is_of_relu)[0]
 
 
-def _forward(x: jax.Array, window: int) -> tuple[jax.Array, Any]:
-  largest, ties = by_platform(x, cpu=_max_of_windows, default=_max_of_places, settings=(window,))
-  return largest, (x, largest, ties)
+def _forward(x: jax.Array, window: int, is_of_relu: bool) -> tuple[jax.Array, Any]:
+  settings = window, is_of_relu
+  y, *found = by_platform(x, cpu=_max_of_windows, default=_max_of_places, settings=settings)
+  return y, (x, *found)
 
 
-def _backward(window: int, residuals: Any, cotangent: jax.Array) -> tuple[jax.Array]:
-  operands = *residuals, cotangent
-  return (
-    by_platform(*operands, cpu=_share_by_windows, default=_share_by_places, settings=(window,)),
-  )
+def _backward(
+  window: int, is_of_relu: bool, residuals: Any, cotangent: jax.Array
+) -> tuple[jax.Array]:
+  operands, settings = (*residuals, cotangent), (window, is_of_relu)
+  share = by_platform(*operands, cpu=_share_by_windows, default=_share_by_places, settings=settings)
+  return (share,)
 
 
 _pool.defvjp(_forward, _backward)
 
 
-# Both tell the largest of each window and by how many places it is reached; on CPUs that is counted
-# later, and nothing reads what stands for it here.
-def _max_of_windows(x: jax.Array, window: int) -> tuple[jax.Array, jax.Array]:
-  largest = jnp.max(_windows(x, window), axis=(2, 4))
-  return largest, largest
+# Both give the result, the largest of each window and by how many places it is reached; on CPUs
+# that is counted later, and nothing reads what stands for it here. There a ReLU comes first: a
+# round of `cnn32` takes 1.1 times as long with it after the pool.
+def _max_of_windows(x: jax.Array, window: int, is_of_relu: bool) -> tuple[jax.Array, ...]:
+  largest = jnp.max(_windows(jax.nn.relu(x) if is_of_relu else x, window), axis=(2, 4))
+  return largest, largest, largest
 
 
 # As autodiff would, but the ties are counted place by place: its sum over two axes is slow on CPU.
 def _share_by_windows(
-  x: jax.Array, largest: jax.Array, _: jax.Array, cotangent: jax.Array, window: int
+  x: jax.Array,
+  largest: jax.Array,
+  _: jax.Array,
+  cotangent: jax.Array,
+  window: int,
+  is_of_relu: bool,
 ) -> jax.Array:
-  windows = _windows(x, window)
+  windows = _windows(jax.nn.relu(x) if is_of_relu else x, window)
   ties = sum((windows[:, :, i, :, j] == largest).astype(cotangent.dtype) for i, j in _grid(window))
   # Divided once for a window, not once for each of its places.
   share = lax.optimization_barrier(cotangent / ties)
-  return jnp.where(windows == _spread(largest), _spread(share), 0).reshape(x.shape)
+  shares = jnp.where(windows == _spread(largest), _spread(share), 0).reshape(x.shape)
+  return jnp.where(x > 0, shares, 0) if is_of_relu else shares
 
 
 def _windows(x: jax.Array, window: int) -> jax.Array:
@@ -86,18 +123,28 @@ def _spread(x: jax.Array) -> jax.Array:
 
 # Accelerators would copy an array for a reduction over two axes inside: a place of all windows is a
 # slice with strides.
-def _max_of_places(x: jax.Array, window: int) -> tuple[jax.Array, jax.Array]:
+def _max_of_places(x: jax.Array, window: int, is_of_relu: bool) -> tuple[jax.Array, ...]:
   places = _places(x, window)
   largest = functools.reduce(jnp.maximum, places)
   ties = sum((place == largest).astype(x.dtype) for place in places)
-  return lax.optimization_barrier((largest, ties))  # together, so that the places are read once
+  # Together, so that the places are read once.
+  largest, ties = lax.optimization_barrier((largest, ties))
+  return jax.nn.relu(largest) if is_of_relu else largest, largest, ties
 
 
 def _share_by_places(
-  x: jax.Array, largest: jax.Array, ties: jax.Array, cotangent: jax.Array, window: int
+  x: jax.Array,
+  largest: jax.Array,
+  ties: jax.Array,
+  cotangent: jax.Array,
+  window: int,
+  is_of_relu: bool,
 ) -> jax.Array:
+  share = cotangent / ties
+  if is_of_relu:
+    share = jnp.where(largest > 0, share, 0)
   is_largest = _windows(x, window) == _spread(largest)
-  return jnp.where(is_largest, _spread(cotangent / ties), 0).reshape(x.shape)
+  return jnp.where(is_largest, _spread(share), 0).reshape(x.shape)
 
 
 def _grid(window: int) -> list[tuple[int, int]]:
