@@ -87,6 +87,8 @@ def _check_alike(
   plan: Mapping[str, Any], point: Mapping[str, Any], config: Mapping[str, Any], run: pathlib.Path
 ) -> None:
   """Raises ValueError, naming the first of the flags, the chips and the data that differs."""
+  if "examples" not in point:
+    raise ValueError("the plan does not tell of its data, as older ones: it must be made anew")
   # Some flags follow from the number of rounds.
   made_for = config_of(
     Request([*plan["flags"], f"--rounds={config['rounds']}"], point["algorithm"], "")

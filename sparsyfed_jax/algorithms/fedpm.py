@@ -127,8 +127,10 @@ def fedpm(setup: Setup) -> Algorithm:
   def server(
     state: averaging.State, upload: Upload
   ) -> tuple[averaging.State, dict[str, jax.Array]]:
-    hyper, known = state.hyper, state.extra
-    is_new = state.round.astype(jnp.float32) % hyper.own.reset_every == 0
+    hyper, known, numbers = state.hyper, state.extra, (state.round + 1, state.updated)
+    # Rounds without an update count nothing, and may be those that begin a period.
+    now, then = ((n.astype(jnp.float32) - 1) // hyper.own.reset_every for n in numbers)
+    is_new = now != then
     total = jnp.where(is_new, 0, known.total) + upload.weight / hyper.total_weight
     pairs = zip(known.kept, _kernels(upload.variables), strict=True)
     kept = [jnp.where(is_new, 0, old) + more / hyper.total_weight for old, more in pairs]

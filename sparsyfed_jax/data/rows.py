@@ -75,9 +75,7 @@ class Rows:
     return self.shape[0]
 
   def __getitem__(self, rows: Any) -> np.ndarray:
-    if isinstance(rows, slice):
-      rows = np.arange(*rows.indices(len(self)))
-    rows = np.asarray(rows)
+    rows = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else self._indices(rows)
     out = np.empty((len(rows), *self.shape[1:]), self.dtype)
     self.take(rows, out)
     return out
@@ -92,7 +90,7 @@ class Rows:
     """Reads rows, a piece that has some of them at a time, and of a large one some at a time.
 
     Args:
-      rows: (k,) indices.
+      rows: (k,) indices from 0 to n - 1.
       out: `(k, *entry)` of the dtype, into which they are read.
     """
     wanted = rows if self._chosen is None else self._chosen[rows]
@@ -109,7 +107,7 @@ class Rows:
 
   def select(self, rows: np.ndarray) -> "Rows":
     """Makes those of some rows, (k,) indices; nothing is read."""
-    made = copy.copy(self)
+    made, rows = copy.copy(self), self._indices(rows)
     made._chosen = rows if self._chosen is None else self._chosen[rows]
     made.shape, made.known = (len(rows), *self.shape[1:]), {}
     return made
@@ -126,6 +124,15 @@ class Rows:
     made = self._changed(shape=(len(self), *entry))
     made.known = self.known
     return made
+
+  def _indices(self, rows: Any) -> np.ndarray:
+    """Returns indices from 0 on, of what an array would take."""
+    rows, count = np.asarray(rows, None if len(rows) else np.int64), len(self)
+    if rows.ndim != 1 or rows.dtype.kind not in "iu":
+      raise IndexError(f"rows of {rows.dtype} and shape {rows.shape}: must be (k,) integers")
+    if rows.min(initial=0) < -count or rows.max(initial=-1) >= count:
+      raise IndexError(f"rows {rows.min()} to {rows.max()}: must be {-count} to {count - 1}")
+    return np.where(rows < 0, rows + count, rows)
 
   def _changed(self, **attributes: Any) -> "Rows":
     made = copy.copy(self)

@@ -283,9 +283,9 @@ def _add_up(sums: Any) -> Any:
   for i, leaf in enumerate(leaves):
     groups.setdefault(leaf.dtype if leaf.size <= _LARGEST_SMALL_LEAF else i, []).append(i)
   flats, unravels = [], []
-  for group in groups.values():
+  for key, group in groups.items():
     flat, unravel = ravel_pytree([leaves[i] for i in group])
-    flats.append(_cut(flat) if flat.dtype in _WHOLE else flat)
+    flats.append(_cut(flat) if key in _WHOLE else flat)
     unravels.append(unravel)
   together = [i for i, key in enumerate(groups) if key == jnp.float32 or key in _WHOLE]
   joined, split = ravel_pytree([flats[i] for i in together])

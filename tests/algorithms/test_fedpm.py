@@ -1,6 +1,7 @@
 """Rounds of probabilities of masks, against a plain reference in NumPy's float64."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -145,6 +146,16 @@ def test_a_mask_is_sent_as_bits():
   assert expected < masks.size / 8 + 4 * others + 100
   _, row = cases.server("fedpm", "cnn")(state, upload)
   assert 0.2 < row["prunable_sparsity"] < 0.8
+
+
+def test_counts_begin_anew_although_nobody_took_part_then():
+  state = cases.start("fedpm", "mlp", cases.hyper("fedpm", fedpm_reset_every=2.0))
+  upload, _ = cases.run_cohort("fedpm", "mlp", state, (3, 0, 5))
+  nothing = jax.tree.map(jnp.zeros_like, upload)
+  share = upload.weight / sum(cases.SIZES)
+  for sent, rounds_counted in ((upload, 1), (upload, 2), (nothing, 2), (upload, 1), (upload, 1)):
+    state, _ = cases.server("fedpm", "mlp")(state, sent)
+    np.testing.assert_allclose(state.extra.total, rounds_counted * share, rtol=1e-5)
 
 
 @pytest.mark.parametrize("server", ["momentum", "adam"])

@@ -26,13 +26,24 @@ def rows(asked):
   return Rows(SIZES, (2, 4), np.int64, read, lambda: asked.append("released"))
 
 
-@pytest.mark.parametrize("wanted", [[8, 0, 3, 3, 2, 7], [], range(9), [4]])
+@pytest.mark.parametrize("wanted", [[8, 0, 3, 3, 2, 7], [], range(9), [4], [-1, 2, -9]])
 def test_any_rows_in_any_order(rows, wanted):
   wanted = np.array(wanted, int)
   np.testing.assert_array_equal(rows[wanted], WHOLE[wanted])
+  np.testing.assert_array_equal(rows.select(wanted)[:], WHOLE[wanted])
+  wanted = np.arange(9)[wanted]
   out = np.zeros((len(wanted), 2, 4), np.int64)
   mapped.take(rows, wanted, out)
   np.testing.assert_array_equal(out, WHOLE[wanted])
+
+
+@pytest.mark.parametrize("wanted", [[9], [0, -10], [True, False] + 7 * [True], [0.0], [[0, 1]]])
+def test_rows_that_are_not_there_are_refused(rows, asked, wanted):
+  with pytest.raises(IndexError, match="must be"):
+    rows[wanted]
+  with pytest.raises(IndexError, match="must be"):
+    rows.select(np.array(wanted))
+  assert not asked
 
 
 def test_a_piece_is_read_once_and_only_what_is_wanted_of_it(rows, asked):

@@ -589,6 +589,10 @@ def test_a_run_is_held_against_its_plan(tmp_path, capsys):
     check({"train_examples": 60})
   with pytest.raises(SystemExit, match="error: name the folder of a plan"):
     checking.main([str(plan)])
+  del point["examples"]  # as in those of before, some of which are in experiments/results
+  (plan / "plan.json").write_text(json.dumps({"platform": "gpu", "points": [point]} | facts))
+  with pytest.raises(SystemExit, match="error: the plan does not tell of its data, .*made anew"):
+    check()
 
 
 def test_bit_patterns_are_no_numbers_of_trips():

@@ -217,6 +217,8 @@ def test_leaves_are_added_up_together_or_apart_with_their_dtypes(monkeypatch):
     "large": random.standard_normal((4, 7), np.float32),
     "counts": random.integers(-(2**28), 2**28, (4, 2), np.int32),  # more than a float32 can hold
     "tally": random.integers(0, 2**30, (4, 3), np.uint32),
+    "many counts": random.integers(-(2**28), 2**28, (4, 7), np.int32),
+    "long tally": random.integers(0, 2**30, (4, 7), np.uint32),
     "empty": np.zeros((4, 0), np.float32),
     "none": None,
   }
@@ -224,7 +226,7 @@ def test_leaves_are_added_up_together_or_apart_with_their_dtypes(monkeypatch):
   for rank in range(4):  # every device has them
     one = jax.tree.map(lambda leaf, rank=rank: np.asarray(leaf[rank]), sums)
     cases.assert_close(one, jax.tree.map(lambda leaf: leaf.sum(axis=0), tree), 1e-6)
-    for name in ("counts", "tally"):
+    for name in ("counts", "tally", "many counts", "long tally"):
       expected = tree[name].sum(axis=0, dtype=tree[name].dtype)
       np.testing.assert_array_equal(one[name], expected)
     assert jax.tree.map(lambda leaf: leaf.dtype, one) == jax.tree.map(lambda x: x.dtype, tree)

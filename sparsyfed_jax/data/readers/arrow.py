@@ -57,7 +57,7 @@ def saved(folder: pathlib.Path) -> Table:
       tables.append(pyarrow.ipc.open_stream(pyarrow.py_buffer(maps[-1])).read_all())
   with checks.parsing(folder, "files of one schema"):
     table = pyarrow.concat_tables(tables)
-  batches = table.to_batches()
+  batches = [batch for batch in table.to_batches() if len(batch)]
 
   def release() -> None:
     for own in maps:
@@ -82,7 +82,8 @@ def parquet(files: list[pathlib.Path]) -> Table:
   for file in files:
     with checks.parsing(file, "a whole file of Parquet"):
       opened = pyarrow.parquet.ParquetFile(file)
-      groups += [(file, opened, i) for i in range(opened.metadata.num_row_groups)]
+      counts = [opened.metadata.row_group(i).num_rows for i in range(opened.num_row_groups)]
+      groups += [(file, opened, i) for i, count in enumerate(counts) if count]
       schemas.append(opened.schema_arrow)
   schema = schemas[0]
   with checks.parsing(files[0].parent, "files of one schema"):
@@ -208,7 +209,10 @@ def nested(
       raise DataError(f"{where}: holds null, must hold lists of numbers")
     inner = array.flatten()
     lengths = np.asarray(pyarrow.compute.list_value_length(array))
-    length = int(lengths[0]) if like is None else (*like, -1)[len(shape) - 1]
+    if like is None:
+      length = int(lengths[0]) if len(lengths) else 0
+    else:
+      length = (*like, -1)[len(shape) - 1]
     if (lengths != length).any():
       at = first + int(np.flatnonzero(lengths != length)[0]) * shape[0] // len(array)
       raise DataError(f"{where}: example {at} is of another size than example 0, must be alike")

@@ -175,6 +175,32 @@ def test_one_split_of_lists_of_numbers(tmp_path):
     check_in_place(open_with(READERS["hf"], f"{tmp_path}/{name}", KEY), "hf", tmp_path / name)
 
 
+@pytest.mark.parametrize("form", ["disk", "parquet"])
+def test_pieces_without_rows_are_passed_over(tmp_path, form):
+  content = table({"x": [[i, 2 * i] for i in range(10)], "y": [0, 1] * 5}, None)
+  parts, folder = [content.slice(0, 0), content.slice(0, 4), content.slice(4)], tmp_path / "own"
+  if form == "disk":
+    save_to_disk(folder, content)
+    with pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as file:
+      with pa.ipc.new_stream(file, content.schema) as stream:
+        for part in parts:
+          for batch in part.to_batches() or [pa.RecordBatch.from_pylist([], content.schema)]:
+            stream.write_batch(batch)
+  for i, part in enumerate(parts) if form == "parquet" else ():
+    folder.mkdir(exist_ok=True)
+    pq.write_table(part, folder / f"train-{i:05}-of-00003.parquet")
+  data = check_in_place(open_with(READERS["hf"], str(folder), KEY), "hf", folder)
+  both = np.concatenate([data.x_train[:], data.x_test[:]])
+  assert sorted(both.tolist()) == content["x"].to_pylist()
+
+
+def test_lists_of_no_lists_are_told_of(tmp_path):
+  x = pa.array([[]] * 10, pa.list_(pa.list_(pa.float64())))
+  save_to_disk(tmp_path / "own", table({"x": x, "y": [0, 1] * 5}, None))
+  with pytest.raises(sources.DataError, match=r"x_train: has shape \(8, 0, 0\), is empty"):
+    sources.load(f"hf:{tmp_path}/own", KEY)
+
+
 @pytest.mark.parametrize(
   "kind", [pa.list_(pa.uint8(), 6), pa.list_(pa.float64()), pa.large_list(pa.bool_())]
 )
