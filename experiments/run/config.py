@@ -109,7 +109,11 @@ class Config(NamedTuple):
   ] = "size"
   client_sampling: Annotated[
     str,
-    Choice("who is sampled: uniform, or size (as they have examples)", tuple(AVAILABILITIES)),
+    Choice(
+      "who is sampled: uniform, or size (in proportion to their examples, which then count twice"
+      " unless --client_weighting=uniform)",
+      tuple(AVAILABILITIES),
+    ),
   ] = "uniform"
   client_dropout: Annotated[
     float,
