@@ -1,6 +1,6 @@
 """Bytes of one client's upload in all ways to write it: `python -m experiments.wire_table`.
 
-Trains SparsyFed at 95 % for a few rounds on digits and takes what a client receives and sends in
+Trains the default method at 95 % for a few rounds on digits and takes what a client receives and sends in
 the next one. Prints Markdown: the wire format with and without its second stage, and beside it
 general compressors of the same arrays. Brotli is left out where its package is missing.
 """
@@ -20,6 +20,7 @@ from absl import flags as absl_flags
 import sparsyfed_jax as sf
 from experiments import flags
 from experiments.run.environment import describe_environment
+from sparsyfed_jax.algorithms import METHODS, OURS
 from sparsyfed_jax.fed.cohort import data_of
 from sparsyfed_jax.fed.exchange import Exchange
 from sparsyfed_jax.fed.sampling import Cohort
@@ -68,7 +69,7 @@ def train(rounds: int, model: str) -> Exchange:
   data = sf.data.digits(seed=0)
   clients = sf.data.dirichlet(data, num_clients=_CLIENTS, alpha=1.0, seed=0)
   task = sf.classification(MODELS[model](data.num_classes), data)
-  method = sf.sparsyfed(sparsity=0.95, sparsity_schedule="constant")
+  method = METHODS[OURS](sparsity=0.95, sparsity_schedule="constant")
 
   run = sf.simulate(
     method, task, clients, rounds=10 * rounds, local_epochs=_EPOCHS, client_weight=alike
