@@ -1,8 +1,8 @@
 """Bytes of one client's upload in all ways to write it: `python -m experiments.wire_table`.
 
-Trains the default method at 95 % for a few rounds on digits and takes what a client receives and sends in
-the next one. Prints Markdown: the wire format with and without its second stage, and beside it
-general compressors of the same arrays. Brotli is left out where its package is missing.
+Trains the default method at 95 % for a few rounds on digits and takes what a client receives and
+sends in the next one. Prints Markdown: the wire format with and without its second stage, and
+beside it general compressors of the same arrays. Brotli is left out where its package is missing.
 """
 
 import importlib
