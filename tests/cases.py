@@ -76,6 +76,8 @@ SLOW_FORMS = (
   "flash-magnitude",
   "static-saliency",
   "fedmef-norm",
+  "fedtiny",
+  "prunefl",
 )
 # Whose server takes the mean of models, of changes to its model, or of what is inside masks.
 SEND_WEIGHTS = (

@@ -36,7 +36,7 @@ def plot_plan(plan: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
   figure = Figure(figsize=(9.5, height))
   memory, effort = figure.subplots(2, 1)
   usable = plan["usable_bytes"]
-  memory.set_title(f"Memory of a chip of {plan['target']}, which has {format_bytes(usable)}")
+  memory.set_title(f"Memory of a round on {plan['target']}, {format_bytes(usable)} a chip usable")
   largest = max(sum(point["bytes"].values()) for point in points)
   power = min(int(math.log10(largest)) // 3, len(BYTE_UNITS) - 1)
   sizes = [[point["bytes"][key] / 1000**power for point in points] for key in MEMORY]
