@@ -50,14 +50,21 @@ step() {
     failed+=("$name")
     return
   fi
+  local command
+  command=$(printf '%q ' "$@")
   if [[ -e "$directory/$name.done" ]]; then
-    echo "$name: done before" >&2
+    if [[ "$command" == "$(<"$directory/$name.command")" ]]; then
+      echo "$name: done before" >&2
+    else
+      echo "$name: done before by another command, $name.command; name another directory" >&2
+      failed+=("$name")
+    fi
     return
   fi
   if [[ "$name" != reference ]]; then # which goes on
     rm -rf -- "${directory:?}/$name"
   fi
-  printf '%q ' "$@" >"$directory/$name.command"
+  echo "$command" >"$directory/$name.command"
   local start=$SECONDS
   # To the whole group, and hard in the end, so that nothing holds the GPU afterwards.
   timeout --kill-after=15 "$((limit < left ? limit : left))" "$@" \
