@@ -78,12 +78,16 @@ def parquet(files: list[pathlib.Path]) -> Table:
   with checks.importing(files[0], "readers"):
     import pyarrow
     import pyarrow.parquet
-  groups, schemas = [], []  # a group is its file, the file opened, and its number in it
+  groups, sizes, schemas = [], [], []  # a group is its file, what that says of it, and its number
   for file in files:
-    with checks.parsing(file, "a whole file of Parquet"):
-      opened = pyarrow.parquet.ParquetFile(file)
+    # Not left open: there may be more files than a process may open.
+    with (
+      checks.parsing(file, "a whole file of Parquet"),
+      pyarrow.parquet.ParquetFile(file) as opened,
+    ):
       counts = [opened.metadata.row_group(i).num_rows for i in range(opened.num_row_groups)]
-      groups += [(file, opened, i) for i, count in enumerate(counts) if count]
+      groups += [(file, opened.metadata, i) for i, count in enumerate(counts) if count]
+      sizes += [count for count in counts if count]
       schemas.append(opened.schema_arrow)
   schema = schemas[0]
   with checks.parsing(files[0].parent, "files of one schema"):
@@ -91,15 +95,17 @@ def parquet(files: list[pathlib.Path]) -> Table:
 
   @functools.lru_cache(1)
   def piece(name: str, i: int) -> Any:
-    file, opened, number = groups[i]
-    with checks.parsing(file, "a whole file of Parquet"):
+    file, told, number = groups[i]
+    with (
+      checks.parsing(file, "a whole file of Parquet"),
+      pyarrow.parquet.ParquetFile(file, metadata=told) as opened,
+    ):
       return opened.read_row_group(number, columns=[name])[name].combine_chunks()
 
   def column(name: str) -> Any:
     kind = schema.field(name).type
     return pyarrow.chunked_array([piece(name, i) for i in range(len(groups))], kind)
 
-  sizes = [opened.metadata.row_group(i).num_rows for _, opened, i in groups]
   return Table(schema, sizes, [0, *itertools.accumulate(sizes)], column, piece)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import jax
 import numpy as np
@@ -192,6 +193,21 @@ def test_pieces_without_rows_are_passed_over(tmp_path, form):
   data = check_in_place(open_with(READERS["hf"], str(folder), KEY), "hf", folder)
   both = np.concatenate([data.x_train[:], data.x_test[:]])
   assert sorted(both.tolist()) == content["x"].to_pylist()
+
+
+def test_more_files_of_parquet_than_a_process_may_open(tmp_path):
+  resource = pytest.importorskip("resource", reason="needs limits of a process")
+  for i in range(60):
+    content = table({"x": [[i, 2 * i]] * 3, "y": [0, 1, 0]}, None)
+    pq.write_table(content, tmp_path / f"train-{i:05}-of-00060.parquet")
+  limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+  with open(os.devnull) as next_one:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next_one.fileno() + 30, limits[1]))
+  try:
+    data = check_in_place(open_with(READERS["hf"], str(tmp_path), KEY), "hf", tmp_path)
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+  assert len(data.y_train) + len(data.y_test) == 180
 
 
 def test_lists_of_no_lists_are_told_of(tmp_path):
