@@ -23,6 +23,7 @@ from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.cohort import Federation, federation_of, sum_over_clients
 from sparsyfed_jax.fed.devices import AXIS, place, put, sum_over_devices
 from sparsyfed_jax.fed.hyper import Hyper
+from sparsyfed_jax.fed.levelled import with_levels
 from sparsyfed_jax.fed.measures import measures
 from sparsyfed_jax.fed.memory import choose_chunk, target_of
 from sparsyfed_jax.fed.method import Configured, Method, with_own
@@ -34,6 +35,7 @@ from sparsyfed_jax.fed.schedules import SPARSITY_SCHEDULES, RateSchedule, expone
 from sparsyfed_jax.fed.server import by_size
 from sparsyfed_jax.fed.task import Task
 from sparsyfed_jax.types import Key, Memory, Variables, make_keys, total
+from sparsyfed_jax.wire.rounding import wire_dtypes
 
 _SGD = sgd()
 
@@ -184,6 +186,7 @@ def simulate(  # noqa: D417 (`checked` describes the others)
     float, Knob("probability that a client does only a part of its steps", low=0, high=1)
   ] = 0.0,
   wire_dtype: Any = jnp.float32,
+  wire_feedback: bool = False,
   clients_per_chunk: Annotated[
     int | None, Knob("clients vmapped at a time; by default as many as is fast and fits", low=1)
   ] = None,
@@ -201,7 +204,9 @@ def simulate(  # noqa: D417 (`checked` describes the others)
     server_optimizer: (server_lr) -> optax optimizer on the pseudo-gradient.
     client_weight: (number of examples) -> weight of a client in the server's mean.
     availability: (sizes) -> how likely each client is.
-    wire_dtype: to which models are rounded before they are sent; bytes are counted in it.
+    wire_dtype: to which models are rounded before they are sent; bytes are counted in it. int8 and
+      int4 are those of uploads, and all else is bfloat16.
+    wire_feedback: whether clients keep what rounding to int8 or int4 takes, and add it later.
 
   Returns:
     The run; nothing is compiled yet.
@@ -264,10 +269,12 @@ def simulate(  # noqa: D417 (`checked` describes the others)
     rate_schedule=rate_schedule,
     client_weight=client_weight,
     measures=measures(jnp.dtype(wire_dtype)),
-    wire_dtype=jnp.dtype(wire_dtype),
+    wire_dtype=wire_dtypes(wire_dtype)[0],
   )
+  _check_patterns(chosen, setup.task)
+  algorithm = chosen.method.algorithm(setup, chosen.options)
   return _on_devices(
-    chosen,
+    with_levels(algorithm, wire_dtype, wire_feedback),
     setup,
     with_own(hyper, chosen.hyper),
     clients,
@@ -279,7 +286,7 @@ def simulate(  # noqa: D417 (`checked` describes the others)
 
 
 def _on_devices(
-  chosen: Configured,
+  algorithm: Algorithm,
   setup: Setup,
   hyper: Hyper,
   clients: Clients,
@@ -289,8 +296,6 @@ def _on_devices(
   availability: Availability,
 ) -> Run:
   """Makes the functions of a run and puts its data on the devices of this process."""
-  _check_patterns(chosen, setup.task)
-  algorithm = chosen.method.algorithm(setup, chosen.options)
   data = clients.data
   mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
   federation = _federation(clients)

@@ -1,6 +1,6 @@
 """From flags to a simulation: data, partition, model, method."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from experiments.run.identity import digest, examples_digest
 from experiments.run.models import choose_chunk, make_model
 from experiments.run.placing import HERE, Machine, everywhere, make_mesh, phases_of, place_phases
 from experiments.run.settings import all_flags, make_hyper, method_of, own_options
+from experiments.run.setups import make_setup
 from experiments.run.split import Split, count_phases
 from experiments.run.starting import starting_of
 from experiments.run.systems import num_selected, require_clients
@@ -25,28 +26,22 @@ from experiments.run.tasks import classes_of, costs_of, make_task, scale_facts
 from experiments.run.weight_files import facts_of, started_once
 from sparsyfed_jax import trees
 from sparsyfed_jax.data import sources
-from sparsyfed_jax.data.batches import batch_rows
 from sparsyfed_jax.data.dataset import Signature, flat
 from sparsyfed_jax.data.lists import Parts, join_clients
 from sparsyfed_jax.data.mapped import ends
 from sparsyfed_jax.data.remarks import remarks
 from sparsyfed_jax.fed.algorithm import Algorithm, Setup
-from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.cohort import Federation, sum_over_clients
 from sparsyfed_jax.fed.devices import sum_over_devices
+from sparsyfed_jax.fed.exchange import Exchange, sample_exchange
 from sparsyfed_jax.fed.hyper import Hyper
-from sparsyfed_jax.fed.measures import NO_MEASURES
-from sparsyfed_jax.fed.measures import measures as make_measures
+from sparsyfed_jax.fed.levelled import with_levels
+from sparsyfed_jax.fed.measures import Measures
 from sparsyfed_jax.fed.memory import client_bytes
 from sparsyfed_jax.fed.method import Pattern
-from sparsyfed_jax.fed.optimizers import SERVER_OPTIMIZERS, ClientOptimizer, adamw, clipped, sgd
-from sparsyfed_jax.fed.ragged import are_uneven
 from sparsyfed_jax.fed.sampling import AVAILABILITIES
-from sparsyfed_jax.fed.schedules import RATE_SCHEDULES, SPARSITY_SCHEDULES
-from sparsyfed_jax.fed.server import CLIENT_WEIGHTS
 from sparsyfed_jax.fed.simulation import Simulation, simulate
 from sparsyfed_jax.fed.streaming import rows_needed
-from sparsyfed_jax.fed.task import of_flat
 from sparsyfed_jax.metrics.flops import LayerCost
 from sparsyfed_jax.types import Keys, make_keys
 
@@ -71,6 +66,8 @@ class Experiment(NamedTuple):
   placement: str  # of the data, and of what clients keep between rounds
   layers: tuple[str, ...]  # names of the prunable leaves' layers
   costs: tuple[LayerCost, ...]  # of the model's layers; () without --metrics
+  # (state, federation, key) -> `Exchange` of a client; None where nothing is encoded
+  exchange: Callable[..., Exchange] | None
   facts: dict[str, Any]  # what the data made of the flags, for config.json
   remarks: tuple[str, ...]  # what is allowed in the data and yet often a mistake
   split: tuple[Split, ...]  # before and, with --shift_round, after
@@ -104,7 +101,7 @@ def check(config: Config, dataset: sources.Dataset) -> None:
   if starting_of(config).init_from or any(getattr(config, flag) for flag in _patterns(config)):
     _check_patterns(config, make_task(config, dataset).layer_names)
   if prepared.parts_after:
-    setup = _make_setup(config, prepared, dataset)
+    setup = make_setup(config, prepared.sizes, dataset)
     _check_shift(config, _make_algorithm(config, setup), setup, prepared)
 
 
@@ -183,7 +180,7 @@ def outline(config: Config, dataset: sources.Dataset, machine: Machine) -> Exper
 def _assemble(
   config: Config, dataset: sources.Dataset, prepared: _OnHost, keys: Keys, machine: Machine
 ) -> tuple[Experiment, Setup]:
-  setup = _make_setup(config, prepared, dataset)
+  setup = make_setup(config, prepared.sizes, dataset)
   algorithm = _make_algorithm(config, setup)
   _check_shift(config, algorithm, setup, prepared)
   if jax.process_count() > 1 and config.data_placement != "replicated":
@@ -234,6 +231,7 @@ def _assemble(
     test_owners=prepared.test_owners,
     layers=layers,
     costs=costs,
+    exchange=_exchange_of(config, setup, simulation),
     x_test=x_test,
     y_test=y_test,
     hyper=hyper,
@@ -259,30 +257,22 @@ def _assemble(
   return made, setup
 
 
+def _exchange_of(
+  config: Config, setup: Setup, simulation: Simulation
+) -> Callable[..., Exchange] | None:
+  if config.wire_codec == "plain":
+    return None
+
+  def make(measures: Measures) -> Algorithm:
+    return _make_algorithm(config, setup._replace(measures=measures))
+
+  return partial(sample_exchange, make, simulation, config.wire_dtype)
+
+
 def _entries(dataset: sources.Dataset) -> Sequence[jax.ShapeDtypeStruct]:
   """Makes the shapes of an example and of what is predicted of it."""
   both = dataset.x_train, dataset.y_train
   return [jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for array in both]
-
-
-def _make_setup(config: Config, prepared: _OnHost, dataset: sources.Dataset) -> Setup:
-  return Setup(
-    task=of_flat(make_task(config, dataset), dataset.x_train.shape[1:]),
-    local=LocalTraining(
-      batch_rows(config.batch_size, prepared.sizes),
-      config.local_epochs,
-      _client_optimizer(config),
-      is_proximal=config.proximal_mu > 0,
-      is_ragged=config.straggler_fraction > 0 or are_uneven(prepared.sizes, config.batch_size),
-    ),
-    server_optimizer=SERVER_OPTIMIZERS[config.server_optimizer],
-    sparsity_schedule=SPARSITY_SCHEDULES[config.sparsity_schedule],
-    rate_schedule=RATE_SCHEDULES[config.client_lr_schedule],
-    client_weight=CLIENT_WEIGHTS[config.client_weighting],
-    is_heterogeneous=bool(config.client_sparsities),
-    measures=make_measures(jnp.dtype(config.wire_dtype)) if config.metrics else NO_MEASURES,
-    wire_dtype=jnp.dtype(config.wire_dtype),
-  )
 
 
 def _facts(
@@ -339,14 +329,6 @@ def program_key(config: Config, experiment: Experiment) -> Hashable:
   )
 
 
-def _client_optimizer(config: Config) -> ClientOptimizer:
-  if config.client_optimizer == "adamw":
-    optimizer: ClientOptimizer = adamw
-  else:
-    optimizer = sgd(config.client_momentum, nesterov=config.client_optimizer == "nesterov")
-  return clipped(optimizer, config.client_clip_norm) if config.client_clip_norm else optimizer
-
-
 def _patterns(config: Config) -> list[str]:
   """Names the flags that find layers, of those that the method reads."""
   settings = method_of(config).settings()
@@ -365,9 +347,15 @@ def _make_algorithm(config: Config, setup: Setup) -> Algorithm:
   _check_patterns(config, setup.task.layer_names)
   setup = setup._replace(task=started_once(config, setup.task))
   try:
-    return method_of(config).algorithm(setup, own_options(config))
+    made = method_of(config).algorithm(setup, own_options(config))
   except ValueError as error:  # a model that the method cannot train
     raise ConfigError(f"--model={config.model}: {error}") from error
+  try:
+    return with_levels(made, config.wire_dtype, config.wire_feedback)
+  except ValueError as error:
+    raise ConfigError(
+      f"--{str(error).replace(repr(config.wire_dtype), config.wire_dtype)}"
+    ) from error
 
 
 def _check_shift(config: Config, algorithm: Algorithm, setup: Setup, prepared: _OnHost) -> None:

@@ -1,5 +1,6 @@
 """What is refused of flags before anything is compiled."""
 
+import importlib.util
 import math
 from collections.abc import Callable
 
@@ -235,6 +236,20 @@ def _check_measures(config: Config, require: Callable[[bool, str, str], None]) -
       "mask_metrics_every",
       f"0 with --data_placement={config.data_placement}: one device trains all that are compared",
     )
+  require(
+    not config.wire_feedback or config.wire_dtype in ("int8", "int4"),
+    "wire_feedback",
+    "left out without --wire_dtype=int8 or int4",
+  )
+  if config.wire_codec != "plain":
+    require(config.metrics, "wire_codec", "plain without --metrics")
+    require(
+      config.data_placement == "replicated",
+      "wire_codec",
+      f"plain with --data_placement={config.data_placement}: one device trains who is measured",
+    )
+    is_there = importlib.util.find_spec("zstandard") is not None
+    require(is_there, "wire_codec", "plain without zstandard, which the extra `export` brings")
   try:
     check_installed(config.trackers)
   except TrackerError as error:

@@ -14,7 +14,19 @@ PARTITIONS = (
 )
 CLIENT_OPTIMIZERS = ("sgd", "nesterov", "adamw")
 COMPUTE_DTYPES = ("float32", "tf32", "bfloat16")
-WIRE_DTYPES = ("float32", "bfloat16", "float16")
+WIRE_DTYPE = Choice(
+  "of values on the wire, to which models are rounded in both directions: float32, bfloat16 or"
+  " float16; or, of what clients send, int8 or int4 (levels of each layer, at random and without"
+  " bias), and bfloat16 of all else",
+  ("float32", "bfloat16", "float16", "int8", "int4"),
+)
+WIRE_CODECS = ("plain", "zstd")
+WIRE_CODEC = Choice(
+  "how models are written: plain (zeros left out; all columns of bytes are of it) or zstd (and what"
+  " is left coded, as differences to what the receiver has: what that gains is measured at every"
+  " evaluation, on one client of the next round, who is trained once more for it)",
+  WIRE_CODECS,
+)
 AUTO: Literal["auto"] = "auto"
 # Marks of settings that are values of the state or of the data, and leave the compiled programs
 # alone; and of those that change no result, so that a resumed run may change them.

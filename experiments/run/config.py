@@ -306,14 +306,15 @@ class Config(NamedTuple):
       choices.COMPUTE_DTYPES,
     ),
   ] = "float32"
-  wire_dtype: Annotated[
-    str,
-    Choice(
-      "of values on the wire, to which models are rounded in both directions: float32, bfloat16"
-      " or float16",
-      choices.WIRE_DTYPES,
+  wire_dtype: Annotated[str, choices.WIRE_DTYPE] = "float32"
+  wire_feedback: Annotated[
+    bool,
+    Knob(
+      "whether clients keep what rounding to --wire_dtype=int8 or int4 takes, and add it to what"
+      " they send in their next round"
     ),
-  ] = "float32"
+  ] = False
+  wire_codec: Annotated[str, choices.WIRE_CODEC] = "plain"
   coordinator: Annotated[
     str | None,
     Knob(

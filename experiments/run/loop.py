@@ -15,6 +15,7 @@ from experiments.pictures.split import plot_split
 from experiments.run import keeping, processes
 from experiments.run.clients import client_scores, client_spread, owners_at
 from experiments.run.config import Config
+from experiments.run.encoding import Measured, measure
 from experiments.run.ending import NOTHING
 from experiments.run.environment import describe_environment
 from experiments.run.failures import DivergedError, count_lost, failure, never_updated
@@ -79,6 +80,7 @@ class _Results(NamedTuple):
   scores: Any  # of the evaluation after the last of them
   hits: Any  # how good the model is on each test example
   agreement: Any  # of the masks of the first of them
+  exchange: Any  # of a client of the round after the last
   mask: Any  # the global one after the last
 
 
@@ -294,8 +296,10 @@ def _advance(
   is_evaluated = _is_due(done, config.eval_every) or done == config.rounds
   scores = programs.evaluate(state, inputs) if is_evaluated else {}
   hits = programs.score_each(state, inputs) if is_evaluated and config.client_eval else None
+  is_encoded = is_evaluated and config.wire_codec != "plain"
+  exchange = programs.exchange(state, current) if is_encoded else None
   mask = programs.pack(state) if _is_due(done, config.mask_metrics_every) else None
-  return state, _Results(count, seconds, columns, scores, hits, agreement, mask)
+  return state, _Results(count, seconds, columns, scores, hits, agreement, exchange, mask)
 
 
 def _rows_of(member: Member, results: _Results, done: int) -> list[dict[str, Any]]:
@@ -308,6 +312,10 @@ def _rows_of(member: Member, results: _Results, done: int) -> list[dict[str, Any
     rows[-1] |= client_spread(own, judgement.compared)
   if results.agreement is not None:
     rows[0]["client_mask_iou"] = results.agreement.item()
+  if member.config.wire_codec != "plain":
+    rows = [row | dict.fromkeys(Measured._fields) for row in rows]
+  if results.exchange is not None:
+    rows[-1] |= measure(results.exchange, member.config.wire_dtype)._asdict()
   return rows
 
 

@@ -46,6 +46,7 @@ class Programs(NamedTuple):
   # The others are compiled when first called.
   score_each: Callable[[Any, Inputs], Any]  # how good it is on each test example, as `Simulation`
   agree: Callable[[Any, Inputs], np.ndarray]  # agreement of the coming round's masks
+  exchange: Callable[[Any, Inputs], Any]  # with --wire_codec, what a client receives and sends
   pack: Callable[[Any], np.ndarray]  # the global mask
   model: Callable[[Any], Any]  # the variables with which the plain model predicts
   place: Callable[[State], State]  # of what `init` makes or a checkpoint has
@@ -125,6 +126,7 @@ def compile_programs(experiment: Experiment) -> Programs:
     experiment, layout, inputs, shapes
   )
   read = jax.jit(experiment.algorithm.model)
+  exchange = jax.jit(experiment.exchange or _nothing)
   init, evaluate, *compiled = compile_in_turn(
     lambda: simulation.init.lower(inputs.hyper, inputs.init_key),
     lambda: simulation.evaluate.lower(server, inputs.x_test, inputs.y_test),
@@ -142,6 +144,9 @@ def compile_programs(experiment: Experiment) -> Programs:
     ),
     agree=lambda state, inputs: jax.device_get(
       simulation.agree(state, inputs.federation, inputs.rounds_key)
+    ),
+    exchange=lambda state, inputs: jax.device_get(
+      exchange(state, inputs.federation, inputs.rounds_key)
     ),
     pack=lambda state: jax.device_get(simulation.pack(without_memories(state))),
     model=lambda state: jax.device_get(read(state.server)),
@@ -185,6 +190,11 @@ def compile_side_by_side(experiment: Experiment, inputs: Inputs, axes: Inputs) -
     mapped = for_each_run(simulation.agree, 0, axes.federation, 0)
     return mapped(state, inputs.federation, inputs.rounds_key)
 
+  @jax.jit
+  def exchange(state: Any, inputs: Inputs) -> Any:
+    mapped = for_each_run(experiment.exchange or _nothing, 0, axes.federation, 0)
+    return mapped(state, inputs.federation, inputs.rounds_key)
+
   pack = jax.jit(for_each_run(simulation.pack, 0))
   read = jax.jit(for_each_run(experiment.algorithm.model, 0))
 
@@ -210,6 +220,7 @@ def compile_side_by_side(experiment: Experiment, inputs: Inputs, axes: Inputs) -
     ),
     score_each=lambda state, inputs: jax.device_get(score_each(without_memories(state), inputs)),
     agree=lambda state, inputs: jax.device_get(agree(state, inputs)),
+    exchange=lambda state, inputs: jax.device_get(exchange(state, inputs)),
     pack=lambda state: jax.device_get(pack(without_memories(state))),
     model=lambda state: jax.device_get(read(state.server)),
     place=layout.place,
@@ -217,6 +228,10 @@ def compile_side_by_side(experiment: Experiment, inputs: Inputs, axes: Inputs) -
     shapes=layout.saved(shapes),
     seconds=time.perf_counter() - started,
   )
+
+
+def _nothing(*arguments: Any) -> tuple[()]:
+  return ()
 
 
 def _for_each_run(platform: str, fn: Callable[..., Any], *axes: Any) -> Callable[..., Any]:

@@ -89,6 +89,7 @@ def _summarise_measures(
     "dense_bytes": dense_bytes(model),
     **_to_target(config, rows),
     **_virtual(rows),
+    **_encoded(rows),
     "client_flops_per_round": mean_over_clients("client_flops"),
     "dense_client_flops_per_round": dense_flops(experiment.costs, examples),
     # Of a client that receives the final model.
@@ -114,6 +115,19 @@ def _to_target(config: Config, rows: Sequence[Mapping[str, Any]]) -> dict[str, A
       else {}
     ),
   }
+
+
+def _encoded(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  """Divides bytes with a second stage by those without, over the rounds that were sampled."""
+  sampled = [row for row in rows if row.get("measured_uplink_bytes") is not None]
+
+  def share(way: str) -> float:
+    whole, left = (
+      sum(row[f"{kind}_{way}_bytes"] for row in sampled) for kind in ("plain", "measured")
+    )
+    return left / whole
+
+  return {f"measured_{way}_share": share(way) for way in ("uplink", "downlink") if sampled}
 
 
 def _virtual(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

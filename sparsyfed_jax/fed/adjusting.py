@@ -131,7 +131,7 @@ def exchange(
   """Drops a share of each layer's smallest weights, and grows as many where a score is large.
 
   What has just been dropped may grow again, from 0 like the others. Where fewer scores are not 0
-  than may grow, the others of the budget wait for the next readjustment.
+  than may grow, as those outside a dense layer's mask, as many fewer weights are dropped.
 
   Args:
     params: pytree of parameters.
@@ -140,12 +140,16 @@ def exchange(
     densities: (num_layers,) float32.
     rate: () float32, the share.
   """
-  kept = survivors(params, masks, densities, rate)
-  grown = [
-    mask | largest_mask(jnp.where(mask, 0, score), num_kept(mask.size, density) - count_one(mask))
-    for mask, score, density in zip(kept, scores, densities, strict=True)
-  ]
-  return apply_masks(params, kept), grown
+  kernels, _ = trees.split_prunable(params)
+  stay, chosen = [], []
+  leaves = kernels, masks, survivors(params, masks, densities, rate), scores, densities
+  for w, mask, kept, score, density in zip(*leaves, strict=True):
+    budget = num_kept(w.size, density)
+    grown = largest_mask(jnp.where(kept, 0, score), budget - count_one(kept))
+    kept |= largest_mask(jnp.where(mask & ~grown, w, 0), budget - count_one(grown))
+    stay.append(kept)
+    chosen.append(kept | grown)
+  return apply_masks(params, stay), chosen
 
 
 def largest(gradient: jax.Array, number: jax.Array) -> jax.Array:

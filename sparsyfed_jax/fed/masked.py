@@ -122,8 +122,9 @@ def send(
   inside = round_to_wire(pruned, setup.wire_dtype)
   kept = [weight * mask.astype(jnp.float32) for mask in masks]
   upload = Upload(server_step.weighed(inside, weight), kept, weight)
-  before = marked(download.variables, download.masks)
-  after = marked(inside, masks)
+  mark = with_values if setup.measures.needs_values else marked
+  before = mark(download.variables, download.masks)
+  after = mark(inside, masks)
   metrics = setup.measures.exchange(before, after, data.size)
   if beside is not None and _UPLINK in metrics:
     both = {**before, "beside": beside.reference}, {**after, "beside": beside.tree}
@@ -137,6 +138,14 @@ def marked(variables: Variables, masks: Masks) -> Variables:
   """Replaces the prunable parameters by their masks, as 1 and 0, to be counted."""
   _, rebuild = trees.split_prunable(variables["params"])
   return {**variables, "params": rebuild([mask.astype(jnp.float32) for mask in masks])}
+
+
+def with_values(variables: Variables, masks: Masks) -> Variables:
+  """Makes the prunable parameters 0 outside their masks, and not inside: 0 is 1 there."""
+  kernels, rebuild = trees.split_prunable(variables["params"])
+  pairs = zip(kernels, masks, strict=True)
+  values = [jnp.where(mask, jnp.where(w == 0, 1, w), 0) for w, mask in pairs]
+  return {**variables, "params": rebuild(values)}
 
 
 def mean(upload: Upload, state: State, of_masks: bool) -> Variables:

@@ -10,6 +10,7 @@ import numpy as np
 from sparsyfed_jax import trees
 from sparsyfed_jax.metrics.sparsity import global_sparsity, prunable_sparsity
 from sparsyfed_jax.types import Metrics, Variables, tally, weighted
+from sparsyfed_jax.wire.rounding import wire_dtypes
 from sparsyfed_jax.wire.size import count_changes, update_bytes, whole_bytes
 
 
@@ -23,6 +24,8 @@ class Measures(NamedTuple):
   step: Callable[[Variables, Variables], dict[str, jax.Array]]
   # (global model after a round) -> columns of the round's row
   model: Callable[[Variables], dict[str, jax.Array]]
+  # whether `exchange` reads what parameters are, and not only where they are in a mask
+  needs_values: bool = False
 
 
 NO_MEASURES = Measures(
@@ -40,7 +43,8 @@ def measures(wire_dtype: Any = jnp.float32) -> Measures:
   holds a model of earlier rounds.
 
   Args:
-    wire_dtype: of values on the wire.
+    wire_dtype: of values on the wire; int8 and int4 are those of uploads, and downloads have
+      bfloat16.
 
   Returns:
     Measures: of an exchange `round_uplink_bytes`, a `Tally` over the clients that have examples,
@@ -49,10 +53,11 @@ def measures(wire_dtype: Any = jnp.float32) -> Measures:
     `received_density` of the old and the `layer_density` of the new one; of a model
     `global_sparsity` over all parameters and `prunable_sparsity`.
   """
+  model_dtype, upload_dtype = wire_dtypes(wire_dtype)
 
   def exchange(download: Variables, upload: Variables, size: jax.Array) -> Metrics:
     changes = count_changes(upload, download)
-    sent = update_bytes(changes, upload, download, wire_dtype)
+    sent = update_bytes(changes, upload, download, upload_dtype)
     regrown = _share(changes.grown, upload)
     return {
       "round_uplink_bytes": tally(sent, size > 0),
@@ -64,7 +69,7 @@ def measures(wire_dtype: Any = jnp.float32) -> Measures:
     sizes, kernels = _kernels(after)
     either = jnp.sum((changes.before + changes.grown)[kernels]).astype(jnp.float32)
     both = jnp.sum((changes.now - changes.grown)[kernels]).astype(jnp.float32)
-    sent = whole_bytes(changes.before, before, wire_dtype)
+    sent = whole_bytes(changes.before, before, model_dtype)
     return {
       "server_regrowth": _share(changes.grown, after),
       "mask_iou": jnp.where(either == 0, 1.0, both / jnp.maximum(either, 1)),

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from sparsyfed_jax.types import Key
+from sparsyfed_jax.wire.levels import dequantise, quantise
+
 VALUE_DTYPES = (None, "float32", "bfloat16", "float16")
+# Sent as numbers of levels, and what is sent of leaves of fewer than two axes then.
+LEVEL_BITS = {"int8": 8, "int4": 4}
+BESIDE_LEVELS = "bfloat16"
+_LEAST_AXES = 2
 
 
 def checked_value_dtype(value_dtype: Any) -> np.dtype | None:
@@ -18,18 +25,32 @@ def checked_value_dtype(value_dtype: Any) -> np.dtype | None:
     dtype = jnp.dtype(value_dtype)
   except TypeError:
     dtype = None
-  if dtype is None or dtype.name not in VALUE_DTYPES:
+  if dtype is None or dtype.name not in (*VALUE_DTYPES, *LEVEL_BITS):
     raise ValueError(
-      f"value_dtype must be None, float32, bfloat16 or float16, found {value_dtype!r}"
+      f"value_dtype must be None, float32, bfloat16, float16, int8 or int4, found {value_dtype!r}"
     )
   return jnp.dtype(dtype.name)
 
 
-def sent_dtype(dtype: np.dtype, value_dtype: np.dtype | None) -> np.dtype:
+def wire_dtypes(value_dtype: Any) -> tuple[np.dtype, np.dtype]:
+  """Chooses what models are rounded to in both directions, and what uploads are sent in."""
+  sent = jnp.dtype(value_dtype)
+  return jnp.dtype(BESIDE_LEVELS if sent.name in LEVEL_BITS else sent), sent
+
+
+def sent_dtype(dtype: np.dtype, num_axes: int, value_dtype: np.dtype | None) -> np.dtype:
   """Chooses what values of a leaf of `dtype` are sent in."""
   if value_dtype is None or dtype.name not in ("float32", "float64"):
     return dtype
+  if value_dtype.name in LEVEL_BITS:
+    has_levels = dtype.name == "float32" and num_axes >= _LEAST_AXES
+    return value_dtype if has_levels else jnp.dtype(BESIDE_LEVELS)
   return value_dtype if value_dtype.itemsize < dtype.itemsize else dtype
+
+
+def level_bits(dtype: np.dtype, sent: np.dtype) -> int:
+  """Counts the bits of a number of a level; 0 where values of `dtype` are sent as such."""
+  return 0 if sent == dtype else LEVEL_BITS.get(sent.name, 0)
 
 
 def round_to_wire(tree: Any, dtype: Any) -> Any:
@@ -61,6 +82,25 @@ def round_to_wire(tree: Any, dtype: Any) -> Any:
     return jnp.where((leaf != 0) & (rounded == 0), jnp.copysign(least, leaf), rounded)
 
   return jax.tree.map(round_leaf, tree)
+
+
+def round_to_levels(tree: Any, bits: int, key: Key) -> Any:
+  """Rounds what a tree has of float32 leaves of at least two axes, each to levels of its own.
+
+  Args:
+    tree: pytree of arrays.
+    bits: 8 or 4, of an entry.
+    key: of the chance.
+  """
+  leaves, treedef = jax.tree.flatten(tree)
+  keys = jax.random.split(key, max(len(leaves), 1))
+  rounded = [
+    dequantise(quantise(leaf, bits, one), bits)
+    if leaf.dtype == jnp.float32 and leaf.ndim >= _LEAST_AXES
+    else leaf
+    for leaf, one in zip(leaves, keys[: len(leaves)], strict=True)
+  ]
+  return jax.tree.unflatten(treedef, rounded)
 
 
 def round_values(x: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:

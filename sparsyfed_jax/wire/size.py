@@ -16,7 +16,7 @@ from jax import lax
 from sparsyfed_jax.ops import count_each
 from sparsyfed_jax.ops.backend.choice import by_platform
 from sparsyfed_jax.wire.reader import Count, bitmap_bytes
-from sparsyfed_jax.wire.rounding import checked_value_dtype, sent_dtype
+from sparsyfed_jax.wire.rounding import checked_value_dtype, level_bits, sent_dtype
 from sparsyfed_jax.wire.schema import Layout, Spec, make_layout
 
 
@@ -141,18 +141,20 @@ def _count(
   value_dtype: Any,
 ) -> jax.Array:
   value_dtype = checked_value_dtype(value_dtype)
-  fixed = layout.fixed_bytes
+  fixed = layout.fixed_bytes + sum(ends_bytes(spec, value_dtype) for spec in layout.specs)
   if not layout.specs:
     return jnp.uint32(fixed)
   sizes = [spec.size for spec in layout.specs]
-  ones = [value_bytes(spec.dtype, value_dtype) for spec in layout.specs]
-  dense = [dense_bytes(size, one) for size, one in zip(sizes, ones, strict=True)]
+  ones = [value_bytes(spec, value_dtype) for spec in layout.specs]
+  pairs = [in_pairs(spec, value_dtype) for spec in layout.specs]
+  dense = [dense_bytes(*each) for each in zip(sizes, ones, pairs, strict=True)]
   # What `form_bytes` needs: forms that are larger than dense must not wrap around either.
   most = fixed + sum(max(d, 2 * s) + s // 4 + 16 for d, s in zip(dense, sizes, strict=True))
   if most >= 2**32:
     raise ValueError(f"tree must stay below 2^32 bytes on the wire, found up to {most}")
-  size, one, whole = (jnp.asarray(np.array(each, np.uint32)) for each in (sizes, ones, dense))
-  forms = form_bytes(nonzero, size, one, whole, change, UINT32)
+  each = (jnp.asarray(np.array(one, np.uint32)) for one in (sizes, ones, dense, pairs))
+  size, one, whole, paired = each
+  forms = form_bytes(nonzero, size, one, whole, change, UINT32, paired)
   return jnp.uint32(fixed) + jnp.sum(functools.reduce(jnp.minimum, forms), dtype=jnp.uint32)
 
 
@@ -181,6 +183,7 @@ def form_bytes(
   dense: Count,
   change: tuple[Count, Count] | None,
   arithmetic: Arithmetic,
+  paired: Count = 0,
 ) -> tuple[Count, ...]:
   """Counts the bytes of a leaf after its form: dense, sparse and, with `change`, delta.
 
@@ -193,14 +196,16 @@ def form_bytes(
       without a reference.
     arithmetic: what to compute with. In uint32 it is exact while max(dense, 2 size) + size / 4 + 16
       is below 2^32.
+    paired: 1 where two values share a byte, of which `one` is 1 then; else 0.
   """
-  sparse = 4 + positions_bytes(n, size, arithmetic) + n * one
+  values = (n * one + paired) >> paired
+  sparse = 4 + positions_bytes(n, size, arithmetic) + values
   if change is None:
     return dense, sparse
   r, grown = change
   places = positions_bytes(r + grown - n, r, arithmetic)  # dropped ones
   places += positions_bytes(grown, size - r, arithmetic)
-  return dense, sparse, 8 + places + n * one
+  return dense, sparse, 8 + places + values
 
 
 def positions_bytes(k: Count, size: Count, arithmetic: Arithmetic) -> Count:
@@ -221,11 +226,27 @@ def num_low_bits(k: Count, size: Count, arithmetic: Arithmetic) -> Count:
   return arithmetic.floor_log2(size // arithmetic.where(k == 0, 1, k) | 1)  # | 1: where size is 0
 
 
-def value_bytes(dtype: np.dtype, value_dtype: np.dtype | None) -> int:
-  """Counts the bytes of one value of a leaf of `dtype`."""
-  return 0 if dtype.name == "bool" else sent_dtype(dtype, value_dtype).itemsize
+def value_bytes(spec: Spec, value_dtype: np.dtype | None) -> int:
+  """Counts the bytes of one value of a leaf; 1 where two share one."""
+  if spec.dtype.name == "bool":
+    return 0
+  return sent_dtype(spec.dtype, len(spec.shape), value_dtype).itemsize
 
 
-def dense_bytes(size: int, one: int) -> int:
+def in_pairs(spec: Spec, value_dtype: np.dtype | None) -> int:
+  """Returns 1 where two values of a leaf share a byte, else 0."""
+  return int(_bits_of_level(spec, value_dtype) == 4)
+
+
+def ends_bytes(spec: Spec, value_dtype: np.dtype | None) -> int:
+  """Counts the bytes of the least and the largest level of a leaf, 0 where it has no levels."""
+  return 8 if _bits_of_level(spec, value_dtype) else 0
+
+
+def _bits_of_level(spec: Spec, value_dtype: np.dtype | None) -> int:
+  return level_bits(spec.dtype, sent_dtype(spec.dtype, len(spec.shape), value_dtype))
+
+
+def dense_bytes(size: int, one: int, paired: int = 0) -> int:
   """Counts the bytes of a dense leaf of `size` values of `one` bytes each, 0 for bool."""
-  return size * one if one else bitmap_bytes(size)
+  return (size * one + paired) >> paired if one else bitmap_bytes(size)

@@ -14,7 +14,7 @@ from sparsyfed_jax.wire.reader import CodecError, Reader
 
 Part: TypeAlias = bytes | memoryview | np.ndarray  # an array holds values
 
-_WIDTHS = (2, 4, 8)  # of values that are taken apart
+_WIDTHS = (2, 4, 8, 1)  # bytes of values that are taken apart, by their bits of the flags
 _WINDOW_LOG = 20  # a reader keeps as many bytes of each stream
 
 
@@ -56,7 +56,7 @@ def decompress(reader: Reader) -> Reader:
   flags = reader.uint(1)
   if flags >= 1 << len(_WIDTHS):
     raise CodecError(f"widths of values must be below {1 << len(_WIDTHS)}, found {flags}")
-  widths = [width for i, width in enumerate(_WIDTHS) if flags >> i & 1]
+  widths = sorted(width for i, width in enumerate(_WIDTHS) if flags >> i & 1)
   sizes = [reader.uint(4) for _ in range(1 + sum(widths))]
   # A reader each, as a context of zstd reads one frame at a time.
   frames = [_Frame(zstd, reader.take(size)) for size in sizes]

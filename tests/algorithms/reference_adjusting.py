@@ -15,7 +15,7 @@ from tests.algorithms.reference import (
   shares,
   train,
 )
-from tests.algorithms.reference_masked import Round, erk, exactly, kind
+from tests.algorithms.reference_masked import Round, erk, exactly, exchange, kind
 from tests.algorithms.reference_net import NAMES, Rule, each, loss_gradient, replace_kernels
 
 START_KEY = jax.random.key(11)  # of `cases.start`
@@ -121,11 +121,12 @@ class Budgets:
 
   def exchange(self, theta, masks, scores):
     """Drops the smallest weights, and grows, from 0, where scores are large."""
-    kept = self.survivors(theta, masks)
-    grown = {}
+    kept, grown = {}, {}
     for name in NAMES:
-      score = np.where(kept[name], 0, np.abs(scores[name]))
-      grown[name] = kept[name] | largest(score, self.whole[name] - kept[name].sum())
+      w = np.where(masks[name], np.abs(theta[name]["kernel"]), 0)
+      counts = self.whole[name], self.stay[name]
+      kept[name], new = exchange(w, np.abs(scores[name]), *counts)
+      grown[name] = kept[name] | new
     return masked(theta, kept), grown
 
 

@@ -243,11 +243,16 @@ def _readjust(method, number, theta, masks, gradient):
   kept, grown = {}, {}
   for name in NAMES:
     w, g = np.abs(theta[name]["kernel"]), np.abs(gradient[name]["kernel"])
-    left = budget(densities[name] * (1 - rate), w.size)
-    kept[name] = largest(np.where(masks[name], w, 0), left)
-    missing = budget(densities[name], w.size) - kept[name].sum()
-    grown[name] = largest(np.where(kept[name], 0, g), missing)
+    counts = (budget(densities[name] * share, w.size) for share in (1, 1 - rate))
+    kept[name], grown[name] = exchange(np.where(masks[name], w, 0), g, *counts)
   return masked(theta, kept), {name: kept[name] | grown[name] for name in NAMES}
+
+
+def exchange(w, score, whole, stay):
+  """What stays of a layer's magnitudes, more where less can grow, and what grows."""
+  kept = largest(w, stay)
+  grown = largest(np.where(kept, 0, score), whole - kept.sum())
+  return kept | largest(np.where(grown, 0, w), whole - grown.sum()), grown
 
 
 def _mean(results, by_coordinate):

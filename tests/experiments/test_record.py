@@ -112,6 +112,31 @@ def test_bytes_add_up(measured):
   assert summary["rounds_to_target"] == accurate[0]["round"]
 
 
+def test_what_a_second_stage_leaves_is_measured_and_changes_nothing(tmp_path, plain):
+  pytest.importorskip("zstandard")
+  directory = run(tmp_path / "run", PLAIN._replace(wire_codec="zstd"))
+  rows, summary = rows_of(directory), summary_of(directory)
+  names = "train_loss", "uplink_bytes", "downlink_bytes", "cumulative_bytes", "test_accuracy"
+  assert columns(rows, *names) == columns(rows_of(plain), *names)
+  sampled = [row for row in rows if row["measured_uplink_bytes"] is not None]
+  assert sampled == [row for row in rows if row["test_accuracy"] is not None] != []
+  for way in ("uplink", "downlink"):
+    plain_bytes, measured_bytes = (
+      sum(row[f"{kind}_{way}_bytes"] for row in sampled) for kind in ("plain", "measured")
+    )
+    assert summary[f"measured_{way}_share"] == measured_bytes / plain_bytes != 1
+  # The model after a round is what the next one's clients receive.
+  following = {row["round"] - 1: row["downlink_bytes"] for row in rows}
+  for row in sampled:
+    assert row["plain_downlink_bytes"] == following.get(row["round"], row["plain_downlink_bytes"])
+
+
+def test_levels_that_clients_memories_cannot_follow_are_refused():
+  config = flags.resolve(PLAIN._replace(algorithm="scaffold", wire_dtype="int8"))
+  with pytest.raises(flags.ConfigError, match="--wire_dtype=int8: must be float32, bfloat16 or"):
+    build(config)
+
+
 def test_who_vanished_had_received_the_model(tmp_path):
   config = PLAIN._replace(rounds=3, client_dropout=0.5, seed=2)
   rows = rows_of(run(tmp_path / "run", config))
@@ -320,7 +345,11 @@ def test_a_shift_that_clients_memories_cannot_follow_is_refused(changes, message
     (dict(shift_round=3, partition="natural"), "--shift_round=3: must be left out"),
     (dict(shift_round=3, partition="iid", shift_dirichlet_alpha=0.1), "--shift_dirichlet_alpha"),
     (dict(shift_round=3, shift_kind="x"), "--shift_kind=x: must be one of resplit"),
-    (dict(wire_dtype="int8"), "--wire_dtype=int8"),
+    (dict(wire_dtype="int16"), "--wire_dtype=int16"),
+    (dict(wire_feedback=True), "--wire_feedback=True: must be left out without --wire_dtype=int8"),
+    (dict(wire_codec="gzip"), "--wire_codec=gzip: must be one of plain, zstd"),
+    (dict(wire_codec="zstd", metrics=False), "--wire_codec=zstd: must be plain without --metrics"),
+    (dict(wire_codec="zstd", data_placement="sharded"), "--wire_codec=zstd: must be plain with"),
     (dict(target_accuracy=90.0), "--target_accuracy=90.0: must be positive and at most 1"),
     (dict(mask_metrics_every=2, data_placement="sharded"), "--mask_metrics_every=2"),
     (dict(mask_metrics_clients=1), "--mask_metrics_clients=1"),

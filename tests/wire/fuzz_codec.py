@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from sparsyfed_jax.wire import codec, streams
-from sparsyfed_jax.wire.rounding import VALUE_DTYPES
+from sparsyfed_jax.wire.rounding import LEVEL_BITS, VALUE_DTYPES
 from sparsyfed_jax.wire.schema import DTYPES
 
 MAX_BYTES = 2**16
@@ -68,9 +68,10 @@ def corpus():
   entries = []
 
   def add(tree, reference=None, value_dtype=None):
+    ways = [(None, False), (1, False), *([] if reference is None else [(1, True)])]
     for keep_signed_zeros in (False, True):
-      for level in (None, 1):
-        payload = codec.encode(tree, reference, value_dtype, keep_signed_zeros, level)
+      for way in ways:
+        payload = codec.encode(tree, reference, value_dtype, keep_signed_zeros, *way)
         entries.append(Entry(payload, reference))
 
   for tree in ({}, (), [], None, {"a": {}, "b": [None, ()]}, np.float32(1), {"": np.zeros(0)}):
@@ -98,6 +99,15 @@ def corpus():
     new = jax.tree.map(lambda x: np.where(rng.random(200) < 0.02, 0, 2 * x).astype(x.dtype), old)
     add(new, None, value_dtype)
     add(new, old, value_dtype)
+  for value_dtype in LEVEL_BITS:
+    for density in (0.0, 0.05, 0.5, 1.0):
+      mask = rng.random((20, 15)) < density
+      old = {"x": np.float32(rng.normal(size=(20, 15)) * mask), "y": np.float32([1, 0, -3])}
+      is_other = rng.random(mask.shape) < 0.02
+      new = {"x": np.where(is_other, np.float32(mask - 0.5), np.float32(1.1) * old["x"])}
+      new["y"] = 2 * old["y"]
+      add(new, None, value_dtype)
+      add(new, old, value_dtype)
   deep = np.int8(1)
   for _ in range(60):
     deep = (deep,)
@@ -180,9 +190,9 @@ def check(entry: Entry) -> tuple[bool, float, int]:
     signed = codec.encode(tree, entry.reference, keep_signed_zeros=True)
     again = codec.decode(signed, entry.reference)
     assert_same_bits(again, tree)
-    assert_same_bits(
-      codec.decode(codec.encode(tree, entry.reference, None, True, 1), entry.reference), tree
-    )
+    differences = entry.reference is not None
+    again = codec.encode(tree, entry.reference, None, True, 1, differences)
+    assert_same_bits(codec.decode(again, entry.reference), tree)
     plain = codec.encode(tree, entry.reference)
     with np.errstate(invalid="ignore"):  # NaNs of bfloat16
       unsigned = jax.tree.map(lambda x: np.where(x == 0, np.zeros_like(x), x), tree)

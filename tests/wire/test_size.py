@@ -84,7 +84,8 @@ def test_accelerators_count_the_same_in_one_reading():
 
 
 @pytest.mark.parametrize(
-  ("value_dtype", "signs"), [(None, False), (None, True), ("bfloat16", True)]
+  ("value_dtype", "signs"),
+  [(None, False), (None, True), ("bfloat16", True), ("int8", True), ("int4", False)],
 )
 def test_size_is_that_of_the_payload(value_dtype, signs):
   check_law(("float32", "bfloat16", "bool", "int8"), value_dtype, signs)
@@ -105,15 +106,16 @@ def test_uint32_is_enough(data):
   r = data.draw(near | st.integers(0, size))
   grown = data.draw(st.integers(max(n - r, 0), min(n, size - r)))
   one = data.draw(st.sampled_from([0, 1, 2, 4, 8]))
-  dense = dense_bytes(size, one)
-  exact = form_bytes(n, size, one, dense, (r, grown), INTEGERS)
-  traced = _on_device(*(jnp.uint32(x) for x in (n, size, one, dense, r, grown)))
+  paired = data.draw(st.integers(0, int(one == 1)))
+  dense = dense_bytes(size, one, paired)
+  exact = form_bytes(n, size, one, dense, (r, grown), INTEGERS, paired)
+  traced = _on_device(*(jnp.uint32(x) for x in (n, size, one, dense, r, grown, paired)))
   assert [int(x) for x in traced] == list(exact)
 
 
 @jax.jit
-def _on_device(n, size, one, dense, r, grown):
-  return form_bytes(n, size, one, dense, (r, grown), UINT32)
+def _on_device(n, size, one, dense, r, grown, paired):
+  return form_bytes(n, size, one, dense, (r, grown), UINT32, paired)
 
 
 def test_size_from_bits_that_backends_flush():
@@ -140,7 +142,7 @@ def test_what_cannot_be_counted_is_refused():
   with pytest.raises(ValueError, match="leaf 'a': float32.*in reference"):
     payload_bytes({"a": jnp.ones(3)}, {"a": jnp.ones(4)})
   with pytest.raises(ValueError, match="value_dtype must be"):
-    payload_bytes(jnp.ones(3), value_dtype="int8")
+    payload_bytes(jnp.ones(3), value_dtype="int16")
   large = [jax.ShapeDtypeStruct((2**27,), jnp.float32)] * 8
   with pytest.raises(ValueError, match="below 2.32 bytes"):
     jax.eval_shape(payload_bytes, large)

@@ -72,7 +72,7 @@ def test_streams_by_hand():
     (frames(INT8 + b"\0\1\2\3\4"), "1 bytes follow the last leaf"),
     (frames(INT16 + b"\0", b"\1\2\3", b"\0\0", widths=1), "3 bytes announced, 2 left"),
     (frames(INT16 + b"\0", b"\1\2\3", b"\0\0\1\2", widths=1), "1 bytes follow the last leaf"),
-    (frames(INT8 + b"\0\1\2\3", widths=8), "widths of values must be below 8, found 8"),
+    (frames(INT8 + b"\0\1\2\3", widths=16), "widths of values must be below 16, found 16"),
     (frames(INT8 + b"\0\1\2\3", b""), "bytes follow the last stream"),
     (frames(INT8 + b"\0\1\2\3", widths=1), "19 bytes announced, 11 left"),
     (with_crc(b"SFJ\2\x10\0" + bytes([5, 0, 0, 0]) + b"nothi"), "a stream is damaged: "),
