@@ -58,7 +58,7 @@ def describe_flags() -> str:
 
 def describe(out: pathlib.Path, dataset: Dataset) -> str:
   """Says what was written."""
-  clients = f", {dataset.num_clients} clients" if dataset.num_clients else ""
+  clients = f", {dataset.num_clients} clients" if dataset.num_clients else ", no clients"
   others = num_strangers(dataset)
   return (
     f"{out}: {len(dataset.y_train)} training and {len(dataset.y_test)} test examples of"

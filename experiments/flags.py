@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from absl import flags
 
 from experiments import flag_files
-from experiments.run.checks import check
+from experiments.run.checks import check, remark_of
 from experiments.run.config import AUTO, FREE, Config, ConfigError
 from experiments.run.learning import without_effect
 from experiments.run.settings import (
@@ -212,7 +212,7 @@ def ignored(config: Config) -> list[str]:
 
 
 def notes(config: Config, flag_values: flags.FlagValues = _FLAGS) -> list[str]:
-  """Says which flags were given in vain."""
+  """Says which flags were given in vain, and which mean what is rarely meant."""
   # A flag that bears the name of another method says so itself; presets set some of those.
   prefixes = tuple(f"{name}_" for name in METHODS)
   vain = [
@@ -233,6 +233,8 @@ def notes(config: Config, flag_values: flags.FlagValues = _FLAGS) -> list[str]:
       said.append(f"note: no effect with --{flag}={getattr(config, flag)}: {', '.join(own)}")
   if vain:
     said.append(f"note: no effect with --algorithm={config.algorithm}: {', '.join(vain)}")
+  if remark := remark_of(config):
+    said.append(f"note: {remark}")
   return said
 
 

@@ -23,6 +23,7 @@ from rich.markdown import Markdown
 from experiments import flag_files, flags
 from experiments.run import begun
 from experiments.run.build import fixed_flags, program_key
+from experiments.run.checks import remark_of
 from experiments.run.environment import keep_compiled
 from experiments.run.failures import DivergedError
 from experiments.run.files import SUMMARY_NAME
@@ -105,6 +106,9 @@ def prepare(
     if run.refusal:
       point = " ".join(f"--{name}={value}" for name, value in run.point.items() if value)
       print(f"note: {point} cannot run: {run.refusal}")
+  told = (remark_of(run.config) for run in checked if not run.refusal)
+  for remark in dict.fromkeys(filter(None, told)):
+    print(f"note: {remark}")
   stack.enter_context(opened(directory, grid, checked))
   keep_compiled(next(run.config.compilation_cache_dir for run in checked if not run.refusal))
   return [

@@ -193,7 +193,8 @@ def _print_setup(config: flags.Config, experiment: Experiment) -> None:
   print(
     f"{method_of(config).name} on {config.dataset}: {config.model},"
     f" {describe_data(config, facts)},"
-    f" {facts['num_clients']} clients{empty}, {config.clients_per_round} a round,"
+    f" {facts['num_clients']} clients{empty} of --partition={config.partition},"
+    f" {config.clients_per_round} a round,"
     f" {config.rounds} rounds on {describe_environment()['device']}; compiling",
     flush=True,
   )

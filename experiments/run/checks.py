@@ -120,6 +120,18 @@ def _check_method(config: Config) -> None:
       raise ConfigError(f"--{name}={getattr(config, name)}: must be {right}")
 
 
+def remark_of(config: Config) -> str:
+  """Says which number of the method is allowed and yet rarely meant; "" if none is.
+
+  Args:
+    config: resolved flags.
+  """
+  method = method_of(config)
+  field, meaning = method.remark(own_hyper(config), config.rounds) or ("", "")
+  names = [setting.name for setting in method.settings() if setting.field == field]
+  return "".join(f"--{name}={getattr(config, name)}: {meaning}" for name in names)
+
+
 def _check_starting(config: Config, require: Callable[[bool, str, str], None]) -> None:
   chosen = starting_of(config)
   for name in ("init_exclude", "freeze"):

@@ -51,7 +51,17 @@ def _factory(name: str) -> tuple[Any, str]:
 @functools.cache
 def make_strange(name: str, input_shape: tuple[int, ...], num_outputs: int) -> Any:
   factory, _ = _factory(name)
-  names = inspect.signature(factory).parameters
+  is_class = inspect.isclass(factory)  # whose own signature flax.nnx hides
+  told = inspect.signature(factory.__init__ if is_class else factory).parameters
+  names = dict(list(told.items())[is_class:])
+  for own in list(names.values())[1:]:
+    is_free = own.kind in (own.VAR_POSITIONAL, own.VAR_KEYWORD) or own.default is not own.empty
+    if not is_free and own.name not in ("input_shape", "key"):
+      hint = ", which nnx.Rngs(key) makes" if own.name == "rngs" else ""
+      raise ConfigError(
+        f"--model={name}: must need only the number of outputs, input_shape and key, but needs"
+        f" {own.name}{hint}"
+      )
   asked = {"input_shape": input_shape} if "input_shape" in names else {}
   try:
     if "key" in names:  # the seed of the run decides where the model starts

@@ -98,6 +98,11 @@ def write_results(runs: Sequence[Run], directory: pathlib.Path) -> str:
     for kind in LACKING
     if kind in outcome.summary
   ]
+  reasons += [
+    f"- no better than guessing {_name(run)}"
+    for run, outcome in zip(runs, outcomes, strict=True)
+    if outcome.summary.get("is_chance")
+  ]
   table = "\n".join([*lines, *([""] if reasons else []), *reasons]) + "\n"
   (directory / "table.md").write_text(table, encoding="utf-8")
 

@@ -87,5 +87,11 @@ def feddst(setup: Setup) -> Algorithm:
 
 # Without the one dense gradient of a readjustment.
 METHOD = Method(
-  "feddst", "FedDST", feddst, Hyper, reads=("density",), layer_shares=shares_inside_masks
+  "feddst",
+  "FedDST",
+  feddst,
+  Hyper,
+  reads=("density",),
+  layer_shares=shares_inside_masks,
+  remark=adjusting.remark,
 )

@@ -154,5 +154,12 @@ def _layer_shares(
 
 
 METHOD = Method(
-  "fedmef", "FedMef", fedmef, Hyper, Options, reads=("density",), layer_shares=_layer_shares
+  "fedmef",
+  "FedMef",
+  fedmef,
+  Hyper,
+  Options,
+  reads=("density",),
+  layer_shares=_layer_shares,
+  remark=adjusting.remark,
 )

@@ -138,5 +138,11 @@ def _draw(beliefs: Beliefs, densities: jax.Array, key: Key) -> Masks:
 
 
 METHOD = Method(
-  "fedrts", "FedRTS", fedrts, Hyper, reads=("density",), layer_shares=shares_inside_masks
+  "fedrts",
+  "FedRTS",
+  fedrts,
+  Hyper,
+  reads=("density",),
+  layer_shares=shares_inside_masks,
+  remark=adjusting.remark,
 )

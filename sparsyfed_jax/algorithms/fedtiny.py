@@ -40,5 +40,11 @@ def fedtiny(setup: Setup) -> Algorithm:
 
 # Without the one dense gradient of a readjustment.
 METHOD = Method(
-  "fedtiny", "FedTiny", fedtiny, Hyper, reads=("density",), layer_shares=shares_inside_masks
+  "fedtiny",
+  "FedTiny",
+  fedtiny,
+  Hyper,
+  reads=("density",),
+  layer_shares=shares_inside_masks,
+  remark=adjusting.remark,
 )

@@ -47,5 +47,11 @@ def _squared(gradient: jax.Array, number: jax.Array) -> jax.Array:
 
 # Without the one dense gradient of a readjustment.
 METHOD = Method(
-  "prunefl", "PruneFL", prunefl, Hyper, reads=("density",), layer_shares=shares_inside_masks
+  "prunefl",
+  "PruneFL",
+  prunefl,
+  Hyper,
+  reads=("density",),
+  layer_shares=shares_inside_masks,
+  remark=adjusting.remark,
 )

@@ -13,7 +13,7 @@ that is what is sent besides the weights.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +77,19 @@ def is_due(hyper: Hyper, round_number: jax.Array) -> jax.Array:
   """Tells whether a round ends in a readjustment; () bool."""
   number = round_number.astype(jnp.float32)
   return (number % hyper.own.update_every == 0) & (number < hyper.own.update_until)
+
+
+def remark(own: Any, rounds: int) -> tuple[str, str] | None:
+  """Tells where a run never readjusts its masks though `update_until` is not 0.
+
+  Args:
+    own: the numbers of a method that has `UpdateEvery` and `UpdateUntil`.
+    rounds: of the run.
+  """
+  last = min(own.update_until, rounds)
+  if own.update_every < last or not own.update_until:
+    return None
+  return "update_every", f"masks are never readjusted, which takes a number below {last}"
 
 
 def drop_rate(hyper: Hyper, round_number: jax.Array) -> jax.Array:

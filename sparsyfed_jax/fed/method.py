@@ -109,6 +109,9 @@ class Method(NamedTuple):
   layer_shares: Callable[[Any, Any, str, bool, float, float], LayerShares] = dense_shares
   # (hyper, sparsity) -> (field, what would be right) of a number that contradicts others, or None
   check: Callable[[Any, float], tuple[str, str] | None] = lambda hyper, sparsity: None
+  # (hyper, rounds of the run) -> (field, what its value means) of a number that is allowed and yet
+  # rarely meant, or None
+  remark: Callable[[Any, int], tuple[str, str] | None] = lambda hyper, rounds: None
   prefix: str | None = None  # of its flags; by default `NAME_`
 
   def algorithm(self, setup: Setup, options: Any = None) -> Algorithm:

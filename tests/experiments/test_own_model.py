@@ -15,7 +15,7 @@ from sparsyfed_jax.io.writers import read_metrics
 SOURCE = """
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
+from flax import linen as nn, nnx
 
 
 def shallow(num_outputs):
@@ -47,6 +47,11 @@ class Lost(nn.Module):
 
 def dense(num_outputs):
   return nn.Dense(num_outputs)
+
+
+class Needy(nnx.Module):
+  def __init__(self, num_outputs, rngs):
+    pass
 
 
 def broken(num_outputs):
@@ -149,6 +154,7 @@ def test_what_a_method_cannot_follow_is_one_line(file):
   [
     ("nothing", r"must be a factory that can be imported \(AttributeError: "),
     ("number", "must be a function of the number of outputs, is a int"),
+    ("Needy", "must need only the number of outputs, input_shape and key, but needs rngs, which"),
     ("broken", r"must make a model of 10 outputs .* \(RuntimeError: no such weights\)"),
     ("dense", "Dense: gives an array of rank 4, must have 10 logits for the classes of the data"),
   ],

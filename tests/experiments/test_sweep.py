@@ -106,6 +106,22 @@ def test_runs_share_programs_resume_and_are_averaged(tmp_path, capsys, monkeypat
     run(directory, "--seed=0")
 
 
+def test_what_a_reader_of_the_table_may_overlook_is_said(tmp_path, capsys, monkeypatch):
+  values, runs = grid.read_grid(parse("--algorithm=fedavg,fedtiny", "--seed=0,1"))
+  with contextlib.ExitStack() as stack:
+    runs = sweep.prepare(values, runs, tmp_path / "grid", "sequential", stack)
+  told = capsys.readouterr().out
+  assert told.count("note: --fedtiny_update_every=10: masks are never readjusted") == 1
+
+  def outcome(run, _):
+    is_chance = run.config.algorithm == "fedavg" and run.config.seed == 1
+    return results.Outcome({"test_accuracy": 0.5, "is_chance": is_chance}, [])
+
+  monkeypatch.setattr(results, "read_outcome", outcome)
+  table = results.write_results(runs, tmp_path / "grid")
+  assert table.endswith("\n\n- no better than guessing algorithm=fedavg, seed=1\n")
+
+
 def test_a_shared_program_gives_what_its_own_would(tmp_path):
   run(tmp_path / "both", "--sparsity=0.5,0.9", "--beta=1.1,1.3")
   run(tmp_path / "one", "--sparsity=0.9", "--beta=1.3")

@@ -216,6 +216,28 @@ def test_flags_that_the_method_does_not_read_are_noted_and_not_recorded(tmp_path
   assert summary["prunable_sparsity"] == 0
 
 
+@pytest.mark.parametrize(
+  ("given", "limit"),
+  [
+    (["--rounds=20"], 10),
+    (["--rounds=22"], None),
+    (["--rounds=22", "--fedtiny_update_every=11"], 11),
+    (["--rounds=8", "--fedtiny_update_until=30"], 8),
+    (["--rounds=20", "--fedtiny_update_until=0"], None),
+  ],
+)
+def test_masks_that_are_never_readjusted_are_noted(given, limit):
+  values = FlagValues()
+  flags.define(values)
+  values(["train", "--algorithm=fedtiny", *given])
+  config = flags.resolve(flags.read(values))
+  expected = (
+    f"note: --fedtiny_update_every={config.fedtiny_update_every}: masks are never readjusted"
+  )
+  found = flags.notes(config, values)
+  assert found == ([f"{expected}, which takes a number below {limit}"] if limit else [])
+
+
 def test_every_preset_is_accepted(request):
   presets = sorted((request.config.rootpath / "experiments" / "presets").glob("*.flags"))
   assert presets
