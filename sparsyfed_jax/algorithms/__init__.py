@@ -28,20 +28,21 @@ from sparsyfed_jax.fed.method import Method
 METHODS: dict[str, Method] = {
   module.METHOD.name: module.METHOD
   for module in (
+    # Pictures colour methods in this order: those that the paper compares, then others.
     fedavg,
     feddst,
-    feddyn,
-    fedmef,
-    fedpm,
-    fedrts,
-    fedtiny,
     flash,
-    prunefl,
     scaffold,
     sparsyfed,
     static,
     topk,
     zerofl,
+    feddyn,
+    fedmef,
+    fedpm,
+    fedrts,
+    fedtiny,
+    prunefl,
   )
 }
 # Those that others are held against: the paper's, and training without pruning.

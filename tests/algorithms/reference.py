@@ -237,6 +237,10 @@ def upload(method, start, end):
 def start(method, params):
   """Makes the server's first parameters of a plain initialisation."""
   theta = double(params)
+  if method.name == "fedpm":  # probabilities, before any mask is known
+    return replace_kernels(
+      theta, {name: np.full_like(theta[name]["kernel"], 0.5) for name in NAMES}
+    )
   if method.name != "sparsyfed" or method.has("reparameterisation", "spectral"):
     return theta
   betas = SparsyFed(method, theta).betas

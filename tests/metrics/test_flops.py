@@ -341,7 +341,7 @@ class TestShares:
 
   def test_every_method_has_its_rule(self):
     for method in METHODS:
-      shares = shares_of(method, [1, 1, 1], target=1.0)
+      shares = shares_of(method, [1, 1, 1], target=1.0, activation_sparsity=0.0)
       assert shares == dict.fromkeys(NAMES, DENSE)
 
   @pytest.mark.parametrize(
