@@ -72,7 +72,7 @@ class TestNobodyChangesNothing:
       )
 
 
-@pytest.mark.parametrize("method", cases.DEFAULT_FORMS)
+@pytest.mark.parametrize("method", cases.with_slow_forms(cases.DEFAULT_FORMS))
 @pytest.mark.parametrize("name", ["batchnorm"])
 class TestPaddingChangesNothing:
   def test_empty_clients_add_nothing(self, method, name):
@@ -102,7 +102,7 @@ class TestPaddingChangesNothing:
     cases.assert_close((upload, metrics), expected, 1e-6)
 
 
-@pytest.mark.parametrize("method", cases.DEFAULT_FORMS)
+@pytest.mark.parametrize("method", cases.with_slow_forms(cases.DEFAULT_FORMS))
 def test_the_cut_of_the_cohort_changes_nothing(method, name="mlp"):
   def run(clients_per_chunk):
     state, kept, *_ = cases.whole(method, name)
@@ -126,7 +126,7 @@ def test_the_cut_of_the_cohort_changes_nothing(method, name="mlp"):
     cases.assert_close(run(clients_per_chunk), expected, 1e-5)
 
 
-@pytest.mark.parametrize("method", [*cases.DEFAULT_FORMS, "flash-jmwst"])
+@pytest.mark.parametrize("method", cases.with_slow_forms([*cases.DEFAULT_FORMS, "flash-jmwst"]))
 class TestReproducible:
   def run(self, method, state, num_rounds, seed=3, rounds_per_call=5):
     simulation = cases.simulation(method, "linear", rounds_per_call=rounds_per_call)

@@ -15,7 +15,7 @@ from sparsyfed_jax.fed.simulation import State, simulate
 from sparsyfed_jax.types import make_keys, total, weighted
 from tests import cases
 
-every_method = pytest.mark.parametrize("method", METHODS)
+every_method = pytest.mark.parametrize("method", cases.with_slow_forms(METHODS))
 CHANGED = cases.HYPER | {
   "rounds": 4.0,
   "client_lr": 0.2,
@@ -194,11 +194,12 @@ def test_every_value_has_an_effect(name):
 @pytest.mark.parametrize(
   ("method", "name"),
   [
-    (method, name)
+    one
     for method in METHODS
     if method != "sparsyfed"
     for name in own_numbers(method)
     if name != "flash_update_every"
+    for one in cases.with_slow_forms([method], name)
   ]
   + [("flash-jmwst", "flash_update_every")],
 )
