@@ -4,7 +4,7 @@ Acar et al., Federated learning based on dynamic regularization, ICLR 2021, arXi
 algorithm 1. Client k keeps the gradient g_k of its loss L_k where it ended last, and trains from
 the server's w on
 
-    L_k(y) - <g_k, y> + alpha / 2 * |y - w|^2.
+    L_k(y) - <g_k, y> + alpha / 2 * sum((y - w)^2).
 
 It ends in y_k, sends it, and then g_k <- g_k - alpha * (y_k - w). The server of m clients has
 h <- h - alpha / m * sum_k (y_k - w) over those that took part, and becomes mean(y_k) - h / alpha.
@@ -12,7 +12,7 @@ h <- h - alpha / m * sum_k (y_k - w) over those that took part, and becomes mean
 What is kept here is o_k = -g_k / alpha, the sum of all y_k - w so far, and o = -h / alpha, the mean
 of all clients' o_k; alpha is then in the local loss alone, which is
 
-    L_k(y) + alpha / 2 * |y - (w - o_k)|^2
+    L_k(y) + alpha / 2 * sum((y - (w - o_k))^2)
 
 but for a constant. Sums are weighted as models are: with equal weights the paper's. The authors'
 code takes plain means, and alpha times a client's mean share over its own, so that clients count by

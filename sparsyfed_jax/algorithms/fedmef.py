@@ -7,11 +7,11 @@ server drops its smallest weights and grows those of largest mean gradient.
 In such a round a client extrudes (section 3.2 of the paper): the weights theta_low that were the
 smallest of each layer when it received them, as many as will be dropped, add to its loss
 
-    extrusion * |theta_low|^2,
+    extrusion * sum(theta_low^2),
 
 so that little is lost with them, and the learning rate of step b of B is multiplied by
 
-    min(boost_limit, max(1, boost * p(b / B) * (2 * sigmoid(|theta_low|_1) - 1))),
+    min(boost_limit, max(1, boost * p(b / B) * (2 * sigmoid(sum(abs(theta_low))) - 1))),
     p(z) = 2 * (1 - z) / (2 - z).
 
 In all rounds, layers keep the largest 1 - activation_sparsity of their input alone for the backward

@@ -15,7 +15,7 @@ drawn with theta; about half of the weights are in it, and no sparsity can be as
 optimizer moves theta towards its new value, within [0, 1]. Weights that a run is given stay as they
 are, and all are kept at first.
 
-Scores are hard to move by plain SGD, as their gradients have a factor |weight| / 4 at most; the
+Scores are hard to move by plain SGD, as their gradients have a factor abs(weight) / 4 at most; the
 paper takes Adam at 0.1. The mask goes over the wire against the more likely mask of theta.
 
 Isik et al., Sparse random networks for communication-efficient federated learning, ICLR 2023, arXiv
