@@ -21,8 +21,8 @@ ACCEPTED = flags.DEFAULTS
     (dict(model="resnet1"), "one of mlp, cnn"),
     (
       dict(algorithm="nosuch"),
-      "one of fedavg, feddst, feddyn, fedmef, fedpm, fedrts, fedtiny, flash, prunefl, scaffold,"
-      " sparsyfed, static, topk, zerofl",
+      "one of fedavg, feddst, flash, scaffold, sparsyfed, static, topk, zerofl, feddyn, fedmef,"
+      " fedpm, fedrts, fedtiny, prunefl",
     ),
     (dict(sparsity_schedule="step"), "one of constant, cubic, linear"),
     (dict(server_optimizer="lion"), "one of sgd"),
