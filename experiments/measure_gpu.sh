@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Measures on one GPU, in at most eleven minutes, what a round costs beside a bare PyTorch loop, and
 # what of the authors' runs on CIFAR-10 fits: experiments/measure_gpu.sh DIRECTORY (or OUT=DIRECTORY).
-# Every step leaves its files, output and command there; the same DIRECTORY again goes on with what
-# is not done.
+# Every step leaves its files, output, command and commit there; the same DIRECTORY again goes on with
+# what is not done.
 #
 # CIFAR10            an npz of it: ResNet-18 with SparsyFed, then FedAvg, for as many of 700 rounds as
 #                    fit
@@ -65,6 +65,7 @@ step() {
     rm -rf -- "${directory:?}/$name"
   fi
   echo "$command" >"$directory/$name.command"
+  git rev-parse HEAD >"$directory/$name.commit" 2>/dev/null || true
   local start=$SECONDS
   # To the whole group, and hard in the end, so that nothing holds the GPU afterwards.
   timeout --kill-after=15 "$((limit < left ? limit : left))" "$@" \
@@ -115,8 +116,7 @@ peer() {
   fi
 }
 
-nvidia-smi >"$directory/nvidia-smi.txt" 2>&1 || true
-git rev-parse HEAD >"$directory/commit.txt" 2>/dev/null || true
+nvidia-smi >>"$directory/nvidia-smi.txt" 2>&1 || true # of every start; it tells the time
 if [[ -n "${CIFAR10:-}" && -n "${PLAN:-}" ]]; then
   step planned 120 "$python" -m experiments.train --preset=cifar10-lda1000 --rounds=4 \
     --eval_every=2 --dataset="npz:$CIFAR10" --output_dir="$directory/planned" "${one_run[@]}"

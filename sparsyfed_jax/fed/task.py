@@ -269,7 +269,7 @@ def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _of_labels(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Picks the logit of each row's label; NaN where there is none."""
+  """Picks the logit of each row's label; NaN for one beyond the last class, as optax."""
   return by_platform(logits, labels, cpu=_picked, default=_summed)
 
 
