@@ -45,7 +45,7 @@ def describe(config: flags.Config, facts: Mapping[str, Any]) -> dict[str, Any]:
     config: resolved flags.
     facts: what the data made of them, as `Experiment` has them.
   """
-  code = {name: digest for name, digest in _code_of(config).items() if digest is not None}
+  code = {name: digest for name, digest in code_of(config).items() if digest is not None}
   return {**recorded_flags(config), **code, "data": facts, **describe_environment()}
 
 
@@ -105,7 +105,7 @@ def check_flags(before: Mapping[str, Any], config: flags.Config, directory: path
     raise flags.ConfigError(
       f"--{name}={value}: must be {before[name]} to go on with the run in {directory}"
     )
-  for name, digest in _code_of(config).items():
+  for name, digest in code_of(config).items():
     if before.get(name) != digest:
       flag = "algorithm" if name == "method_sha256" else "model"
       raise flags.ConfigError(
@@ -199,7 +199,7 @@ def note_changes(
   ]
 
 
-def _code_of(config: flags.Config) -> dict[str, str | None]:
+def code_of(config: flags.Config) -> dict[str, str | None]:
   """Makes digests of the code of others: of the method and of the model."""
   return {"method_sha256": source_digest(config), "model_sha256": model_digest(config)}
 

@@ -14,7 +14,7 @@ import pathlib
 import statistics
 import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from absl import app, logging
 from absl import flags as absl_flags
@@ -67,6 +67,36 @@ class Column(NamedTuple):
   lacking: str = "not measured"  # said of runs without a value
 
 
+class Grids(Protocol):
+  """What runs there are: a study, or whatever else says so."""
+
+  @property
+  def name(self) -> str:
+    """Of the files."""
+
+  @property
+  def blocks(self) -> tuple[tuple[str, ...], ...]:
+    """Flags of each grid."""
+
+  @property
+  def smoke(self) -> tuple[str, ...]:
+    """Flags that replace those of the blocks with --smoke."""
+
+  @property
+  def complete(self) -> Callable[[Grid], Grid]:
+    """Adds flags that follow from others."""
+
+
+class Asked(NamedTuple):
+  """What a command says of the runs of grids."""
+
+  grids: list[Grid]
+  runs: list[grid.Run]
+  directory: pathlib.Path
+  mode: str  # of experiments.sweep
+  is_discarding: bool
+
+
 class Study(NamedTuple):
   """Runs, and what is made of them."""
 
@@ -87,6 +117,11 @@ ACCURACY = Column(
 
 def run(study: Study) -> None:
   """Runs a study as a program."""
+  run_grids(study, functools.partial(conduct, study))
+
+
+def run_grids(grids: Grids, conduct: Callable[[], None]) -> None:
+  """Runs as a program what is made of grids; `conduct` begins with `asked`."""
   table = absl_flags.FLAGS
   others = set(table)
   try:
@@ -96,7 +131,7 @@ def run(study: Study) -> None:
   for name in set(table) - others:  # for --help of the script
     table.register_key_flag_for_module(sys.argv[0], table[name])
   logging.set_verbosity(logging.WARNING)
-  app.run(functools.partial(_main, study), flags_parser=flags.parse)
+  app.run(lambda argv: conduct(), flags_parser=flags.parse)  # parse refuses what is not a flag
 
 
 def _define(table: absl_flags.FlagValues, argv: Sequence[str]) -> None:
@@ -106,18 +141,23 @@ def _define(table: absl_flags.FlagValues, argv: Sequence[str]) -> None:
   )
 
 
-def _main(study: Study, argv: Sequence[str]) -> None:
-  del argv  # flags.parse refuses what is not a flag
+def asked(grids: Grids) -> Asked:
+  """Reads the command; raises as `read`, or a ConfigError where there is no --output_dir."""
   table = absl_flags.FLAGS
-  mode, path = str(table["sweep_mode"].value), table["output_dir"].value
+  path = table["output_dir"].value
   if table["smoke"].value and not path:
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    path = f"runs/{now}-{study.name}-smoke"
+    path = f"runs/{now}-{grids.name}-smoke"
+  lists, runs = read(grids, sys.argv[1:])
+  mode, is_discarding = str(table["sweep_mode"].value), bool(table["discard_rounds"].value)
+  return Asked(lists, runs, members.directory_of(path), mode, is_discarding)
+
+
+def conduct(study: Study) -> None:
+  """Runs what the command says of a study, and writes its files."""
   with contextlib.ExitStack() as stack:
     try:
-      grids, runs = read(study, sys.argv[1:])
-      directory = members.directory_of(path)
-      is_discarding = bool(table["discard_rounds"].value)
+      grids, runs, directory, mode, is_discarding = asked(study)
       runs = sweep.prepare(grids, runs, directory, mode, stack, is_discarding)
     except (flags.ConfigError, absl_flags.Error, OSError) as error:
       flags.fail(error)
@@ -125,11 +165,11 @@ def _main(study: Study, argv: Sequence[str]) -> None:
   print(f"picture: {directory / study.name}.png")
 
 
-def read(study: Study, arguments: Sequence[str]) -> tuple[list[Grid], list[grid.Run]]:
+def read(study: Grids, arguments: Sequence[str]) -> tuple[list[Grid], list[grid.Run]]:
   """Makes the runs of a study.
 
   Args:
-    study: of them.
+    study: of them, or other grids.
     arguments: the flags given. Those of a --preset or in a --flagfile give way to the study's, the
       others replace them.
 

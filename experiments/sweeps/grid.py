@@ -116,13 +116,13 @@ def identity(run: Run) -> str:
   That is all flags which the method reads and which are not at their defaults, so that flags of
   later versions change no name. Flags without effect on results count where the sweep varies them.
   """
-  config = {**run.config._asdict(), **dict.fromkeys(flags.ignored(run.config))}
+  config = run.config._asdict()
   defaults = {name: flag.default for name, flag in all_flags(run.config).items()}
-  defaults["partition"] = known_partition(run.config) if config["partition"] else None
+  defaults["partition"] = known_partition(run.config)
   values = {
-    name: value
-    for name, value in config.items()
-    if (name not in flags.WITHOUT_EFFECT or run.point.get(name)) and value != defaults[name]
+    name: config[name]
+    for name in config.keys() - set(flags.ignored(run.config))
+    if (name not in flags.WITHOUT_EFFECT or run.point.get(name)) and config[name] != defaults[name]
   }
   return json.dumps(values, sort_keys=True)
 

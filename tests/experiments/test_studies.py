@@ -350,7 +350,7 @@ def test_a_smoke_run_ends_in_its_files_and_goes_on(tmp_path, capsys, monkeypatch
     table = study._parse(given)
     monkeypatch.setattr(study.absl_flags, "FLAGS", table)
     monkeypatch.setattr(sweep, "keep_compiled", lambda _: None)
-    study._main(table1.STUDY, [])
+    study.conduct(table1.STUDY)
     return capsys.readouterr().out
 
   output = start()

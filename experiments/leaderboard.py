@@ -1,0 +1,141 @@
+"""The leaderboard: methods by sparsity, split and seed, and what each accuracy cost in bytes.
+
+`python -m experiments.leaderboard --preset=leaderboard-digits --output_dir=runs/board`, or --smoke.
+
+The flags are those of `experiments.sweep`. A board grows: every run that has ended is a row of
+board.jsonl in --output_dir, and a run that has its row is not run again, whichever command it was
+part of. So `--algorithm=./mine.py:METHOD` beside the same directory adds a method to a board whose
+other rows somebody else has measured, and several commands may work on one board at a time. The
+runs themselves are below runs/ there. A command that was stopped goes on when it is started again.
+
+Writes leaderboard.md and leaderboard.png, of all rows of the board.
+"""
+
+import contextlib
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
+
+from absl import flags as absl_flags
+
+from experiments import flags, sweep
+from experiments.boards import pages, rows
+from experiments.boards.rows import Row
+from experiments.run.data import load, source_of
+from experiments.studies.study import SEEDS, SPARSITIES, Grid, Outcome, asked, run_grids
+from experiments.sweeps import grid, results
+from sparsyfed_jax.data.dataset import Dataset
+from sparsyfed_jax.data.sources import DataError
+
+_NAME = "leaderboard"
+_RUNS = "runs"  # of the board's directory; each set of flags has a sweep of its own there
+
+
+class Board(NamedTuple):
+  """The runs of a board that has none yet."""
+
+  name: str = _NAME
+  blocks: tuple[tuple[str, ...], ...] = (
+    ("--preset=studies/leaderboard", SPARSITIES, "--dirichlet_alpha=1,0.1", SEEDS),
+  )
+  smoke: tuple[str, ...] = (
+    "--preset=studies/leaderboard-smoke",
+    "--sparsity=0.9,0.99",
+    "--seed=0,1",
+  )
+  complete: Callable[[Grid], Grid] = lambda lists: lists
+
+
+BOARD = Board()
+
+
+def main() -> None:
+  """Runs what the board lacks, and writes it."""
+  with contextlib.ExitStack() as stack:
+    try:
+      grids, runs, board, mode, is_discarding = asked(BOARD)
+      place = _sweep_directory(grids, board)
+      known = rows.read(board)
+      heads = heads_of(runs, known, board)
+      keys = {rows.key_of(row) for row in known}
+      done = [rows.key_of(head) in keys for head in heads]
+      print(f"{len(runs)} runs, {sum(done)} of them on the board")
+      left = [
+        run
+        for run, is_done in zip(runs, done, strict=True)
+        if not is_done or grid.place_of(run, place).exists()
+      ]
+      if left:
+        left = sweep.prepare(grids, left, place, mode, stack, is_discarding)
+    except (flags.ConfigError, DataError, absl_flags.Error, OSError) as error:
+      flags.fail(error)
+    by_run = dict(zip(map(grid.identity, runs), heads, strict=True))
+
+    def write(ended: Sequence[grid.Run], directory: pathlib.Path) -> str:
+      return write_board(ended, [by_run[grid.identity(run)] for run in ended], directory, board)
+
+    sweep.finish(left, place, mode, write)
+  print(f"picture: {board / _NAME}.png")
+
+
+def _sweep_directory(grids: Sequence[Grid], board: pathlib.Path) -> pathlib.Path:
+  digest = hashlib.sha256(json.dumps(grids, sort_keys=True).encode()).hexdigest()[:8]
+  return board / _RUNS / digest
+
+
+def heads_of(runs: Sequence[grid.Run], known: Sequence[Row], board: pathlib.Path) -> list[Row]:
+  """Makes what is known of the rows of runs beforehand, and checks that they fit the board.
+
+  Each data set is read once for each seed, which may split it.
+
+  Raises:
+    ConfigError: a run does not fit the board's other runs; or the data cannot be read.
+  """
+  sets: dict[Hashable, Dataset] = {}
+  heads: list[Row] = []
+  for run in runs:
+    source = source_of(run.config)
+    if source not in sets:
+      sets[source] = load(run.config)
+    head = rows.make_head(run, sets[source])
+    rows.check([*known, *heads[:1]], head, run.config.dataset, board)
+    heads.append(head)
+  return heads
+
+
+def write_board(
+  runs: Sequence[grid.Run],
+  heads: Sequence[Row],
+  directory: pathlib.Path,
+  board: pathlib.Path,
+) -> str:
+  """Adds the rows of runs to a board and writes its files; returns its tables.
+
+  Args:
+    runs: that have ended. Those that could not run, or whose files are damaged, get no row.
+    heads: of each.
+    directory: of the runs.
+    board: its directory.
+  """
+  new = []
+  for run, head in zip(runs, heads, strict=True):
+    summary, table = results.read_outcome(run, directory)
+    if reason := summary.get("refused") or summary.get("damaged"):
+      print(f"note: no row for {grid.name_of(run)}: {reason}")
+    else:
+      new.append(
+        rows.make_row(head, Outcome(run.config, summary, table, grid.place_of(run, directory)))
+      )
+  every = rows.add(board, new)
+  if not every:
+    raise flags.ConfigError(f"--output_dir={board}: no run has ended well")
+  text = pages.report(every)
+  (board / f"{_NAME}.md").write_text(text, encoding="utf-8")
+  pages.draw(every, board / f"{_NAME}.png")
+  return text
+
+
+if __name__ == "__main__":
+  run_grids(BOARD, main)
