@@ -176,17 +176,23 @@ def _moved(memory: Kept, received: Thresholds) -> Variables:
 
   def move(w: jax.Array, name: str) -> jax.Array:
     window = math.prod(w.shape[:-2]) if w.ndim > 2 else w.shape[0]
-    sign = jnp.sign(jnp.sum(w, axis=tuple(range(w.ndim - 1))))
-    return w - sign * (received[name] - memory.received[name]) / window
+    sign = jnp.sign(jnp.sum(w, axis=_inputs(w)))
+    way = sign * (received[name] - memory.received[name]) / window
+    return w - jnp.expand_dims(way, _inputs(w))
 
   named = zip(kernels, trees.layer_names(params), strict=True)
   moved = trees.cast_like(rebuild([move(*one) for one in named]), params)
   return {**memory.variables, "params": moved}
 
 
+def _inputs(w: jax.Array) -> tuple[int, ...]:
+  """The axes of what comes into a unit."""
+  return tuple(range(w.ndim - 1))
+
+
 def _excess(w: jax.Array, threshold: jax.Array) -> jax.Array:
   """By how much units weigh more than they must."""
-  return jnp.mean(jnp.abs(w), axis=tuple(range(w.ndim - 1))) - threshold
+  return jnp.mean(jnp.abs(w), axis=_inputs(w)) - threshold
 
 
 def _pruned(params: Params, carry: Carry) -> Params:
@@ -197,7 +203,8 @@ def _pruned(params: Params, carry: Carry) -> Params:
   def prune(w: jax.Array, name: str) -> jax.Array:
     excess = _excess(w, thresholds[name])
     # The value is the mask's, the gradient that of the excess.
-    return w * ((excess > 0).astype(w.dtype) + (excess - jax.lax.stop_gradient(excess)))
+    mask = (excess > 0).astype(w.dtype) + (excess - jax.lax.stop_gradient(excess))
+    return w * jnp.expand_dims(mask, _inputs(w))
 
   named = zip(kernels, trees.layer_names(weights), strict=True)
   return {**params, "weights": trees.cast_like(rebuild([prune(*one) for one in named]), weights)}
@@ -219,12 +226,14 @@ def _revived(params: Params) -> Params:
 def _masked(variables: Variables, thresholds: Thresholds) -> Variables:
   """Makes the variables of the plain model, with exact zeros."""
   params = _revived({"weights": variables["params"], "thresholds": thresholds})
+
+  def prune(w: jax.Array, name: str) -> jax.Array:
+    is_left = _excess(trees.widened(w), params["thresholds"][name]) > 0
+    return jnp.where(jnp.expand_dims(is_left, _inputs(w)), w, 0)
+
   kernels, rebuild = trees.split_prunable(params["weights"])
-  wide, _ = trees.split_prunable(trees.widened(params["weights"]))
-  names = trees.layer_names(params["weights"])
-  masks = [_excess(w, params["thresholds"][name]) > 0 for w, name in zip(wide, names, strict=True)]
-  pruned = [jnp.where(mask, w, 0) for mask, w in zip(masks, kernels, strict=True)]
-  return {**variables, "params": rebuild(pruned)}
+  named = zip(kernels, trees.layer_names(params["weights"]), strict=True)
+  return {**variables, "params": rebuild([prune(*one) for one in named])}
 
 
 METHOD = Method("spafl", "SpaFL", spafl, Hyper)
