@@ -14,30 +14,32 @@ since the last time, the weights of the unit come nearer to 0,
 
     w <- w - sign(sum(w)) * change / n,
 
-n being the size of the window of a filter, or the number of inputs of a neuron. Where no more than a
-hundredth of the units of a layer is left, its thresholds begin again at 0.
+n being the size of the window of a filter, or the number of inputs of a neuron. Where no more than
+a hundredth of the units of a layer is left, its thresholds begin again at 0.
 
-What predicts: there is no common model. Each client has its own, with the thresholds that it trained
-last (0 before its first round), and weights that have followed the server's until now. What is
-reported in the paper is the mean accuracy of these models, each on test data like its client's: with
+What predicts: there is no common model. Each client has its own, with the thresholds that it
+trained last (0 before its first round), and weights that have followed the server's until now. What
+is reported of SpaFL is the mean accuracy of these models, each on test data like its client's: with
 `--client_eval` that is `client_accuracy_mean`, over all clients there are. The server knows no
 weights but those that all clients began with. `test_accuracy`, and the model that a run saves, are
-of a client before its first round: the initial weights, moved and pruned by the server's thresholds.
-They have seen no example, so it is that of guessing. No sparsity can be asked for; that of clients'
-models after their training is `client_prunable_sparsity`, while `prunable_sparsity` is the server's.
+of a client before its first round: the initial weights, moved and pruned by the server's
+thresholds. They have seen no example and predict no better than guessing. No sparsity can be asked
+for; that of clients' models after their training is `client_prunable_sparsity`, while
+`prunable_sparsity` is that of the server's.
 
 Kim et al., SpaFL: Communication-efficient federated learning with sparse models and low
 computational overhead, NeurIPS 2024, arXiv 2406.00431. Details are those of the released code,
 news-vt/SpaFL_NeruIPS_2024, whose copies for three data sets differ from each other. That for
 CIFAR-10 drops the gradient of a mask wherever `abs(mean(abs(w)) - tau)` is at most 1, which is
-almost everywhere and leaves thresholds to the penalty; here it is that for Fashion-MNIST, which drops
-nothing. That for Fashion-MNIST and CIFAR-100 lets the penalty grow over the rounds; here it is
-constant, as for CIFAR-10. For CIFAR-10 and CIFAR-100 all clients move their weights after each round,
-and so hear of all thresholds; for Fashion-MNIST only those that take part, by the last change alone.
-Here a client moves by all changes since it took part, as it takes part: the same as the former, but
-where the sign of a sum turns in between, with nothing sent to clients that are not sampled. A layer
-begins again before a step that it would be dead in, not after it. There the server weighs all
-clients alike, they train by SGD with momentum 0.9 and clipped gradients, and models have no biases.
+almost everywhere and leaves thresholds to the penalty; here it is that for Fashion-MNIST, which
+drops nothing. Those for Fashion-MNIST and CIFAR-100 let the penalty grow over the rounds; here it
+is constant, as for CIFAR-10. For CIFAR-10 and CIFAR-100 all clients move their weights after each
+round, and so hear of all thresholds; for Fashion-MNIST only those that take part, by the last
+change alone. Here a client moves as it takes part, by all changes since it did: the same as the
+former, but where the sign of a sum turns in between, with nothing sent to clients that are not
+sampled. A layer begins again before a step that it would be dead in, not after it. There the server
+weighs all clients alike, clients train by SGD with momentum 0.9 and for CIFAR with clipped
+gradients, and models have no biases, which pruned units keep here.
 
 Example:
   >>> import sparsyfed_jax as sf
