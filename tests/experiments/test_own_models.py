@@ -53,6 +53,7 @@ def test_each_client_is_evaluated_by_its_model_on_its_examples(own):
   assert last["client_accuracy_mean"] == pytest.approx(np.mean(accuracies))
   # The server's model has seen nothing.
   assert last["client_accuracy_mean"] > last["test_accuracy"] + 0.2
+  assert "is_chance" not in summary
   assert summary["dense_bytes"] > 50 * summary["downlink_bytes_per_client_round"]
 
 
