@@ -29,8 +29,10 @@ def summarise(
   judgement = judgement_of(config)
   main = f"test_{judgement.main.name}"
   # Where clients have models of their own, that of the server need not have learnt anything.
-  has_own = experiment.algorithm.client_model is not None
-  chance = {} if has_own else describe_chance(last[main], experiment.y_test, judgement.main)
+  if experiment.algorithm.client_model is None:
+    meaning = describe_chance(last[main], experiment.y_test, judgement.main)
+  else:
+    meaning = {"has_client_models": True}
   summary = {
     "algorithm": config.algorithm,
     "dataset": config.dataset,
@@ -40,7 +42,7 @@ def summarise(
     **({} if task_of(config) == "classification" else {"task": task_of(config)}),
     **{name: last[name] for name in (f"test_{metric.name}" for metric in judgement.metrics)},
     "test_loss": last["test_loss"],
-    **chance,
+    **meaning,
     "output_dir": str(member.directory),
     "empty_clients": experiment.facts["empty_clients"],
     **dict.fromkeys(("global_sparsity", "prunable_sparsity")),

@@ -53,7 +53,7 @@ def test_each_client_is_evaluated_by_its_model_on_its_examples(own):
   assert last["client_accuracy_mean"] == pytest.approx(np.mean(accuracies))
   # The server's model has seen nothing.
   assert last["client_accuracy_mean"] > last["test_accuracy"] + 0.2
-  assert "is_chance" not in summary
+  assert summary["has_client_models"] and "is_chance" not in summary
   assert summary["dense_bytes"] > 50 * summary["downlink_bytes_per_client_round"]
 
 
@@ -68,9 +68,14 @@ def test_side_by_side_each_run_has_its_own_clients(tmp_path):
   arguments = "--algorithm=spafl", "--client_lr=0.1", "--seed=0,1", "--client_eval=true"
   found = {}
   for mode in ("sequential", "vmap"):
-    test_sweep.run(tmp_path / mode, *arguments, mode=mode)
+    table = test_sweep.run(tmp_path / mode, *arguments, mode=mode)
     places = [test_sweep.place(tmp_path / mode, f"seed={seed}") for seed in (0, 1)]
     found[mode] = [summary_of(place)["client_accuracies"] for place in places]
+  first, second = (np.mean(accuracies) for accuracies in found["vmap"])
+  assert table.endswith(
+    f"- clients predict with models of their own seed=0: {first:.4f} on average\n"
+    f"- clients predict with models of their own seed=1: {second:.4f} on average\n"
+  )
   for one, other in zip(*found.values(), strict=True):
     assert one == pytest.approx(other, abs=1e-6)
   assert found["vmap"][0] != found["vmap"][1]
