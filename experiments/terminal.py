@@ -101,6 +101,8 @@ def closing_table(summary: Row, note: str = "") -> None:
   ):
     if summary.get(key) is not None:
       table.add_row(name, style.format(summary[key]), "")
+  if accuracies := [one for one in summary.get("client_accuracies") or () if one is not None]:
+    table.add_row("mean accuracy of clients", f"{sum(accuracies) / len(accuracies):.4f}", "")
   late = summary.get("late_clients")
   whose = "of a client that counted" if late else "per client and round"
   for way in ("uplink", "downlink"):

@@ -125,6 +125,18 @@ class Run(NamedTuple):
     """Reads out the variables with which the plain model, such as `MLP(10)`, predicts."""
     return self.algorithm.model(state.server)
 
+  def client_model(self, state: State, number: int) -> Variables:
+    """Reads out the variables with which one client predicts: those of `model`, of most methods.
+
+    Args:
+      state: of the run.
+      number: of the client, from 0.
+    """
+    if self.algorithm.client_model is None:
+      return self.model(state)
+    memory = jax.tree.map(lambda leaf: leaf[number], state.memories)
+    return self.algorithm.client_model(self.algorithm.broadcast(state.server), memory)
+
 
 def classification(model: Any, data: Dataset, dtype: Any = jnp.float32, prunable: str = "") -> Task:
   """Makes the task of classifying the examples of a data set: softmax cross entropy.

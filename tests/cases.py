@@ -92,17 +92,21 @@ SEND_WEIGHTS = (
   "feddyn",
   "fedpm",
 )
+SEND_THRESHOLDS = ("spafl",)  # see tests/algorithms/test_spafl.py
 SEND_CHANGES = (
   "sparsyfed-changes",
   "sparsyfed-changes-with-feedback",
   "zerofl-masked-changes",
   "zerofl-changes",
 )
-SEND_MASKED = tuple(name for name in FORMS if name not in SEND_WEIGHTS + SEND_CHANGES)
+SEND_MASKED = tuple(
+  name for name in FORMS if name not in SEND_WEIGHTS + SEND_CHANGES + SEND_THRESHOLDS
+)
 KEEP_MEMORY = (
   "scaffold",
   "feddyn",
   "sparsyfed-changes-with-feedback",
+  "spafl",
 )  # see tests/algorithms/test_memories.py
 NUM_CLASSES = 3
 BATCH_SIZE = 4
@@ -163,6 +167,7 @@ HYPER = {
   "prunefl_update_every": 2.0,
   "prunefl_update_until": 9.0,
   "prunefl_drop_rate": 0.5,
+  "spafl_penalty": 0.1,
 }
 
 

@@ -42,6 +42,7 @@ from sparsyfed_jax.fed.method import Pattern
 from sparsyfed_jax.fed.sampling import AVAILABILITIES
 from sparsyfed_jax.fed.simulation import Simulation, simulate
 from sparsyfed_jax.fed.streaming import rows_needed
+from sparsyfed_jax.metrics.cost import dense_bytes
 from sparsyfed_jax.metrics.flops import LayerCost
 from sparsyfed_jax.types import Keys, make_keys
 
@@ -69,6 +70,7 @@ class Experiment(NamedTuple):
   # (state, federation, key) -> `Exchange` of a client; None where nothing is encoded
   exchange: Callable[..., Exchange] | None
   facts: dict[str, Any]  # what the data made of the flags, for config.json
+  dense_bytes: int  # of a model
   remarks: tuple[str, ...]  # what is allowed in the data and yet often a mistake
   split: tuple[Split, ...]  # before and, with --shift_round, after
   num_rows: int  # for which each device has room where not all have all; 0 where they do
@@ -201,7 +203,8 @@ def _assemble(
   target = machine.target(mesh)
   own_chunk = choose_chunk(config.clients_per_chunk, setup, example, most, target, label)
   chunk = processes.smallest(own_chunk)  # all have to run the same program
-  layers = tuple(trees.layer_names(jax.eval_shape(setup.task.init, keys.init)["params"]))
+  variables = jax.eval_shape(setup.task.init, keys.init)
+  layers = tuple(trees.layer_names(variables["params"]))
   costs = costs_of(config, dataset, setup.task) if config.metrics else ()
   simulation = simulate(
     algorithm,
@@ -251,7 +254,8 @@ def _assemble(
       **scale_facts(dataset),
       **({"fleet_sha256": digest(jax.tree.leaves(prepared.fleet))} if prepared.fleet else {}),
     ),
-    remarks=tuple(setup.task.remarks),
+    dense_bytes=dense_bytes(variables),
+    remarks=(*setup.task.remarks, *_own_models(config, algorithm)),
     split=(),
   )
   return made, setup
@@ -356,6 +360,15 @@ def _make_algorithm(config: Config, setup: Setup) -> Algorithm:
     raise ConfigError(
       f"--{str(error).replace(repr(config.wire_dtype), config.wire_dtype)}"
     ) from error
+
+
+def _own_models(config: Config, algorithm: Algorithm) -> tuple[str, ...]:
+  if algorithm.client_model is None or config.client_eval:
+    return ()
+  return (
+    f"clients of --algorithm={config.algorithm} predict with models of their own, which"
+    " --client_eval evaluates; test_accuracy is that of a client before its first round",
+  )
 
 
 def _check_shift(config: Config, algorithm: Algorithm, setup: Setup, prepared: _OnHost) -> None:

@@ -14,6 +14,24 @@ def owners_at(owners: TestOwners, shift_round: int | None, done: int) -> np.ndar
   return owners.before if shift_round is None or done <= shift_round else owners.after
 
 
+def lists_of(owners: np.ndarray, num_clients: int) -> np.ndarray:
+  """Lists the test examples of each client, as `Simulation.score_own` takes them.
+
+  Args:
+    owners: (num_test,) int32, whose they are.
+    num_clients: of the run.
+
+  Returns:
+    (num_clients, most) int32, in which num_test fills up what is shorter.
+  """
+  known = owners[owners < num_clients]  # others take part in no round, and keep nothing
+  counts = np.bincount(known, minlength=num_clients)
+  lists = np.full((num_clients, max(int(counts.max()), 1)), len(owners), np.int32)
+  order = np.argsort(owners, kind="stable")[: len(known)]
+  lists[np.arange(lists.shape[1]) < counts[:, None]] = order
+  return lists
+
+
 def client_scores(scores: Mean, owners: np.ndarray, num_clients: int) -> list[float | None]:
   """Computes how good a model is for each client on its own test examples.
 

@@ -19,6 +19,7 @@ SUMMARY_NAME = "summary.json"
 # Columns of metrics.jsonl and entries of summary.json that are numbers, null where not measured.
 _SHARES = (
   *("global_sparsity", "prunable_sparsity", "target_sparsity"),
+  *("client_global_sparsity", "client_prunable_sparsity"),
   *("client_regrowth", "server_regrowth", "mask_iou", "client_mask_iou"),
   *("accuracy_before_shift", "lowest_accuracy_after_shift", "target_accuracy"),
 )

@@ -128,7 +128,7 @@ def train_loop(
     files = [stack.enter_context(_open_files(member, done)) for member in writers]
     caught = stack.enter_context(catch_signals())
     while done < config.rounds and not stop:
-      state, results = _advance(config, programs, inputs, state, done)
+      state, results = _advance(members, programs, inputs, state, done)
       done += results.rounds
       run_seconds += results.seconds
       hits = hits if results.hits is None else results.hits
@@ -148,7 +148,7 @@ def train_loop(
       if signal and not is_last:
         raise StoppedError(signal, done, members[0].directory if config.checkpoint_every else None)
   if config.client_eval and hits is None:  # a run that had ended before
-    hits = programs.score_each(state, inputs)
+    hits = programs.score_each(state, inputs, _owners_of(members, done))
   # Of this process; a run that went on may have none left.
   rounds_here = (done - start.done) * len(members)
   seconds = run_seconds / rounds_here if rounds_here else None
@@ -280,10 +280,18 @@ def _next_stop(config: Config, done: int) -> int:
   return min(stops)
 
 
+def _owners_of(members: Sequence[Member], done: int) -> list[np.ndarray]:
+  """Finds whose the test examples of each run are after `done` rounds."""
+  return [
+    owners_at(member.experiment.test_owners, member.config.shift_round, done) for member in members
+  ]
+
+
 def _advance(
-  config: Config, programs: Programs, inputs: Inputs, state: Any, done: int
+  members: Sequence[Member], programs: Programs, inputs: Inputs, state: Any, done: int
 ) -> tuple[Any, _Results]:
   """Runs the rounds up to the next at which something is due, and does that."""
+  config = members[0].config
   is_shifted = config.shift_round is not None and done >= config.shift_round
   current = inputs._replace(federation=inputs.shifted) if is_shifted else inputs
   is_compared = _is_due(done + 1, config.mask_metrics_every)
@@ -295,7 +303,9 @@ def _advance(
   done += count
   is_evaluated = _is_due(done, config.eval_every) or done == config.rounds
   scores = programs.evaluate(state, inputs) if is_evaluated else {}
-  hits = programs.score_each(state, inputs) if is_evaluated and config.client_eval else None
+  hits = None
+  if is_evaluated and config.client_eval:
+    hits = programs.score_each(state, inputs, _owners_of(members, done))
   is_encoded = is_evaluated and config.wire_codec != "plain"
   exchange = programs.exchange(state, current) if is_encoded else None
   mask = programs.pack(state) if _is_due(done, config.mask_metrics_every) else None

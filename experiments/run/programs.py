@@ -11,11 +11,12 @@ import numpy as np
 from jax import lax
 
 from experiments.run.build import Experiment
+from experiments.run.clients import lists_of
 from experiments.run.compiling import compile_in_turn
 from experiments.run.layout import Layout, layout_of, without_memories
 from sparsyfed_jax.fed.cohort import Federation
 from sparsyfed_jax.fed.devices import platform_of
-from sparsyfed_jax.fed.simulation import State
+from sparsyfed_jax.fed.simulation import Simulation, State
 from sparsyfed_jax.fed.streaming import Staged, run_staged, stage
 from sparsyfed_jax.types import Key, Memory
 
@@ -44,7 +45,9 @@ class Programs(NamedTuple):
   run: Callable[[Any, Inputs, int], tuple[Any, dict[str, np.ndarray]]]
   evaluate: Callable[[Any, Inputs], dict[str, np.ndarray]]
   # The others are compiled when first called.
-  score_each: Callable[[Any, Inputs], Any]  # how good it is on each test example, as `Simulation`
+  # (state, inputs, of each run whose its test examples are) -> how good the model is on each, as
+  # `Simulation`; where clients have models of their own, that of the example's client
+  score_each: Callable[[Any, Inputs, Sequence[np.ndarray]], Any]
   agree: Callable[[Any, Inputs], np.ndarray]  # agreement of the coming round's masks
   exchange: Callable[[Any, Inputs], Any]  # with --wire_codec, what a client receives and sends
   pack: Callable[[Any], np.ndarray]  # the global mask
@@ -126,6 +129,7 @@ def compile_programs(experiment: Experiment) -> Programs:
     experiment, layout, inputs, shapes
   )
   read = jax.jit(experiment.algorithm.model)
+  has_own = experiment.algorithm.client_model is not None
   exchange = jax.jit(experiment.exchange or _nothing)
   init, evaluate, *compiled = compile_in_turn(
     lambda: simulation.init.lower(inputs.hyper, inputs.init_key),
@@ -139,7 +143,9 @@ def compile_programs(experiment: Experiment) -> Programs:
     evaluate=lambda state, inputs: jax.device_get(
       evaluate(without_memories(state), inputs.x_test, inputs.y_test)
     ),
-    score_each=lambda state, inputs: jax.device_get(
+    score_each=partial(_score_own, simulation, layout)
+    if has_own
+    else lambda state, inputs, owners: jax.device_get(
       simulation.score_each(without_memories(state), inputs.x_test, inputs.y_test)
     ),
     agree=lambda state, inputs: jax.device_get(
@@ -197,6 +203,7 @@ def compile_side_by_side(experiment: Experiment, inputs: Inputs, axes: Inputs) -
 
   pack = jax.jit(for_each_run(simulation.pack, 0))
   read = jax.jit(for_each_run(experiment.algorithm.model, 0))
+  has_own = experiment.algorithm.client_model is not None
 
   shapes = jax.eval_shape(init, inputs)
   layout = layout_of(experiment, axis=1)
@@ -218,7 +225,9 @@ def compile_side_by_side(experiment: Experiment, inputs: Inputs, axes: Inputs) -
     evaluate=lambda state, inputs: jax.device_get(
       compiled_evaluate(without_memories(state), inputs)
     ),
-    score_each=lambda state, inputs: jax.device_get(score_each(without_memories(state), inputs)),
+    score_each=partial(_score_own, simulation, layout, axes=axes)
+    if has_own
+    else lambda state, inputs, owners: jax.device_get(score_each(without_memories(state), inputs)),
     agree=lambda state, inputs: jax.device_get(agree(state, inputs)),
     exchange=lambda state, inputs: jax.device_get(exchange(state, inputs)),
     pack=lambda state: jax.device_get(pack(without_memories(state))),
@@ -228,6 +237,36 @@ def compile_side_by_side(experiment: Experiment, inputs: Inputs, axes: Inputs) -
     shapes=layout.saved(shapes),
     seconds=time.perf_counter() - started,
   )
+
+
+def _score_own(
+  simulation: Simulation,
+  layout: Layout,
+  state: State,
+  inputs: Inputs,
+  owners: Sequence[np.ndarray],
+  axes: Inputs | None = None,
+) -> Any:
+  """Scores clients' own models, one run after the other; all that clients keep is on one device."""
+  whole = layout.collect(state)
+
+  def score(state: State, x: jax.Array, y: jax.Array, owners: np.ndarray) -> Any:
+    rows = lists_of(owners, layout.num_clients)
+    return jax.device_get(simulation.score_own(state._replace(clock=()), x, y, rows))
+
+  if axes is None:
+    return score(whole, inputs.x_test, inputs.y_test, owners[0])
+
+  scores = [
+    score(
+      jax.tree.map(lambda leaf, i=i: leaf[i], whole),
+      inputs.x_test if axes.x_test is None else inputs.x_test[i],
+      inputs.y_test if axes.y_test is None else inputs.y_test[i],
+      own,
+    )
+    for i, own in enumerate(owners)
+  ]
+  return jax.tree.map(lambda *leaves: np.stack(leaves), *scores)
 
 
 def _nothing(*arguments: Any) -> tuple[()]:

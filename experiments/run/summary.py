@@ -18,7 +18,6 @@ from experiments.run.measures import (
   seconds_to_accuracy,
 )
 from experiments.run.member import Member
-from sparsyfed_jax.metrics.cost import dense_bytes
 from sparsyfed_jax.metrics.flops import flops_table
 from sparsyfed_jax.types import Mean
 
@@ -29,6 +28,11 @@ def summarise(
   config, experiment, last = member.config, member.experiment, rows[-1]
   judgement = judgement_of(config)
   main = f"test_{judgement.main.name}"
+  # Where clients have models of their own, that of the server need not have learnt anything.
+  if experiment.algorithm.client_model is None:
+    meaning = describe_chance(last[main], experiment.y_test, judgement.main)
+  else:
+    meaning = {"has_client_models": True}
   summary = {
     "algorithm": config.algorithm,
     "dataset": config.dataset,
@@ -38,14 +42,14 @@ def summarise(
     **({} if task_of(config) == "classification" else {"task": task_of(config)}),
     **{name: last[name] for name in (f"test_{metric.name}" for metric in judgement.metrics)},
     "test_loss": last["test_loss"],
-    **describe_chance(last[main], experiment.y_test, judgement.main),
+    **meaning,
     "output_dir": str(member.directory),
     "empty_clients": experiment.facts["empty_clients"],
     **dict.fromkeys(("global_sparsity", "prunable_sparsity")),
     **dict.fromkeys(("uplink_bytes_per_client_round", "downlink_bytes_per_client_round")),
   }
   if config.metrics:
-    summary |= _summarise_measures(member, rows, state)
+    summary |= _summarise_measures(member, rows)
   if kept := memory_bytes(state):
     summary["client_memory_bytes"] = kept
   if hits is not None:
@@ -65,11 +69,8 @@ def summarise(
   return summary
 
 
-def _summarise_measures(
-  member: Member, rows: Sequence[Mapping[str, Any]], state: Any
-) -> dict[str, Any]:
+def _summarise_measures(member: Member, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   config, experiment, last = member.config, member.experiment, rows[-1]
-  model = experiment.algorithm.broadcast(state.server).variables
   # Over all rounds: what is sent on the way to the target sparsity counts too. A round whose
   # clients are all empty sends nothing.
   sent = [row for row in rows if row["clients"] > 0]
@@ -86,7 +87,7 @@ def _summarise_measures(
     "uplink_bytes_per_client_round": mean_over_clients("uplink_bytes"),
     "downlink_bytes_per_client_round": mean_over_clients("downlink_bytes"),
     "total_bytes": last["cumulative_bytes"],
-    "dense_bytes": dense_bytes(model),
+    "dense_bytes": experiment.dense_bytes,
     **_to_target(config, rows),
     **_virtual(rows),
     **_encoded(rows),

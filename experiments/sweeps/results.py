@@ -103,6 +103,11 @@ def write_results(runs: Sequence[Run], directory: pathlib.Path) -> str:
     for run, outcome in zip(runs, outcomes, strict=True)
     if outcome.summary.get("is_chance")
   ]
+  reasons += [
+    f"- clients predict with models of their own {_name(run)}: {_of_clients(outcome.summary)}"
+    for run, outcome in zip(runs, outcomes, strict=True)
+    if outcome.summary.get("has_client_models")
+  ]
   table = "\n".join([*lines, *([""] if reasons else []), *reasons]) + "\n"
   (directory / "table.md").write_text(table, encoding="utf-8")
 
@@ -114,6 +119,15 @@ def write_results(runs: Sequence[Run], directory: pathlib.Path) -> str:
       curves.append(Curve(label_of(point) or "run", rows, point.get("algorithm", "")))
   plot_sweep(curves, directory / "sweep.png", judgement_of(runs[0].config).main)
   return table
+
+
+def _of_clients(summary: Mapping[str, Any]) -> str:
+  """Says how good the models of clients are, if they were evaluated."""
+  scores = summary.get("client_accuracies", summary.get("client_scores")) or ()
+  known = [score for score in scores if score is not None]
+  return (
+    f"{statistics.fmean(known):.4f} on average" if known else "evaluated with --client_eval=true"
+  )
 
 
 def _write_csv(

@@ -17,6 +17,7 @@ from sparsyfed_jax.algorithms import (
   flash,
   prunefl,
   scaffold,
+  spafl,
   sparsyfed,
   static,
   topk,
@@ -43,6 +44,7 @@ METHODS: dict[str, Method] = {
     fedrts,
     fedtiny,
     prunefl,
+    spafl,
   )
 }
 # Those that others are held against: the paper's, and training without pruning.

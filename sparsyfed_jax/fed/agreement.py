@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sparsyfed_jax.fed.algorithm import Algorithm
+from sparsyfed_jax.fed.algorithm import Algorithm, masks_of_model
 from sparsyfed_jax.fed.cohort import Federation, data_of, memory_of
 from sparsyfed_jax.fed.pruning import Masks
 from sparsyfed_jax.fed.sampling import Cohort
@@ -28,6 +28,8 @@ def mask_agreement(
   key: Key,
 ) -> jax.Array:
   """Computes the mean intersection over union of the masks that two clients of a round upload.
+
+  Where clients have models of their own, of the masks of those.
 
   Trains the clients as the round does, one after the other, and changes nothing.
 
@@ -52,8 +54,11 @@ def mask_agreement(
   def train(member: Cohort) -> tuple[jax.Array, jax.Array]:
     data = data_of(federation, member)
     memory, own_key = memory_of(memories, member), jax.random.fold_in(key, member.numbers)
-    upload, *_ = algorithm.client(download, memory, data, own_key)
-    return pack_masks(algorithm.masks(upload)), data.size > 0
+    upload, memory, _ = algorithm.client(download, memory, data, own_key)
+    if algorithm.client_model is None:
+      return pack_masks(algorithm.masks(upload)), data.size > 0
+    own = algorithm.client_model(download, memory)
+    return pack_masks(masks_of_model(own)), data.size > 0
 
   masks, counts = lax.map(train, compared)
   return mean_pairwise_iou(masks, counts)

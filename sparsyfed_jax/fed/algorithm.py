@@ -136,6 +136,18 @@ class Model(Protocol):
     """
 
 
+class ClientModel(Protocol):
+  """Reads out the model of one client."""
+
+  def __call__(self, download: Any, memory: Memory, /) -> Variables:
+    """Makes the variables with which the plain model predicts for a client.
+
+    Args:
+      download: what `broadcast` makes of the state now.
+      memory: what the client keeps.
+    """
+
+
 class MakeMemory(Protocol):
   """Makes the initial memory of a client."""
 
@@ -172,7 +184,12 @@ def no_memory(variables: Variables, hyper: Hyper) -> Memory:
 
 def masks_of_zeros(sent: Any) -> Masks:
   """Reads the masks of what is sent as zeros among the prunable parameters."""
-  return [leaf != 0 for leaf in trees.split_prunable(sent.variables["params"])[0]]
+  return masks_of_model(sent.variables)
+
+
+def masks_of_model(variables: Variables) -> Masks:
+  """Reads masks as zeros among the prunable parameters of a model."""
+  return [leaf != 0 for leaf in trees.split_prunable(variables["params"])[0]]
 
 
 class Algorithm(NamedTuple):
@@ -199,6 +216,9 @@ class Algorithm(NamedTuple):
   model: Model
   memory: MakeMemory = no_memory
   masks: ReadMasks = masks_of_zeros
+  # Where clients predict with models of their own; None where all do with that of `model`. What is
+  # sent need not be a model then: masks are read from `model` and from this.
+  client_model: ClientModel | None = None
 
 
 def require_prunable(method: str, task: Task) -> None:

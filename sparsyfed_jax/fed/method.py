@@ -126,7 +126,11 @@ class Method(NamedTuple):
       made = self.make(setup, self.options() if options is None else options)
     if not setup.task.frozen:
       return made
-    return made._replace(model=lambda state: setup.task.complete(made.model(state)))
+    complete, own = setup.task.complete, made.client_model
+    return made._replace(
+      model=lambda state: complete(made.model(state)),
+      client_model=own and (lambda download, memory: complete(own(download, memory))),
+    )
 
   def __call__(self, **values: Any) -> "Configured":
     """Configures the method.

@@ -12,7 +12,7 @@ from jax.stages import Wrapped
 
 from sparsyfed_jax.data.batches import take_batch
 from sparsyfed_jax.fed.agreement import mask_agreement, pack_masks
-from sparsyfed_jax.fed.algorithm import Algorithm
+from sparsyfed_jax.fed.algorithm import Algorithm, masks_of_model
 from sparsyfed_jax.fed.clock import devices_of, look_up, start_clock
 from sparsyfed_jax.fed.cohort import (
   CLIENTS,
@@ -27,7 +27,7 @@ from sparsyfed_jax.fed.sampling import Availability, Cohort, ends_of, sample, un
 from sparsyfed_jax.fed.streaming import Staged
 from sparsyfed_jax.fed.task import EXAMPLES, Task
 from sparsyfed_jax.fed.timing import Timing, costs_of_round, end_round, race_of
-from sparsyfed_jax.types import ClientData, Key, Mean, Memory, Metrics, tally
+from sparsyfed_jax.types import ClientData, Key, Mean, Memory, Metrics, Variables, tally
 
 # As `sum_over_clients`.
 SumCohort: TypeAlias = Callable[..., tuple[Any, Memory, Metrics]]
@@ -77,6 +77,10 @@ class Simulation(NamedTuple):
   evaluate: Wrapped
   # (state, x, y) -> how good the model is on each example, a `Mean` of (num_examples,) arrays
   score_each: Wrapped
+  # (state, x, y, rows) -> the same, of each client's own model on its own examples: rows are
+  # (num_clients, most) int32, of x and y, and filled up with their number; an example that is
+  # nobody's has the weight 0. Of methods that have `client_model`, and with all memories
+  score_own: Wrapped
   # (state, federation, key) -> mean pairwise IoU of the masks of the coming round's clients, or of
   # as many of them as are compared; () float32
   agree: Wrapped
@@ -181,25 +185,43 @@ def simulate(
     ends = ends_of(availability, sizes)
     return lax.map(lambda n: sampled(sizes, ends, state, keys_of_round(key, n), fleet), numbers)
 
-  def over_batches(score: Callable[..., Any], state: State, x: jax.Array, y: jax.Array) -> Any:
-    chex.assert_equal_shape_prefix([x, y], 1)  # or gathering would repeat the last rows
-    variables = algorithm.model(state.server)
-    size = y.shape[0]
-    data = ClientData(x, y, jnp.arange(size), jnp.int32(size), jnp.float32(1), jnp.float32(1))
-
+  def over_batches(
+    score: Callable[..., Any], variables: Variables, data: ClientData, batch_size: int
+  ) -> Any:
     def of_batch(step: jax.Array) -> Any:
-      return score(variables, take_batch(data, step, eval_batch_size))
+      return score(variables, take_batch(data, step, batch_size))
 
-    return lax.map(of_batch, jnp.arange(-(-size // eval_batch_size)))
+    return lax.map(of_batch, jnp.arange(-(-data.indices.shape[0] // batch_size)))
+
+  def over_tests(score: Callable[..., Any], state: State, x: jax.Array, y: jax.Array) -> Any:
+    data = _examples(x, y, jnp.arange(y.shape[0]))
+    return over_batches(score, algorithm.model(state.server), data, eval_batch_size)
 
   def evaluate(state: State, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
-    scores = over_batches(task.evaluate, state, x, y)
+    scores = over_tests(task.evaluate, state, x, y)
     sums = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), scores)
     return {f"test_{name}": value for name, value in _values(task, sums).items()}
 
   def score_each(state: State, x: jax.Array, y: jax.Array) -> Mean:
-    scores = over_batches(task.score_each, state, x, y)
+    scores = over_tests(task.score_each, state, x, y)
     return jax.tree.map(lambda leaf: leaf.reshape(-1)[: y.shape[0]], scores)
+
+  def score_own(state: State, x: jax.Array, y: jax.Array, rows: jax.Array) -> Mean:
+    read, most = algorithm.client_model, rows.shape[1]
+    if read is None:
+      raise ValueError("clients of this method have no models of their own")
+    download, batch_size = algorithm.broadcast(state.server), min(eval_batch_size, most)
+
+    def of_client(memory: Memory, own: jax.Array) -> Any:
+      is_filled = own < y.shape[0]
+      data = _examples(x, y, jnp.where(is_filled, own, 0))
+      data = data._replace(size=jnp.sum(is_filled, dtype=jnp.int32))
+      scores = over_batches(task.score_each, read(download, memory), data, batch_size)
+      return jax.tree.map(lambda leaf: leaf.reshape(-1)[:most], scores)
+
+    scores = lax.map(lambda pair: of_client(*pair), (state.memories, rows))
+    nothing = jnp.zeros(y.shape[0], jnp.float32)
+    return jax.tree.map(lambda leaf: nothing.at[rows].set(leaf, mode="drop"), scores)
 
   def agree(state: State, federation: Federation, key: Key) -> jax.Array:
     keys = keys_of_round(key, state.server.round + 1)
@@ -209,6 +231,8 @@ def simulate(
     return mask_agreement(algorithm, compared_clients, *before, federation, cohort, keys.training)
 
   def pack(state: State) -> jax.Array:
+    if algorithm.client_model is not None:
+      return pack_masks(masks_of_model(algorithm.model(state.server)))
     return pack_masks(algorithm.masks(algorithm.broadcast(state.server)))
 
   precise = jax.default_matmul_precision(matmul_precision)
@@ -219,6 +243,7 @@ def simulate(
     draw=jax.jit(draw),
     evaluate=jax.jit(precise(evaluate)),
     score_each=jax.jit(precise(score_each)),
+    score_own=jax.jit(precise(score_own)),
     agree=jax.jit(precise(agree)),
     pack=jax.jit(pack),
   )
@@ -342,6 +367,12 @@ def run_round(
     **timed,
     **server_metrics,  # a method may know better what it sends
   }
+
+
+def _examples(x: jax.Array, y: jax.Array, rows: jax.Array) -> ClientData:
+  """Makes all rows of some examples what is evaluated."""
+  chex.assert_equal_shape_prefix([x, y], 1)  # or gathering would repeat the last rows
+  return ClientData(x, y, rows, jnp.int32(len(rows)), jnp.float32(1), jnp.float32(1))
 
 
 def _values(task: Task, sums: Metrics) -> dict[str, jax.Array]:

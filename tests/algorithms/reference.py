@@ -241,6 +241,8 @@ def start(method, params):
     return replace_kernels(
       theta, {name: np.full_like(theta[name]["kernel"], 0.5) for name in NAMES}
     )
+  if method.name == "spafl":  # thresholds
+    return {name: np.zeros(theta[name]["kernel"].shape[-1]) for name in NAMES}
   if method.name != "sparsyfed" or method.has("reparameterisation", "spectral"):
     return theta
   betas = SparsyFed(method, theta).betas

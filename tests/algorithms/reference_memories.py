@@ -3,7 +3,7 @@
 import numpy as np
 
 from tests.algorithms import reference
-from tests.algorithms.reference_net import NAMES, Rule, each
+from tests.algorithms.reference_net import NAMES, Rule, each, replace_kernels
 
 
 def scaffold_round(method, number, params, control, own, clients, epochs, total_weight):
@@ -94,6 +94,96 @@ def feedback_round(method, number, params, rest, clients, epochs):
     rest[key] = {name: changes[name]["kernel"] - sent[name]["kernel"] for name in NAMES}
     mean = each(lambda total, t, s, p=share: total + p * (t + s), mean, theta, sent)
   return reference.server_step(method, theta, mean)
+
+
+class Thresholds(Rule):
+  """SpaFL: units are there whose mean magnitude is above a threshold, which is trained, too."""
+
+  def __init__(self, coefficient):
+    self._coefficient = coefficient
+
+  def before_step(self, theta):
+    self._thresholds = alive(theta, {name: theta[name]["threshold"] for name in NAMES})
+    return {name: {**theta[name], "threshold": self._thresholds[name]} for name in NAMES}
+
+  def weights(self, name, kernel):
+    return kernel * (magnitudes(kernel) > self._thresholds[name])
+
+  def gradient(self, name, kernel, dw):
+    axes = tuple(range(kernel.ndim - 1))
+    of_mask = (dw * kernel).sum(axes)
+    is_left = magnitudes(kernel) > self._thresholds[name]
+    of_kernel = dw * is_left + np.sign(kernel) * of_mask / (kernel.size // kernel.shape[-1])
+    return {"kernel": of_kernel, "threshold": -of_mask}
+
+  def penalty(self, theta):
+    made = each(np.zeros_like, theta)
+    for name in NAMES:
+      made[name]["threshold"] = -self._coefficient * np.exp(-theta[name]["threshold"])
+    return made
+
+
+def magnitudes(kernel):
+  """The mean magnitude of each output unit."""
+  return np.stack([np.abs(kernel[..., unit]).mean() for unit in range(kernel.shape[-1])])
+
+
+def alive(theta, thresholds):
+  """Sets thresholds of layers to 0 of which a hundredth of the units is left, or less."""
+  found = {}
+  for name in NAMES:
+    left = magnitudes(theta[name]["kernel"]) > thresholds[name]
+    found[name] = thresholds[name] if left.mean() > 0.01 else 0 * thresholds[name]
+  return found
+
+
+def followed(params, before, now):
+  """Moves weights as thresholds have moved."""
+  kernels = {}
+  for name in NAMES:
+    kernel = params[name]["kernel"].copy()
+    # A window, or the inputs of a dense layer.
+    size = kernel.shape[0] * kernel.shape[1] if kernel.ndim == 4 else kernel.shape[0]
+    for unit in range(kernel.shape[-1]):
+      change = now[name][unit] - before[name][unit]
+      kernel[..., unit] -= np.sign(kernel[..., unit].sum()) * change / size
+    kernels[name] = kernel
+  return replace_kernels(params, kernels)
+
+
+def spafl_model(params, thresholds):
+  """Makes the model of a client."""
+  kept, found = alive(params, thresholds), {}
+  for name in NAMES:
+    kernel = params[name]["kernel"]
+    found[name] = np.where(magnitudes(kernel) > kept[name], kernel, 0)
+  return replace_kernels(params, found)
+
+
+def spafl_round(method, number, thresholds, own, clients, epochs):
+  """Runs a round of SpaFL.
+
+  Args:
+    method, number, clients, epochs: as in `scaffold_round`.
+    thresholds: {layer: (units,)} of the server.
+    own: of each client its params, the thresholds it began with, and those it ended with; those of
+      the round are replaced.
+
+  Returns:
+    The new thresholds.
+  """
+  mean = {name: np.zeros_like(tau) for name, tau in thresholds.items()}
+  for key, share in _shares(clients):
+    params, received, _ = own[key]
+    theta = followed(params, received, thresholds)
+    theta = {name: {**theta[name], "threshold": thresholds[name]} for name in NAMES}
+    rule = Thresholds(method.values["spafl_penalty"])
+    end, _ = reference.train(method, number, clients[key], theta, rule, epochs)
+    ended = {name: end[name].pop("threshold") for name in NAMES}
+    own[key] = end, thresholds, ended
+    mean = {name: mean[name] + share * ended[name] for name in NAMES}
+  rate = method.values["server_lr"]
+  return {name: thresholds[name] - rate * (thresholds[name] - mean[name]) for name in NAMES}
 
 
 def _shares(clients):

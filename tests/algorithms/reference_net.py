@@ -22,6 +22,10 @@ class Rule:
     """The derivative of `weights`, as the method defines it."""
     return 1.0
 
+  def gradient(self, name, kernel, dw):
+    """The gradients of what the layer's weights are made of, by leaf."""
+    return {"kernel": dw * self.slope(name, kernel)}
+
   def inputs(self, name, weights, x):
     """What the layer remembers of its input for the gradient of its weights."""
     return x
@@ -59,10 +63,8 @@ def loss_gradient(rule, theta, x, y):
     kept = rule.inputs(name, w, inputs[i])
     shape = w.shape if w.ndim == 4 else (1, 1, *w.shape)
     dw = _conv_dw(kept, g, shape, stride, padding).reshape(w.shape)
-    gradient[name] = {
-      "kernel": dw * rule.slope(name, theta[name]["kernel"]),
-      "bias": g.sum((0, 1, 2)),
-    }
+    made = rule.gradient(name, theta[name]["kernel"], dw)
+    gradient[name] = {**made, "bias": g.sum((0, 1, 2))}
     if i > 0:
       dx = _conv_dx(g, w.reshape(shape), inputs[i].shape, stride, padding)
       g = dx.reshape(outputs[i - 1].shape) * (outputs[i - 1] > 0)

@@ -186,6 +186,52 @@ def test_rounds_with_feedback_are_those_of_the_plain_reference():
     )
 
 
+def test_rounds_of_spafl_are_those_of_the_plain_reference():
+  numbers, seen = range(len(cases.SIZES)), []
+  for index, (key, (state, kept), (new, after)) in enumerate(play("spafl")):
+    clients = plain_clients(index, key)
+
+    def plain(kept):
+      rows = [row_of(kept, number) for number in numbers]
+      return {n: (row.variables["params"], *row[1:]) for n, row in zip(numbers, rows, strict=True)}
+
+    def compare(method, tolerance, index=index, clients=clients, before=(state, kept), new=new):
+      state, kept = before
+      own = plain(kept)
+      thresholds = reference_memories.spafl_round(
+        method,
+        index + 1,
+        jax.tree.map(np.float64, state.variables["params"]),
+        own,
+        clients,
+        cases.EPOCHS,
+      )
+      cases.assert_close(new.variables["params"], thresholds, tolerance)
+      return own, thresholds
+
+    own, thresholds = compare(plain_method("spafl"), TOLERANCE)
+    cases.assert_close(plain(after), own, TOLERANCE)
+    made = cases.algorithm("spafl", "cnn")
+    for number in numbers:
+      # Of who takes part, who does not, and whoever never has.
+      row = jax.tree.map(lambda leaf, n=number: leaf[n], after)
+      found = made.client_model(made.broadcast(new), row)["params"]
+      params, received, ended = own[number]
+      moved = reference_memories.followed(params, received, thresholds)
+      cases.assert_close(found, reference_memories.spafl_model(moved, ended), TOLERANCE)
+      seen += [leaf.any(tuple(range(leaf.ndim - 1))) for leaf in cases.kernels(found).values()]
+    start = reference.double(cases.variables("cnn")["params"])
+    nothing = {name: np.zeros_like(tau) for name, tau in thresholds.items()}
+    first = reference_memories.followed(start, nothing, thresholds)
+    expected = reference_memories.spafl_model(first, thresholds)
+    cases.assert_close(made.model(new)["params"], expected, TOLERANCE)
+    changes = {"client_lr": 0.5, "weight_decay": 0.3, "server_lr": 0.8, "spafl_penalty": 0.2}
+    others = [plain_method("spafl", **{name: value}) for name, value in changes.items()]
+    assert_noticed(compare, others)
+  left = np.concatenate(seen)
+  assert 0.1 < left.mean() < 0.95
+
+
 @pytest.mark.parametrize("optimizer", [sgd(0.9), sgd(0.9, nesterov=True), adamw])
 def test_scaffold_refuses_steps_that_remember_earlier_ones(optimizer):
   setup = cases.make_setup(cases.problem("mlp").task)

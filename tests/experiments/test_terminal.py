@@ -135,6 +135,7 @@ def test_closing_table(monkeypatch, capsys):
       "algorithm": "topk",
       "dataset": "npz:[b].npz",
       "test_accuracy": 0.9412,
+      "client_accuracies": [0.5, None, 0.75],
       "global_sparsity": 0.93,
       "uplink_bytes_per_client_round": 4_000.0,
       "downlink_bytes_per_client_round": 40_000.0,
@@ -147,6 +148,7 @@ def test_closing_table(monkeypatch, capsys):
   )
   out = capsys.readouterr().out
   expected = ("npz:[b].npz", "0.9412", "4 kB", "10.0% of dense", "100.0%", "0.0432 s", "1 min 15 s")
+  expected += ("0.6250",)
   for text in (*expected, long_path):
     assert text in out
   assert "loss" not in out and "prunable" not in out

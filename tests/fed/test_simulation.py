@@ -57,6 +57,7 @@ CHANGED = cases.HYPER | {
   "prunefl_update_every": 3.0,
   "prunefl_update_until": 3.0,
   "prunefl_drop_rate": 0.9,
+  "spafl_penalty": 0.4,
 }
 # What every method reads.
 COMMON_HYPER = (

@@ -304,6 +304,7 @@ class TestShares:
       ("fedavg", [DENSE] * 3),
       ("feddyn", [DENSE] * 3),
       ("fedpm", [DENSE] * 3),
+      ("spafl", [DENSE] * 3),
       ("topk", [DENSE] * 3),
       ("sparsyfed", [(0.25, 0.25, 0.5), (1, 1, 1), (0, 0, 0.5)]),
       ("zerofl", [(0.125, 0.125, 0.125)] * 3),
