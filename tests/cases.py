@@ -78,6 +78,7 @@ SLOW_FORMS = (
   "fedmef-norm",
   "fedtiny",
   "prunefl",
+  "ssfl",
 )
 # Whose server takes the mean of models, of changes to its model, or of what is inside masks.
 SEND_WEIGHTS = (

@@ -19,6 +19,7 @@ from sparsyfed_jax.algorithms import (
   scaffold,
   spafl,
   sparsyfed,
+  ssfl,
   static,
   topk,
   zerofl,
@@ -45,6 +46,7 @@ METHODS: dict[str, Method] = {
     fedtiny,
     prunefl,
     spafl,
+    ssfl,
   )
 }
 # Those that others are held against: the paper's, and training without pruning.

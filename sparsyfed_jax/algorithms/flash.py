@@ -50,7 +50,7 @@ from sparsyfed_jax.fed.pruning import (
 from sparsyfed_jax.fed.rule import Carry, LocalRule, train_client
 from sparsyfed_jax.metrics.flops import shares_inside_masks
 from sparsyfed_jax.ops import ceil_of_share, count_one, floor_of_share, largest_mask
-from sparsyfed_jax.types import ClientData, Key, Memory, Metrics, Params, Tally, Variables, tally
+from sparsyfed_jax.types import ClientData, Key, Memory, Metrics, Params, Variables, tally
 from sparsyfed_jax.wire.size import payload_bytes
 
 _START = 2**31 - 1  # no epoch has this number, whose keys also come from the client's
@@ -130,11 +130,9 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     )
     masks = form.end(setup, download, trained["params"], carry["masks"], data)
     upload, sent = masked.send(setup, download, trained, masks, data)
-    if form.warms_up and "round_uplink_bytes" in sent:
+    if form.warms_up and masked.UPLINK in sent:
       masks_alone = tally(payload_bytes(masks, download.masks), data.size > 0)
-      is_alone = _is_warmup(download.hyper, download.update)
-      pairs = zip(masks_alone, sent["round_uplink_bytes"], strict=True)
-      sent["round_uplink_bytes"] = Tally(*(jnp.where(is_alone, a, b) for a, b in pairs))
+      sent = masked.sending_instead(sent, _is_warmup(download.hyper, download.update), masks_alone)
     return upload, memory, metrics | sent
 
   def server(

@@ -17,10 +17,10 @@ from sparsyfed_jax.fed.averaging import rates_at, server_optimizer
 from sparsyfed_jax.fed.hyper import Hyper
 from sparsyfed_jax.fed.pruning import Masks, apply_masks
 from sparsyfed_jax.fed.rule import Carry, LocalRule, Rates
-from sparsyfed_jax.types import ClientData, Key, Metrics, Params, Variables
+from sparsyfed_jax.types import ClientData, Key, Metrics, Params, Tally, Variables
 from sparsyfed_jax.wire.rounding import round_to_wire
 
-_UPLINK = "round_uplink_bytes"
+UPLINK, DOWNLINK = "round_uplink_bytes", "downlink_bytes"  # as `measures` counts them
 
 
 class State(NamedTuple):
@@ -126,12 +126,23 @@ def send(
   before = mark(download.variables, download.masks)
   after = mark(inside, masks)
   metrics = setup.measures.exchange(before, after, data.size)
-  if beside is not None and _UPLINK in metrics:
+  if beside is not None and UPLINK in metrics:
     both = {**before, "beside": beside.reference}, {**after, "beside": beside.tree}
-    more = setup.measures.exchange(*both, data.size)[_UPLINK]
-    parts = more, metrics[_UPLINK]
-    metrics[_UPLINK] = jax.tree.map(lambda a, b: jnp.where(beside.is_sent, a, b), *parts)
+    more = setup.measures.exchange(*both, data.size)[UPLINK]
+    metrics = sending_instead(metrics, beside.is_sent, more)
   return upload, metrics
+
+
+def sending_instead(metrics: Metrics, is_so: jax.Array, num_bytes: Tally) -> Metrics:
+  """Replaces the bytes of an upload in the rounds in which something else is sent.
+
+  Args:
+    metrics: with those of the upload.
+    is_so: () bool.
+    num_bytes: of what is sent instead.
+  """
+  chosen = jax.tree.map(lambda a, b: jnp.where(is_so, a, b), num_bytes, metrics[UPLINK])
+  return {**metrics, UPLINK: chosen}
 
 
 def marked(variables: Variables, masks: Masks) -> Variables:

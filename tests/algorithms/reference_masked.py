@@ -56,7 +56,7 @@ def start(method, params):
   if method.name in ADJUSTED:
     masks = exactly(largest_of_each(theta, erk(theta, density)))
     return masked(theta, masks.certain), masks
-  if method.has("mask", "saliency") or method.has("form", "magnitude"):
+  if _is_by_saliency(method) or method.has("form", "magnitude"):
     return theta, exactly(_everything(theta))
   densities = dict.fromkeys(NAMES, density)
   if method.has("mask", "erk"):
@@ -86,8 +86,8 @@ def kind(method, number):
     every, until = (values[f"{method.name}_update_{one}"] for one in ("every", "until"))
     due = number % every == 0 and number < until
     return "readjust" if due else "train"
-  if method.name == "static":
-    return "saliency" if method.has("mask", "saliency") and number == 1 else "train"
+  if method.name in ("ssfl", "static"):
+    return "saliency" if _is_by_saliency(method) and number == 1 else "train"
   form = method.options.get("form", "spdst")
   if form == "pdst":
     return "train"
@@ -99,6 +99,10 @@ def kind(method, number):
   if after < 0:
     return "warm-up"
   return "update" if form == "jmwst" and after % values["flash_update_every"] == 0 else "train"
+
+
+def _is_by_saliency(method):
+  return method.name == "ssfl" or method.has("mask", "saliency")
 
 
 def run_round(method, number, params, masks, warm_up, clients, epochs):

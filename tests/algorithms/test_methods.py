@@ -80,7 +80,9 @@ def test_less_grows_back_in_sparsyfeds_clients_than_in_topks():
   assert regrown["sparsyfed"] < 0.5 * regrown["topk"]
 
 
-@pytest.mark.parametrize("method", ["static", "static-saliency", "flash", "flash-magnitude"])
+@pytest.mark.parametrize(
+  "method", ["static", "static-saliency", "ssfl", "flash", "flash-magnitude"]
+)
 def test_the_mask_stays_once_it_is_found(method):
   states, _ = play(method, 4)
   cases.assert_same_bits(states[2].masks, states[4].masks)

@@ -31,7 +31,7 @@ VALUES = {
   "flash_warmup_rounds": 2.0,
 }
 
-INSIDE_MASKS = (*reference_masked.ADJUSTED, "flash", "static")
+INSIDE_MASKS = (*reference_masked.ADJUSTED, "flash", "ssfl", "static")
 AVERAGED = [
   name
   for name in cases.FORMS
@@ -53,6 +53,7 @@ MASKED = [
   ("flash-jmwst", "flash-jmwst", {}, ("warm-up", "warm-up", "update", "train", "update")),
   ("flash-nst", "flash-nst", {}, ("independent", "independent")),
   ("flash-magnitude", "flash-magnitude", {}, ("magnitude", "train")),
+  ("ssfl", "ssfl", {}, ("saliency", "train")),
   ("static", "static", {}, ("train",)),
   ("static-saliency", "static-saliency", {}, ("saliency", "train")),
 ]

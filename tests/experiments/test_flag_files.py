@@ -26,18 +26,19 @@ def read(*arguments):
 
 
 def test_each_preset_is_read_from_any_folder():
-  assert len(flag_files.presets()) == 13
+  assert len(flag_files.presets()) == 14
   known = {
     "cifar10": "tfds:cifar10",
     "cifar100": "tfds:cifar100",
     "genesis": "text:runs/genesis.txt",
+    "ssfl": "tfds:cifar10",
     "speech": "speech:~/speech_commands_v0.02",
   }
   for name in flag_files.presets():
     config = read(f"--preset={name}")
     data, _, alpha = name.partition("-lda")
     assert config.dataset == known.get(data, "digits")
-    skews = {"digits-skewed": 0.1, "digits-drift": 0.05, "finetune": 1000}
+    skews = {"digits-skewed": 0.1, "digits-drift": 0.05, "finetune": 1000, "ssfl": 0.3}
     assert config.dirichlet_alpha == float(alpha or skews.get(name, 1))
 
 

@@ -74,7 +74,8 @@ def check_bytes(method, name, state, value_dtype=None, **setup):
   if "downlink_bytes" not in row:  # not of the method's own counting
     after = cases.algorithm(method, name, **setup).broadcast(new_state).variables
     row = setup.get("measures", MEASURES).step(download.variables, after)
-  assert row["downlink_bytes"] == len(encode(received, value_dtype=value_dtype))
+  known = received if method == "ssfl" else None  # the mask, which was sent before
+  assert row["downlink_bytes"] == len(encode(received, known, value_dtype=value_dtype))
   return download, upload
 
 
@@ -115,6 +116,30 @@ def test_warm_up_sends_masks_alone():
   expected = len(codec.encode(masks, [np.asarray(mask) for mask in download.masks]))
   assert total(metrics["round_uplink_bytes"].value) == expected
   assert expected < len(encode(sent_by(upload), received_by(download)))
+
+
+@pytest.mark.parametrize("method", ["ssfl", "static-saliency"])
+def test_clients_that_find_saliency_send_scores_alone(method):
+  download, upload, metrics = exchange(method, "batchnorm", cases.start(method, "batchnorm"))
+  received, sent = (
+    {"scores": trees.split_prunable(one["params"])[0]}
+    for one in (received_by(download), sent_by(upload))
+  )
+  expected = len(codec.encode(sent, received))
+  assert total(metrics["round_uplink_bytes"].value) == expected
+  assert expected < len(encode(sent_by(upload), received_by(download)))
+
+
+def test_ssfl_sends_its_mask_once():
+  state, sizes = cases.start("ssfl", "batchnorm"), []
+  for i in range(3):
+    download = cases.algorithm("ssfl", "batchnorm").broadcast(state)
+    received = received_by(download)
+    upload, _ = cases.run_cohort("ssfl", "batchnorm", state, (0, 3, 5), key=jax.random.key(i))
+    state, row = cases.server("ssfl", "batchnorm")(state, upload)
+    sizes.append(int(row["downlink_bytes"]))
+    assert sizes[-1] == len(encode(received, received if i == 2 else None))
+  assert sizes[0] > sizes[1] > sizes[2]
 
 
 @pytest.mark.parametrize("method", ADJUSTED_BY_THE_SERVER)
