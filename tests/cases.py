@@ -63,7 +63,13 @@ VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
 # The default form of each method, and all forms; of the chosen method alone if there is one.
 DEFAULT_FORMS = (record.name,) if CHOSEN else tuple(RECORDS)
 # Forms whose parts are other forms'; tests/algorithms/test_reference.py has their starts.
-COMPOSED = ("sparsyfed-first-batch", "flash-pdst", "flash-masked-mean", "static-erk")
+COMPOSED = (
+  "sparsyfed-first-batch",
+  "feddst-release",
+  "flash-pdst",
+  "flash-masked-mean",
+  "static-erk",
+)
 FORMS = tuple(
   name for name, (base, _) in VARIANTS.items() if base in DEFAULT_FORMS and name not in COMPOSED
 )

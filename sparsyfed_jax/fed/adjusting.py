@@ -56,10 +56,24 @@ _WRITTEN = PLAIN._replace(dot_general=lax.dot_general)
 Score: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def init(setup: Setup, variables: Variables, hyper: Hyper, key: Key) -> masked.State:
-  """Makes the state before round 1, with the largest weights of each layer in the masks."""
+def init(
+  setup: Setup,
+  variables: Variables,
+  hyper: Hyper,
+  key: Key,
+  of_sparsities: bool = False,
+) -> masked.State:
+  """Makes the state before round 1, with the largest weights of each layer in the masks.
+
+  Args:
+    setup: of the method.
+    variables: of the plain model.
+    hyper: the numbers of the run.
+    key: of what the server draws.
+    of_sparsities: as in `ops.erk_densities`.
+  """
   params = variables["params"]
-  densities = densities_of(params, hyper)
+  densities = densities_of(params, hyper, of_sparsities)
   if setup.task.is_given:  # maybe sparse, so that zeros have to fill the masks
     masks = first_masks(params, densities, key, is_given=True)
   else:
@@ -67,10 +81,10 @@ def init(setup: Setup, variables: Variables, hyper: Hyper, key: Key) -> masked.S
   return masked.init(setup, variables, masks, hyper, key)
 
 
-def densities_of(params: Params, hyper: Hyper) -> jax.Array:
-  """Computes the densities of the layers; (num_layers,) float32."""
+def densities_of(params: Params, hyper: Hyper, of_sparsities: bool = False) -> jax.Array:
+  """Computes the densities of the layers, as `ops.erk_densities`; (num_layers,) float32."""
   kernels, _ = trees.split_prunable(params)
-  return erk_densities([leaf.shape for leaf in kernels], hyper.density)
+  return erk_densities([leaf.shape for leaf in kernels], hyper.density, of_sparsities)
 
 
 def is_due(hyper: Hyper, round_number: jax.Array) -> jax.Array:

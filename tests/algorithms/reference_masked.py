@@ -54,7 +54,7 @@ def start(method, params):
   sizes = {name: theta[name]["kernel"].size for name in NAMES}
   density = method.values["density"]
   if method.name in ADJUSTED:
-    masks = exactly(largest_of_each(theta, erk(theta, density)))
+    masks = exactly(largest_of_each(theta, layer_densities(method, theta)))
     return masked(theta, masks.certain), masks
   if _is_by_saliency(method) or method.has("form", "magnitude"):
     return theta, exactly(_everything(theta))
@@ -62,6 +62,20 @@ def start(method, params):
   if method.has("mask", "erk"):
     densities = erk(theta, density)
   return None, _random(theta, {name: budget(densities[name], sizes[name]) for name in NAMES})
+
+
+def layer_densities(method, theta):
+  """Computes the densities of the layers of a method that readjusts its masks."""
+  density = method.values["density"]
+  if not method.has("densities", "release"):
+    return erk(theta, density)
+  shapes = {name: theta[name]["kernel"].shape for name in NAMES}
+  raw = {name: 1 - sum(shape) / np.prod(shape) for name, shape in shapes.items()}
+  sizes = {name: np.prod(shape) for name, shape in shapes.items()}
+  whole = sum(sizes.values())
+  scale = (1 - density) * whole / sum(raw[name] * sizes[name] for name in NAMES)
+  assert all(0 <= scale * share <= 1 for share in raw.values())
+  return {name: 1 - scale * raw[name] for name in NAMES}
 
 
 def erk(theta, density):
@@ -147,7 +161,7 @@ def run_round(method, number, params, masks, warm_up, clients, epochs):
   by_coordinate = method.name == "feddst" or method.has("aggregation", "masked_mean")
   new = server_step(method, theta, _mean(results, by_coordinate))
   if method.name == "feddst":
-    chosen = _prune_kept(new, erk(theta, method.values["density"]), results)
+    chosen = _prune_kept(new, layer_densities(method, theta), results)
   elif what == "update":
     layers = np.minimum(found, _scaled(method, theta, found))
     chosen = _prune_kept(new, dict(zip(NAMES, layers, strict=True)), results)
@@ -243,7 +257,7 @@ def _readjust(method, number, theta, masks, gradient):
   """FedDST: drops the smallest of each layer and grows where the gradient is large."""
   progress = number / method.values["feddst_update_until"]
   rate = method.values["feddst_drop_rate"] / 2 * (1 + np.cos(np.pi * progress))
-  densities = erk(theta, method.values["density"])
+  densities = layer_densities(method, theta)
   kept, grown = {}, {}
   for name in NAMES:
     w, g = np.abs(theta[name]["kernel"]), np.abs(gradient[name]["kernel"])

@@ -43,6 +43,7 @@ MASKED = [
   ("feddst-stops", "feddst", {"feddst_update_until": 2.0}, ("train", "train")),
   # So that Erdős–Rényi–kernel densities above 1 are capped.
   ("feddst-capped", "feddst", {"density": 0.6}, ("train", "readjust")),
+  ("feddst-release", "feddst-release", {}, ("train", "readjust")),
   ("fedmef", "fedmef", {}, ("train", "readjust", "train", "readjust")),
   ("fedmef-norm", "fedmef-norm", {}, ("train", "readjust")),
   ("fedrts", "fedrts", {}, ("train", "readjust", "train", "readjust")),

@@ -41,14 +41,50 @@ def test_is_the_slow_form(density):
   np.testing.assert_allclose(found, slow(SHAPES, density), rtol=1e-4, atol=1e-6)
 
 
+def resnet18():
+  """The kernels of a ResNet-18 for small images."""
+  shapes, before = [(3, 3, 3, 64)], 64
+  for width in (64, 128, 256, 512):
+    shapes += [(3, 3, before, width), *[(3, 3, width, width)] * 3]
+    shapes += [(1, 1, before, width)] * (before != width)
+    before = width
+  return [*shapes, (512, 10)]
+
+
+def test_scaled_sparsities_are_those_of_feddsts_code():
+  shapes = resnet18()
+  found = erk_densities(shapes, 0.05, of_sparsities=True)
+  assert sum(np.prod(shape) for shape in shapes) == 11_164_352
+  np.testing.assert_allclose([found[0], found[-1]], [0.089, 0.146], atol=5e-4)
+  # Sparsities in proportion to 1 - 16 / 64 and 1 - 8 / 16: 48 x + 8 x = 0.7 * 80.
+  by_hand = erk_densities([(8, 8), (4, 4)], 0.3, of_sparsities=True)
+  np.testing.assert_allclose(by_hand, [0.25, 0.5], rtol=1e-6)
+  # 0.95 of it would be 71.25 / 56 of the larger layer: it is emptied, the rest is of the smaller.
+  emptied = erk_densities([(8, 8), (4, 4)], 0.05, of_sparsities=True)
+  np.testing.assert_allclose(emptied, [0.0, 0.25], atol=1e-6)
+
+
 @settings(max_examples=30, deadline=None)
 @given(
   st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=4),
   st.floats(0, 1, width=32),
 )
 def test_spends_the_budget(shapes, density):
+  spends_the_budget(shapes, density)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+  st.lists(st.tuples(st.integers(4, 40), st.integers(4, 40)), min_size=1, max_size=4),
+  st.floats(0, 1, width=32),
+)
+def test_scaled_sparsities_spend_the_budget(shapes, density):
+  spends_the_budget(shapes, density, of_sparsities=True)
+
+
+def spends_the_budget(shapes, density, **form):
   with jax.disable_jit():
-    found = np.asarray(erk_densities(shapes, density), np.float64)
+    found = np.asarray(erk_densities(shapes, density, **form), np.float64)
   sizes = np.array([a * b for a, b in shapes])
   assert (found >= 0).all() and (found <= 1).all()
   np.testing.assert_allclose((found * sizes).sum(), density * sizes.sum(), rtol=1e-3, atol=1e-3)
