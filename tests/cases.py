@@ -59,6 +59,10 @@ VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
     {"activation_threshold": "first_batch", "reparam_exclude": "Dense_0|Conv_2"},
   ),
   "flash-jmwst": ("flash", {"form": "jmwst", "aggregation": "masked_mean"}),
+  **{
+    f"flash-{form}-convolutions": ("flash", {"form": form, "prunes": "convolutions"})
+    for form in ("jmwst", "nst", "magnitude")
+  },
 }
 # The default form of each method, and all forms; of the chosen method alone if there is one.
 DEFAULT_FORMS = (record.name,) if CHOSEN else tuple(RECORDS)
@@ -68,6 +72,10 @@ COMPOSED = (
   "feddst-release",
   "flash-pdst",
   "flash-masked-mean",
+  "flash-convolutions",
+  "flash-jmwst-convolutions",
+  "flash-nst-convolutions",
+  "flash-magnitude-convolutions",
   "static-erk",
 )
 FORMS = tuple(

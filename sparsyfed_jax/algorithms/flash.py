@@ -11,7 +11,9 @@ Forms, by their names in the paper:
 - nst: each client prunes what it receives and exchanges weights by itself.
 - magnitude, as SparsyFed's authors ran it: round 1 is dense, then the server prunes once.
 
-A run that starts from given weights has masks of the largest where they are random otherwise.
+With `prunes=convolutions`, as in the released code, dense layers stay dense, and the density is
+that of the convolutions. A run that starts from given weights has masks of the largest where they
+are random otherwise.
 
 Babakniya et al., Revisiting sparsity hunting in federated learning: Why does sparsity consensus
 matter?, TMLR 2023, arXiv 2208.13092, with its baselines.
@@ -37,24 +39,25 @@ from sparsyfed_jax.fed.averaging import scaled
 from sparsyfed_jax.fed.client import LocalTraining
 from sparsyfed_jax.fed.hyper import Hyper as CommonHyper
 from sparsyfed_jax.fed.method import Choice, Knob, Method, check_options
+from sparsyfed_jax.fed.moving import TRAINING, moving
 from sparsyfed_jax.fed.pruning import (
   Masks,
   apply_masks,
   first_masks,
-  global_masks,
   largest_kept,
   mask_densities,
   overall_density,
-  positive_noise,
 )
-from sparsyfed_jax.fed.rule import Carry, LocalRule, train_client
+from sparsyfed_jax.fed.rule import LocalRule, train_client
+from sparsyfed_jax.fed.task import Task
 from sparsyfed_jax.metrics.flops import shares_inside_masks
-from sparsyfed_jax.ops import ceil_of_share, count_one, floor_of_share, largest_mask
+from sparsyfed_jax.ops import floor_of_share, largest_mask, topk_mask
 from sparsyfed_jax.types import ClientData, Key, Memory, Metrics, Params, Variables, tally
 from sparsyfed_jax.wire.size import payload_bytes
 
 _START = 2**31 - 1  # no epoch has this number, whose keys also come from the client's
 FORMS = ("spdst", "jmwst", "pdst", "nst", "magnitude")
+PRUNED = ("all", "convolutions")
 AGGREGATIONS = ("mean", "masked_mean")
 
 
@@ -95,6 +98,10 @@ class Options(NamedTuple):
       "spdst, jmwst, pdst, nst (the paper's), or magnitude (as SparsyFed's authors ran it)", FORMS
     ),
   ] = "spdst"
+  # "all": of each prunable layer; "convolutions": dense layers stay dense, as in the release.
+  prunes: Annotated[
+    str, Choice("all prunable layers, or convolutions alone (as the release)", PRUNED)
+  ] = "all"
   aggregation: Annotated[
     str, Choice("mean over all clients, or masked_mean over those that have a weight", AGGREGATIONS)
   ] = "mean"
@@ -108,10 +115,11 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
   check_options(options)
   require_prunable("flash", setup.task)
   form = _FORMS[options.form]
+  scope = _Scope(setup, _is_pruned(setup.task, options))
 
   def init(variables: Variables, hyper: CommonHyper, key: Key) -> masked.State:
     mask_key, server_key = jax.random.split(key)
-    masks = form.first(setup, variables["params"], hyper.density, mask_key)
+    masks = form.first(scope, variables["params"], hyper.density, mask_key)
     state = masked.init(setup, variables, masks, hyper, server_key)
     nothing = jnp.zeros(len(masks), jnp.float32), jnp.float32(0)
     return state._replace(extra=nothing if form.warms_up else ())
@@ -119,8 +127,8 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
   def client(
     download: masked.Download, memory: Memory, data: ClientData, key: Key
   ) -> tuple[masked.Upload, Memory, Metrics]:
-    local, rule = form.local(setup.local, download)
-    masks = form.start(setup, download, data, jax.random.fold_in(key, _START))
+    local, rule = form.local(scope, download)
+    masks = form.start(scope, download, data, jax.random.fold_in(key, _START))
     received = {
       **download.variables,
       "params": apply_masks(download.variables["params"], masks),
@@ -128,7 +136,7 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     trained, carry, metrics = train_client(
       rule, setup.task, local, download.rates, received, {"masks": masks}, data, key
     )
-    masks = form.end(setup, download, trained["params"], carry["masks"], data)
+    masks = form.end(scope, download, trained["params"], carry["masks"], data)
     upload, sent = masked.send(setup, download, trained, masks, data)
     if form.warms_up and masked.UPLINK in sent:
       masks_alone = tally(payload_bytes(masks, download.masks), data.size > 0)
@@ -140,7 +148,7 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
   ) -> tuple[masked.State, dict[str, jax.Array]]:
     target = masked.mean(upload, state, of_masks=options.aggregation == "masked_mean")
     new = masked.advance(setup, state, target)
-    new = form.follow(setup, state, upload, new)
+    new = form.follow(scope, state, upload, new)
     return masked.finish(setup, state, new, upload.weight)
 
   return Algorithm(
@@ -156,6 +164,41 @@ def flash(setup: Setup, options: Options = DEFAULT) -> Algorithm:
 # The pieces of which the forms are made, and then the forms.
 
 
+class _Scope(NamedTuple):
+  """What all pieces know."""
+
+  setup: Setup
+  is_pruned: tuple[bool, ...]  # of each prunable leaf; the masks of the others are full
+
+  def densities(self, share: jax.Array | float) -> jax.Array:
+    """Makes the densities of the layers, of one or of several; (num_layers,) float32."""
+    return jnp.where(jnp.array(self.is_pruned), share, 1.0)
+
+  def scale_of(self, found: jax.Array, density: jax.Array, params: Params) -> jax.Array:
+    """Divides a density by that which layers that are pruned have together; () float32."""
+    return density / overall_density(found, params, self.is_pruned)
+
+  def full_elsewhere(self, masks: Masks) -> Masks:
+    """Makes the masks of what is not pruned full."""
+    pairs = zip(masks, self.is_pruned, strict=True)
+    return [mask if one else jnp.ones_like(mask) for mask, one in pairs]
+
+
+def _is_pruned(task: Task, options: Options) -> tuple[bool, ...]:
+  """Tells of each prunable leaf whether it is pruned."""
+  names = task.kernels
+  if names is None:  # of a task made by hand
+    names = tuple(trees.layer_names(jax.eval_shape(task.init, jax.random.key(0))["params"]))
+  if options.prunes == "all":
+    return (True,) * len(names)
+  convolutions = {one.path for one in task.products if one.kind == "conv_general_dilated"}
+  if convolutions.isdisjoint(names):
+    raise ValueError(
+      "prunes='convolutions': the model has no convolution that can be pruned; must be all"
+    )
+  return tuple(name in convolutions for name in names)
+
+
 def _is_warmup(hyper: CommonHyper, number: jax.Array) -> jax.Array:
   return number.astype(jnp.float32) <= hyper.own.warmup_rounds
 
@@ -166,12 +209,11 @@ def _is_exchange(hyper: CommonHyper, number: jax.Array) -> jax.Array:
   return (since < 0) | (since % hyper.own.update_every == 0)
 
 
-def _first_random(setup: Setup, params: Params, density: jax.Array, key: Key) -> Masks:
-  kernels, _ = trees.split_prunable(params)
-  return first_masks(params, jnp.full(len(kernels), density), key, setup.task.is_given)
+def _first_random(scope: _Scope, params: Params, density: jax.Array, key: Key) -> Masks:
+  return first_masks(params, scope.densities(density), key, scope.setup.task.is_given)
 
 
-def _first_dense(setup: Setup, params: Params, density: jax.Array, key: Key) -> Masks:
+def _first_dense(scope: _Scope, params: Params, density: jax.Array, key: Key) -> Masks:
   kernels, _ = trees.split_prunable(params)
   return [jnp.ones(leaf.shape, bool) for leaf in kernels]
 
@@ -181,117 +223,125 @@ def _votes(download: masked.Download) -> list[jax.Array]:
 
 
 def _start_inside(
-  setup: Setup,
+  scope: _Scope,
   download: masked.Download,
   data: ClientData,
   key: Key,
   is_dense: jax.Array | bool = False,
 ) -> Masks:
   """The mask received; of it the largest part for a client of lower density."""
-  if not setup.is_heterogeneous:
+  if not scope.setup.is_heterogeneous:
     return download.masks
   scale = jnp.where(is_dense, 1.0, data.density_scale)
-  densities = mask_densities(download.masks) * scale
+  densities = mask_densities(download.masks) * scope.densities(scale)
   smaller = largest_kept(download.variables["params"], _votes(download), densities, key)
   pairs = zip(download.masks, smaller, strict=True)
   return [jnp.where(scale < 1, part, whole) for whole, part in pairs]
 
 
-def _start_dense_once(setup: Setup, download: masked.Download, data: ClientData, key: Key) -> Masks:
-  return _start_inside(setup, download, data, key, download.update == 1)
+def _start_dense_once(
+  scope: _Scope, download: masked.Download, data: ClientData, key: Key
+) -> Masks:
+  return _start_inside(scope, download, data, key, download.update == 1)
 
 
-def _start_pruned(setup: Setup, download: masked.Download, data: ClientData, key: Key) -> Masks:
+def _start_pruned(scope: _Scope, download: masked.Download, data: ClientData, key: Key) -> Masks:
   """The largest weights of what was received, at the client's own density."""
-  share = scaled(setup, download.hyper.density, data)
-  votes = _votes(download)
-  return largest_kept(download.variables["params"], votes, [share] * len(votes), key)
+  densities = scope.densities(scaled(scope.setup, download.hyper.density, data))
+  return largest_kept(download.variables["params"], _votes(download), densities, key)
 
 
-def _local_inside(
-  local: LocalTraining, download: masked.Download
-) -> tuple[LocalTraining, LocalRule]:
-  return local, _training_in_memory
+def _local_inside(scope: _Scope, download: masked.Download) -> tuple[LocalTraining, LocalRule]:
+  return scope.setup.local, TRAINING
 
 
-def _local_exchanging(
-  local: LocalTraining, download: masked.Download
-) -> tuple[LocalTraining, LocalRule]:
-  return local, _exchanging(local.epochs, jnp.bool_(True), download.hyper.own.drop_rate)
+def _local_moving(scope: _Scope, download: masked.Download) -> tuple[LocalTraining, LocalRule]:
+  local, rate = scope.setup.local, download.hyper.own.drop_rate
+  return local, moving(local.epochs, jnp.bool_(True), rate, scope.is_pruned)
 
 
 def _local_warm(
-  is_exchange: Callable[[CommonHyper, jax.Array], jax.Array],
-  local: LocalTraining,
+  is_moving: Callable[[CommonHyper, jax.Array], jax.Array],
+  scope: _Scope,
   download: masked.Download,
 ) -> tuple[LocalTraining, LocalRule]:
-  """Longer in the warm-up; masks change in the rounds that `is_exchange` tells."""
-  hyper, number = download.hyper, download.update
+  """Longer in the warm-up; masks change in the rounds that `is_moving` tells."""
+  hyper, number, local = download.hyper, download.update, scope.setup.local
   epochs = jnp.where(_is_warmup(hyper, number), hyper.own.warmup_epochs, local.epochs)
   local = local._replace(epochs=epochs.astype(jnp.int32))
-  return local, _exchanging(local.epochs, is_exchange(hyper, number), hyper.own.drop_rate)
+  rate = hyper.own.drop_rate
+  return local, moving(local.epochs, is_moving(hyper, number), rate, scope.is_pruned)
 
 
 def _end_as_is(
-  setup: Setup, download: masked.Download, trained: Params, masks: Masks, data: ClientData
+  scope: _Scope, download: masked.Download, trained: Params, masks: Masks, data: ClientData
 ) -> Masks:
   return masks
 
 
 def _end_pruned_once(
-  setup: Setup, download: masked.Download, trained: Params, masks: Masks, data: ClientData
+  scope: _Scope, download: masked.Download, trained: Params, masks: Masks, data: ClientData
 ) -> Masks:
-  share = scaled(setup, download.hyper.density, data)
-  return lax.cond(download.update == 1, lambda: global_masks(trained, share), lambda: masks)
+  share = scaled(scope.setup, download.hyper.density, data)
+
+  def prune() -> Masks:
+    kernels, _ = trees.split_prunable(trees.widened(trained))
+    pairs = zip(kernels, scope.is_pruned, strict=True)
+    found = iter(topk_mask([leaf for leaf, one in pairs if one], share))
+    pairs = zip(masks, scope.is_pruned, strict=True)
+    return [next(found) if one else mask for mask, one in pairs]
+
+  return lax.cond(download.update == 1, prune, lambda: masks)
 
 
 def _follow_inside(
-  setup: Setup, state: masked.State, upload: masked.Upload, new: masked.State
+  scope: _Scope, state: masked.State, upload: masked.Upload, new: masked.State
 ) -> masked.State:
   return new
 
 
 def _follow_union(
-  setup: Setup, state: masked.State, upload: masked.Upload, new: masked.State
+  scope: _Scope, state: masked.State, upload: masked.Upload, new: masked.State
 ) -> masked.State:
   union = [kept > 0 for kept in upload.kept]
   return masked.with_masks(new, masked.unless_nobody(upload, union, state.masks))
 
 
 def _follow_pruned_once(
-  setup: Setup, state: masked.State, upload: masked.Upload, new: masked.State
+  scope: _Scope, state: masked.State, upload: masked.Upload, new: masked.State
 ) -> masked.State:
   found = _mean_densities(upload, state)
 
   def prune() -> masked.State:
-    return masked.with_masks(new, _floor_masks(new.variables["params"], found))
+    masks = _floor_masks(new.variables["params"], found)
+    return masked.with_masks(new, scope.full_elsewhere(masks))
 
   return lax.cond(state.updates + 1 == 1, prune, lambda: new)
 
 
 def _follow_warm_up(
-  setup: Setup, state: masked.State, upload: masked.Upload, new: masked.State
+  scope: _Scope, state: masked.State, upload: masked.Upload, new: masked.State
 ) -> masked.State:
   is_warmup = _is_warmup(state.hyper, state.updates + 1)
   found = _mean_densities(upload, state)
-  return lax.cond(is_warmup, lambda: _warm_up(setup, state, upload, found), lambda: new)
+  return lax.cond(is_warmup, lambda: _warm_up(scope, state, upload, found), lambda: new)
 
 
 def _follow_votes(
-  setup: Setup, state: masked.State, upload: masked.Upload, new: masked.State
+  scope: _Scope, state: masked.State, upload: masked.Upload, new: masked.State
 ) -> masked.State:
   """Renews the mask of each layer at the mean of the clients' densities."""
   hyper, number = state.hyper, state.updates + 1
   params, found = new.variables["params"], _mean_densities(upload, state)
   # Not more than the target, but fewer where the clients ended with fewer.
-  fair = found * jnp.minimum(1.0, hyper.density / overall_density(found, params))
+  fair = scope.densities(found * jnp.minimum(1.0, scope.scale_of(found, hyper.density, params)))
 
   def renew() -> Masks:
     masks = largest_kept(params, upload.kept, fair, jax.random.fold_in(state.key, number))
     return masked.unless_nobody(upload, masks, state.masks)
 
   masks = lax.cond(_is_exchange(hyper, number), renew, lambda: state.masks)
-  return _follow_warm_up(setup, state, upload, masked.with_masks(new, masks))
+  return _follow_warm_up(scope, state, upload, masked.with_masks(new, masks))
 
 
 def _floor_masks(params: Params, densities: jax.Array) -> Masks:
@@ -299,76 +349,6 @@ def _floor_masks(params: Params, densities: jax.Array) -> Masks:
   kernels, _ = trees.split_prunable(params)
   pairs = zip(kernels, densities, strict=True)
   return [largest_mask(leaf, floor_of_share(leaf.size, share)) for leaf, share in pairs]
-
-
-def _weights_in_memory(params: Params, carry: Carry) -> Params:
-  return apply_masks(params, carry["masks"])
-
-
-_training_in_memory = LocalRule(weights=_weights_in_memory)
-
-
-def _exchanging(
-  epochs: int | jax.Array, is_exchange: jax.Array, first_rate: jax.Array
-) -> LocalRule:
-  """Training whose mask changes between epochs, by a share that falls linearly to 0.
-
-  A client with one epoch exchanges once, after it, at half the first rate; the release does it in
-  the middle of that epoch, where the rate is the same.
-  """
-
-  def after_epoch(params: Params, carry: Carry, epoch: jax.Array, key: Key) -> tuple[Params, Carry]:
-    share = jnp.float32(epoch + 1) / jnp.float32(epochs)
-    is_only = jnp.int32(epochs) == 1
-    rate = first_rate * jnp.where(is_only, 0.5, 1 - share)
-
-    def exchange() -> tuple[Params, Carry]:
-      params_after, masks = _exchange(params, carry["masks"], rate, key)
-      return params_after, {"masks": masks}
-
-    is_due = is_exchange & (is_only | (epoch + 1 < epochs))
-    return lax.cond(is_due, exchange, lambda: (params, carry))
-
-  return LocalRule(weights=_weights_in_memory, after_epoch=after_epoch)
-
-
-def _exchange(params: Params, masks: Masks, rate: jax.Array, key: Key) -> tuple[Params, Masks]:
-  """Drops each layer's smallest active weights, and grows as many at random.
-
-  Layers grow in proportion to the mean magnitude of their active weights before the drop.
-  """
-  kernels, _ = trees.split_prunable(params)
-  keys = jax.random.split(key, max(len(kernels), 1))
-  magnitudes, survivors, dropped = [], [], []
-  for w, mask in zip(kernels, masks, strict=True):
-    active = jnp.where(mask, w, 0)
-    count = count_one(mask)
-    total = jnp.sum(jnp.abs(active).astype(jnp.float32))
-    magnitudes.append(total / jnp.maximum(count, 1).astype(jnp.float32))
-    survivors.append(largest_mask(active, count - ceil_of_share(count, rate)))
-    dropped.append(count - count_one(survivors[-1]))
-  room = [mask.size - count_one(mask) for mask in survivors]
-  budgets = _share_out(jnp.stack(magnitudes), jnp.stack(room), jnp.sum(jnp.stack(dropped)))
-  grown = [
-    kept | largest_mask(jnp.where(kept, 0, positive_noise(one_key, kept.shape)), budget)
-    for kept, budget, one_key in zip(survivors, budgets, keys, strict=False)
-  ]
-  return apply_masks(params, survivors), grown
-
-
-def _share_out(wishes: jax.Array, room: jax.Array, total: jax.Array) -> jax.Array:
-  """Shares `total` out in proportion to wishes, to no layer more than it has room for; int32."""
-  space = room.astype(jnp.float32)
-  given = jnp.zeros_like(space)
-  for _ in range(wishes.shape[0]):  # each turn fills a layer, or gives all away
-    left = total.astype(jnp.float32) - jnp.sum(given)
-    is_open = given < space
-    wish = jnp.where(is_open, wishes, 0)
-    # Layers that nobody wishes for still take what finds no other room.
-    wish = jnp.where(jnp.sum(wish) > 0, wish, is_open.astype(jnp.float32))
-    given = jnp.minimum(space, given + left * wish / jnp.maximum(jnp.sum(wish), 1e-30))
-  ends = jnp.round(jnp.cumsum(given)).astype(jnp.int32)
-  return jnp.diff(ends, prepend=jnp.zeros(1, jnp.int32))
 
 
 def _mean_densities(upload: masked.Upload, state: masked.State) -> jax.Array:
@@ -379,7 +359,7 @@ def _mean_densities(upload: masked.Upload, state: masked.State) -> jax.Array:
 
 
 def _warm_up(
-  setup: Setup, state: masked.State, upload: masked.Upload, found: jax.Array
+  scope: _Scope, state: masked.State, upload: masked.Upload, found: jax.Array
 ) -> masked.State:
   """Remembers the layer densities found so far; after the last round of it, starts anew."""
   hyper, number = state.hyper, state.updates + 1
@@ -390,10 +370,12 @@ def _warm_up(
   kernels_key, mask_key = jax.random.split(jax.random.fold_in(state.key, number))
 
   def start_anew() -> masked.State:
-    variables = dict(setup.task.init(kernels_key))
+    task = scope.setup.task
+    variables = dict(task.init(kernels_key))
     mean = total / weights
-    fair = jnp.minimum(1.0, mean * hyper.density / overall_density(mean, variables["params"]))
-    masks = first_masks(variables["params"], fair, mask_key, setup.task.is_given)
+    params = variables["params"]
+    fair = scope.densities(jnp.minimum(1.0, mean * scope.scale_of(mean, hyper.density, params)))
+    masks = first_masks(params, fair, mask_key, task.is_given)
     return masked.with_masks(on._replace(variables=variables), masks)
 
   is_last = number.astype(jnp.float32) == hyper.own.warmup_rounds
@@ -403,7 +385,9 @@ def _warm_up(
 class _Form(NamedTuple):
   """What a form does where forms differ; the defaults are those of one fixed random mask."""
 
-  first: Callable[[Setup, Params, jax.Array, Key], Masks] = _first_random  # the server's first mask
+  first: Callable[[_Scope, Params, jax.Array, Key], Masks] = (
+    _first_random  # the server's first mask
+  )
   start: Callable[..., Masks] = _start_inside  # the mask in which a client begins
   local: Callable[..., tuple[LocalTraining, LocalRule]] = _local_inside
   end: Callable[..., Masks] = _end_as_is  # the mask that a client sends
@@ -415,7 +399,7 @@ _FORMS = {
   "spdst": _Form(local=partial(_local_warm, _is_warmup), follow=_follow_warm_up, warms_up=True),
   "jmwst": _Form(local=partial(_local_warm, _is_exchange), follow=_follow_votes, warms_up=True),
   "pdst": _Form(),
-  "nst": _Form(start=_start_pruned, local=_local_exchanging, follow=_follow_union),
+  "nst": _Form(start=_start_pruned, local=_local_moving, follow=_follow_union),
   "magnitude": _Form(
     _first_dense, _start_dense_once, end=_end_pruned_once, follow=_follow_pruned_once
   ),

@@ -126,9 +126,19 @@ def mask_densities(masks: Masks) -> jax.Array:
   return jnp.stack([count_one(mask).astype(jnp.float32) / mask.size for mask in masks])
 
 
-def overall_density(densities: jax.Array, params: Params) -> jax.Array:
-  """Computes the density of the whole model from those of its layers; () float32."""
+def overall_density(
+  densities: jax.Array, params: Params, is_counted: Sequence[bool] | None = None
+) -> jax.Array:
+  """Computes the density of layers together from that of each; () float32.
+
+  Args:
+    densities: (num_layers,) float32.
+    params: pytree of parameters.
+    is_counted: of each layer; all by default.
+  """
   sizes = jnp.array([leaf.size for leaf in trees.split_prunable(params)[0]], jnp.float32)
+  if is_counted is not None:
+    sizes = jnp.where(jnp.array(is_counted), sizes, 0)
   return jnp.sum(densities * sizes) / jnp.sum(sizes)
 
 

@@ -174,14 +174,15 @@ def budget(share, size):
   return size - round((1 - min(exact(share), 1)) * size)
 
 
-def largest_of_all(theta, density):
-  """Marks the largest magnitudes of all kernels together; returns {layer: mask}."""
-  magnitudes = np.abs(flat(theta))
+def largest_of_all(theta, density, without=()):
+  """Marks the largest magnitudes of kernels together; returns {layer: mask}."""
+  names = [name for name in NAMES if name not in without]
+  magnitudes = np.abs(np.concatenate([theta[name]["kernel"].reshape(-1) for name in names]))
   chosen = largest(magnitudes, budget(density, magnitudes.size))
-  sizes = [theta[name]["kernel"].size for name in NAMES]
+  sizes = [theta[name]["kernel"].size for name in names]
   parts = np.split(chosen, np.cumsum(sizes)[:-1])
   return {
-    name: part.reshape(theta[name]["kernel"].shape) for name, part in zip(NAMES, parts, strict=True)
+    name: part.reshape(theta[name]["kernel"].shape) for name, part in zip(names, parts, strict=True)
   }
 
 

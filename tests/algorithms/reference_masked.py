@@ -61,6 +61,7 @@ def start(method, params):
   densities = dict.fromkeys(NAMES, density)
   if method.has("mask", "erk"):
     densities = erk(theta, density)
+  densities |= dict.fromkeys(_dense(method), 1.0)
   return None, _random(theta, {name: budget(densities[name], sizes[name]) for name in NAMES})
 
 
@@ -115,6 +116,12 @@ def kind(method, number):
   return "update" if form == "jmwst" and after % values["flash_update_every"] == 0 else "train"
 
 
+def _dense(method):
+  """Lists the layers that stay dense."""
+  convolutions = ("Conv_0", "Conv_1", "Conv_2")
+  return [n for n in NAMES if method.has("prunes", "convolutions") and n not in convolutions]
+
+
 def _is_by_saliency(method):
   return method.name == "ssfl" or method.has("mask", "saliency")
 
@@ -154,8 +161,8 @@ def run_round(method, number, params, masks, warm_up, clients, epochs):
     warm_up = total, weights
     if number < method.values["flash_warmup_rounds"]:
       return Round(theta, exactly(masks), warm_up, report)
-    drawn = np.minimum(_scaled(method, theta, total / weights), 1)
-    counts = {name: budget(d, masks[name].size) for name, d in zip(NAMES, drawn, strict=True)}
+    drawn = _fair(method, theta, total / weights, 1)
+    counts = {name: budget(drawn[name], masks[name].size) for name in NAMES}
     return Round(None, _random(theta, counts), warm_up, report)
 
   by_coordinate = method.name == "feddst" or method.has("aggregation", "masked_mean")
@@ -163,8 +170,7 @@ def run_round(method, number, params, masks, warm_up, clients, epochs):
   if method.name == "feddst":
     chosen = _prune_kept(new, layer_densities(method, theta), results)
   elif what == "update":
-    layers = np.minimum(found, _scaled(method, theta, found))
-    chosen = _prune_kept(new, dict(zip(NAMES, layers, strict=True)), results)
+    chosen = _prune_kept(new, _fair(method, theta, found, found), results)
   elif what == "magnitude":
     kernels = {name: np.abs(new[name]["kernel"]) for name in NAMES}
     counts = {
@@ -172,7 +178,8 @@ def run_round(method, number, params, masks, warm_up, clients, epochs):
       name: floor(share * kernels[name].size + 1e-6)
       for name, share in zip(NAMES, found, strict=True)
     }
-    chosen = exactly({name: largest(w, counts[name]) for name, w in kernels.items()})
+    chosen = {name: largest(w, counts[name]) for name, w in kernels.items()}
+    chosen = exactly(chosen | {name: masks[name] for name in _dense(method)})
   elif what == "independent":
     chosen = exactly({name: votes > 0 for name, votes in _votes(results).items()})
   else:
@@ -180,21 +187,24 @@ def run_round(method, number, params, masks, warm_up, clients, epochs):
   return Round(masked(new, chosen.certain), chosen, warm_up, report)
 
 
-def _scaled(method, theta, densities):
-  """Multiplies layer densities so that the whole model has the method's."""
-  sizes = np.array([theta[name]["kernel"].size for name in NAMES])
-  return densities * method.values["density"] / (densities @ sizes / sizes.sum())
+def _fair(method, theta, densities, most):
+  """Multiplies the densities of pruned layers so that together they have the method's."""
+  sizes = np.array([0 if n in _dense(method) else theta[n]["kernel"].size for n in NAMES])
+  scaled = densities * method.values["density"] / (densities @ sizes / sizes.sum())
+  found = dict(zip(NAMES, np.minimum(scaled, most), strict=True))
+  return found | dict.fromkeys(_dense(method), 1.0)
 
 
 def _train_client(method, number, client, theta, masks, epochs, what):
   """Trains a client as the kind of round wants it; returns parameters, masks and losses."""
   density = method.values["density"]
   if what == "independent":
-    masks = largest_of_each(theta, dict.fromkeys(NAMES, density))
+    densities = dict.fromkeys(NAMES, density) | dict.fromkeys(_dense(method), 1.0)
+    masks = largest_of_each(theta, densities)
   moves = what in ("warm-up", "update", "independent")
   end, kept, losses = _train_masked(method, number, client, theta, masks, epochs, moves)
   if what == "magnitude":
-    kept = largest_of_all(end, density)
+    kept = kept | largest_of_all(end, density, without=_dense(method))
   elif what == "readjust":
     gradient, _ = loss_gradient(Rule(), end, *client.epochs[epochs - 1][-1])
     end, kept = _readjust(method, number, end, kept, gradient)
@@ -212,7 +222,7 @@ def _train_masked(method, number, client, theta, masks, epochs, moves):
         rate = method.values["flash_drop_rate"] / 2
       if rate > 0:
         key = jax.random.fold_in(client.keys[epoch], _AFTER_EPOCH)
-        theta, masks = _exchange(theta, masks, rate, key)
+        theta, masks = _exchange(theta, masks, rate, key, _dense(method))
     return masked(theta, masks)
 
   start = masked(theta, masks)
@@ -220,20 +230,22 @@ def _train_masked(method, number, client, theta, masks, epochs, moves):
   return end, masks, losses
 
 
-def _exchange(theta, masks, rate, key):
+def _exchange(theta, masks, rate, key, dense):
   """FLASH: drops the smallest of each layer, regrows as many anywhere at random, from 0."""
-  kept, means, dropped = {}, [], 0
-  for name in NAMES:
+  kept, means, dropped = dict(masks), [], 0
+  pruned = [name for name in NAMES if name not in dense]
+  for name in pruned:
     magnitudes, active = np.abs(theta[name]["kernel"]), masks[name].sum()
     means.append(magnitudes[masks[name]].mean() if active else 0.0)
     out = ceil(exact(rate) * int(active))
     kept[name] = largest(np.where(masks[name], magnitudes, 0), active - out)
     dropped += active - kept[name].sum()
-  room = np.array([(~kept[name]).sum() for name in NAMES])
+  room = np.array([(~kept[name]).sum() for name in pruned])
   ends = np.round(np.cumsum(_pour(dropped, np.array(means), room))).astype(int)
   counts = np.diff(ends, prepend=0)
-  grown = {}
-  for name, one_key, count in zip(NAMES, jax.random.split(key, len(NAMES)), counts, strict=True):
+  grown, keys = dict.fromkeys(dense, False), jax.random.split(key, len(NAMES))
+  for name, count in zip(pruned, counts, strict=True):
+    one_key = keys[NAMES.index(name)]
     noise = np.asarray(positive_noise(one_key, kept[name].shape))
     grown[name] = largest(np.where(kept[name], 0, noise), count)
   return masked(theta, kept), {name: kept[name] | grown[name] for name in NAMES}

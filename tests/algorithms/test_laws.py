@@ -12,7 +12,9 @@ from tests import cases
 # Statistics with every other form, convolutions with those whose layers differ.
 every_problem = pytest.mark.parametrize(
   ("method", "name"),
-  cases.with_slow_forms(cases.FORMS, "batchnorm") + [("sparsyfed", "cnn"), ("zerofl", "cnn")],
+  cases.with_slow_forms(cases.FORMS, "batchnorm")
+  + [("sparsyfed", "cnn"), ("zerofl", "cnn")]
+  + [pytest.param("flash-convolutions", "cnn", marks=pytest.mark.slow)],
 )
 COHORT = (3, 0, 5)  # sizes 7, 6, 3
 

@@ -197,7 +197,8 @@ def test_flash_magnitude_keeps_the_floor_of_a_layers_share():
   # 432 * 0.00903 = 3.9, if one client of the round keeps 3 and nine keep 4.
   kernel = (3, 3, 3, 16)
   variables = kernel_only(kernel)
-  algorithm = cases.form("flash-magnitude", cases.make_setup(cases.problem("cnn").task))
+  task = cases.problem("cnn").task._replace(kernels=("Conv_0",))
+  algorithm = cases.form("flash-magnitude", cases.make_setup(task))
   state = algorithm.init(variables, cases.hyper("flash", server_lr=1.0), jax.random.key(0))
   kept = np.zeros(432, np.float32)
   kept[:3], kept[3] = 10.0, 9.0
@@ -208,6 +209,19 @@ def test_flash_magnitude_keeps_the_floor_of_a_layers_share():
   )
   new, _ = jax.jit(algorithm.server)(state, upload)
   assert int(np.sum(new.masks[0])) == 3
+
+
+@pytest.mark.parametrize("form", ["pdst", "jmwst"])
+def test_flash_of_convolutions_leaves_dense_layers_dense(form):
+  options = METHODS["flash"].options(form=form, prunes="convolutions")
+  task = cases.problem("cnn").task
+  made = METHODS["flash"].algorithm(cases.make_setup(task), options)
+  state = made.init(cases.variables("cnn"), cases.hyper("flash", density=0.25), jax.random.key(0))
+  *convolutions, dense = [np.asarray(mask) for mask in state.masks]
+  assert dense.all()
+  assert [mask.sum() for mask in convolutions] == [round(0.25 * m.size) for m in convolutions]
+  with pytest.raises(ValueError, match="prunes='convolutions': the model has no convolution"):
+    METHODS["flash"].algorithm(cases.make_setup(cases.problem("mlp").task), options)
 
 
 def test_fedmef_prepares_for_nothing_where_nothing_is_dropped():
