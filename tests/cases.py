@@ -71,6 +71,8 @@ COMPOSED = (
   "sparsyfed-first-batch",
   "feddst-release",
   "flash-pdst",
+  "heterofl-plain",
+  "heterofl-own",
   "flash-masked-mean",
   "flash-convolutions",
   "flash-jmwst-convolutions",
@@ -106,6 +108,7 @@ SEND_WEIGHTS = (
   "scaffold",
   "feddyn",
   "fedpm",
+  "heterofl",
 )
 SEND_THRESHOLDS = ("spafl",)  # see tests/algorithms/test_spafl.py
 SEND_CHANGES = (
@@ -164,6 +167,7 @@ HYPER = {
   "feddst_drop_rate": 0.5,
   "feddyn_alpha": 0.3,
   "fedpm_reset_every": 2.0,
+  "heterofl_levels": 3.0,
   "fedmef_update_every": 2.0,
   "fedmef_update_until": 9.0,
   "fedmef_drop_rate": 0.5,

@@ -15,6 +15,7 @@ from sparsyfed_jax.algorithms import (
   fedrts,
   fedtiny,
   flash,
+  heterofl,
   prunefl,
   scaffold,
   spafl,
@@ -47,6 +48,7 @@ METHODS: dict[str, Method] = {
     prunefl,
     spafl,
     ssfl,
+    heterofl,
   )
 }
 # Those that others are held against: the paper's, and training without pruning.

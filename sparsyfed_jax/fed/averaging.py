@@ -199,6 +199,20 @@ def server(
     before = trees.widened(state.variables["params"])
     moved = trees.map_prunable(jnp.add, target["params"], before)
     target = {**target, "params": moved}
+  return follow(setup, state, target, upload.weight)
+
+
+def follow(
+  setup: Setup, state: State, target: Variables, weight: jax.Array
+) -> tuple[State, dict[str, jax.Array]]:
+  """Takes one step towards a model; its statistics become those of that model.
+
+  Args:
+    setup: of the method.
+    state: before the round.
+    target: like the state's model, float32 at least.
+    weight: () float32, of the summed upload; there is no step where it is 0.
+  """
   optimizer = server_optimizer(setup, state.hyper)
   params, opt_state = server_step.step(
     optimizer, state.opt_state, state.variables["params"], target["params"]
@@ -206,6 +220,6 @@ def server(
   variables = trees.cast_like({**target, "params": params}, dict(state.variables))
   number = state.round + 1
   new = state._replace(round=number, variables=variables, opt_state=opt_state, updated=number)
-  new = server_step.unless_nobody(upload.weight, new, state)
+  new = server_step.unless_nobody(weight, new, state)
   sent = broadcast(setup, state)
   return new, {"client_lr": sent.rates.client_lr, "target_sparsity": 1 - sent.density}

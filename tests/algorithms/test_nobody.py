@@ -8,7 +8,7 @@ import pytest
 from tests import cases
 
 # What a method does in its first rounds only.
-STARTS_ANEW = ("flash", "flash-jmwst", "flash-magnitude", "static-saliency")
+STARTS_ANEW = ("flash", "flash-jmwst", "flash-magnitude", "static-saliency", "ssfl")
 
 
 def nothing(method, state):

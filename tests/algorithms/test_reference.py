@@ -35,7 +35,8 @@ INSIDE_MASKS = (*reference_masked.ADJUSTED, "flash", "ssfl", "static")
 AVERAGED = [
   name
   for name in cases.FORMS
-  if cases.VARIANTS[name][0] not in INSIDE_MASKS and name not in (*cases.KEEP_MEMORY, "fedpm")
+  if cases.VARIANTS[name][0] not in INSIDE_MASKS
+  and name not in (*cases.KEEP_MEMORY, "fedpm", "heterofl")
 ]
 # Name, variant, values that differ, and what happens in each round.
 MASKED = [

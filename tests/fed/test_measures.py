@@ -79,9 +79,10 @@ def check_bytes(method, name, state, value_dtype=None, **setup):
   return download, upload
 
 
-# What sends masks as bits is in tests/algorithms/test_fedpm.py.
+# What sends masks as bits, and what differs by client, have tests of their own.
 @pytest.mark.parametrize(
-  "method", cases.with_slow_forms(name for name in cases.FORMS if name != "fedpm")
+  "method",
+  cases.with_slow_forms(name for name in cases.FORMS if name not in ("fedpm", "heterofl")),
 )
 def test_bytes_are_those_of_the_wire_format(method):
   download, upload = check_bytes(method, "batchnorm", cases.trained(method, "batchnorm"))

@@ -39,6 +39,7 @@ CHANGED = cases.HYPER | {
   "feddst_drop_rate": 0.9,
   "feddyn_alpha": 0.7,
   "fedpm_reset_every": 4.0,
+  "heterofl_levels": 2.0,
   "fedmef_update_every": 3.0,
   "fedmef_update_until": 3.0,
   "fedmef_drop_rate": 0.9,
