@@ -71,7 +71,7 @@ COMPOSED = (
   "sparsyfed-first-batch",
   "feddst-release",
   "flash-pdst",
-  "heterofl-plain",
+  "heterofl-divided",
   "heterofl-own",
   "flash-masked-mean",
   "flash-convolutions",

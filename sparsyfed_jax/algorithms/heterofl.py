@@ -9,10 +9,11 @@ Widths are 1, 1/2, 1/4 and so on, `levels` of them, of which each client draws o
 equally likely. With `--client_sparsities` they are fixed: a client's share of all channels is (1 -
 its own) / (1 - `--sparsity`), so with `--sparsity=0` its own is the share that it lacks.
 
-In training, outputs of hidden layers are divided by the width (`outputs=divided`), so that they are
-as large as those of the whole model. With `labels=own` the logits of classes that a client lacks
-are 0 in its loss, and it does not have their weights. Both are the paper's; the released code
-weighs clients alike (`--client_weighting=uniform`).
+With `outputs=divided` those of hidden layers are divided by the width in training, as in the paper,
+where batch norm follows; without it they grow with the depth, and training at small widths needs
+low rates or diverges. With `labels=own`, which is the paper's too, the logits of classes that a
+client lacks are 0 in its loss, and it does not have their weights. The released code weighs clients
+alike (`--client_weighting=uniform`).
 
 The paper's batch norm keeps no running statistics, but finds them after training. Here they are
 means over the clients that have a channel. Group and layer norm mix channels and are refused, and
@@ -65,8 +66,8 @@ class Options(NamedTuple):
 
   outputs: Annotated[
     str,
-    Choice("of hidden layers in training: divided by the width, or plain", ("divided", "plain")),
-  ] = "divided"
+    Choice("of hidden layers in training: plain, or divided by the width", ("plain", "divided")),
+  ] = "plain"
   labels: Annotated[
     str,
     Choice("all classes, or the client's own, of which alone it trains logits", ("all", "own")),

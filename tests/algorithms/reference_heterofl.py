@@ -85,9 +85,9 @@ def run_round(method, number, params, clients, widths, epochs):
 
 
 def _train(method, number, client, theta, width, epochs, own):
-  """Trains a narrow model, whose hidden layers' outputs are divided by its width."""
+  """Trains a narrow model, whose hidden layers' outputs may be divided by its width."""
   rate, decay = method.rate(number), method.values["weight_decay"]
-  divided = 1.0 if method.has("outputs", "plain") else 1 / width
+  divided = 1 / width if method.has("outputs", "divided") else 1.0
   scale = {name: 1.0 if name == "Dense_0" else divided for name in NAMES}
   lacks = np.setdiff1d(np.arange(theta["Dense_0"]["bias"].size), own)
   theta = _without(theta, lacks)

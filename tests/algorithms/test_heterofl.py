@@ -36,7 +36,7 @@ def scaled_federation(widths):
   return federation._replace(density_scales=scales)
 
 
-@pytest.mark.parametrize("variant", ["heterofl", "heterofl-plain", "heterofl-own", "fixed"])
+@pytest.mark.parametrize("variant", ["heterofl", "heterofl-divided", "heterofl-own", "fixed"])
 def test_rounds_are_those_of_narrow_models(variant):
   setup, federation, fixed = {}, None, (1.0, 0.25, 0.6, 0.5, 0.3, 0.75)
   if variant == "fixed":
@@ -65,7 +65,7 @@ def test_rounds_are_those_of_narrow_models(variant):
 
     cases.assert_close((new.variables["params"], report), run(method), TOLERANCE)
     others = [method._replace(values=method.values | {name: OTHERS[name]}) for name in OTHERS]
-    others.append(method._replace(options={"outputs": "plain"} if not options else {}))
+    others.append(method._replace(options={"outputs": "divided"} if not options else {}))
     for other in others:
       with pytest.raises(AssertionError):
         cases.assert_close((new.variables["params"], report), run(other), 10 * TOLERANCE)
