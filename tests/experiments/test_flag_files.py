@@ -26,7 +26,7 @@ def read(*arguments):
 
 
 def test_each_preset_is_read_from_any_folder():
-  assert len(flag_files.presets()) == 14
+  assert len(flag_files.presets()) == 16
   known = {
     "cifar10": "tfds:cifar10",
     "cifar100": "tfds:cifar100",
