@@ -169,7 +169,7 @@ def test_all_runs_of_the_board_are_distinct():
   assert len(set(keys)) == len(keys)
   by_method = itertools.groupby(sorted(run.config.algorithm for run in runs))
   counts = {name: len(list(group)) for name, group in by_method}
-  assert counts["fedavg"] == 2 * 3 and counts["sparsyfed"] == 5 * 2 * 3
+  assert counts["fedavg"] == counts["heterofl"] == 2 * 3 and counts["sparsyfed"] == 5 * 2 * 3
 
 
 def test_a_board_grows_and_runs_nothing_twice(tmp_path, capsys, monkeypatch):
