@@ -10,6 +10,7 @@ from sparsyfed_jax.algorithms import (
   fedavg,
   feddst,
   feddyn,
+  fedfade,
   fedmef,
   fedpm,
   fedrts,
@@ -49,6 +50,7 @@ METHODS: dict[str, Method] = {
     spafl,
     ssfl,
     heterofl,
+    fedfade,
   )
 }
 # Those that others are held against: the paper's, and training without pruning.

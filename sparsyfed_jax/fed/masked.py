@@ -45,6 +45,7 @@ class Download(NamedTuple):
   masks: Masks
   rates: Rates
   hyper: Hyper
+  extra: Any = ()  # what a method sends besides
 
 
 class Upload(NamedTuple):

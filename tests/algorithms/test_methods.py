@@ -13,7 +13,7 @@ from sparsyfed_jax.fed.server import Upload
 from tests import cases
 
 COHORT = (3, 0, 5)
-ADJUSTED_BY_THE_SERVER = ("fedmef", "fedrts", "fedtiny", "prunefl")
+ADJUSTED_BY_THE_SERVER = ("fedfade", "fedmef", "fedrts", "fedtiny", "prunefl")
 DENSITY = 0.4
 
 

@@ -8,7 +8,7 @@ import pytest
 from sparsyfed_jax import ops
 from sparsyfed_jax.algorithms import METHODS
 from tests import cases
-from tests.algorithms import reference, reference_adjusting, reference_masked
+from tests.algorithms import reference, reference_adjusting, reference_fade, reference_masked
 
 # Shares of weights in each layer before the round: below and above the activations' floor, and so
 # low that more is pruned of an activation than the zeros of a ReLU.
@@ -31,7 +31,7 @@ VALUES = {
   "flash_warmup_rounds": 2.0,
 }
 
-INSIDE_MASKS = (*reference_masked.ADJUSTED, "flash", "ssfl", "static")
+INSIDE_MASKS = (*reference_masked.ADJUSTED, "fedfade", "flash", "ssfl", "static")
 AVERAGED = [
   name
   for name in cases.FORMS
@@ -50,6 +50,16 @@ MASKED = [
   ("fedrts", "fedrts", {}, ("train", "readjust", "train", "readjust")),
   ("fedtiny", "fedtiny", {}, ("train", "readjust", "train", "readjust")),
   ("prunefl", "prunefl", {}, ("train", "readjust", "train", "readjust")),
+  ("fedfade", "fedfade", {}, ("train", "readjust", "train", "readjust", "train")),
+  ("fedfade-smallest", "fedfade-smallest", {}, ("train", "readjust")),
+  ("fedfade-zero", "fedfade-zero", {"fedfade_beta": 1.0}, ("train", "readjust", "train")),
+  # Layers have all that they can have, and biases are trained from the start.
+  (
+    "fedfade-floor",
+    "fedfade",
+    {"fedfade_floor": 1.0, "fedfade_fade_until": 0.0, "fedfade_biases_from": 0.0},
+    ("train", "readjust"),
+  ),
   ("flash", "flash", {}, ("warm-up", "warm-up", "train")),
   ("flash-one-epoch", "flash", {"flash_warmup_epochs": 1.0}, ("warm-up", "warm-up")),
   ("flash-jmwst", "flash-jmwst", {}, ("warm-up", "warm-up", "update", "train", "update")),
@@ -91,6 +101,9 @@ OWN_NOTICED = {
 OWN_NOTICED["fedrts"] = dict.fromkeys(
   ("train", "readjust"), {"trust": 0.4, "strength": 3.0, "drop_rate": 0.35}
 )
+OWN_NOTICED["fedfade"] = {
+  "readjust": {"beta": 1.15, "fade_until": 6.0},
+}
 ADJUSTMENT = {"drop_rate": 0.35, "update_until": 5.0}
 TOLERANCE = 1e-5
 
@@ -115,6 +128,8 @@ def noticed(method, kind):
 
 def run_masked_round(method, *arguments):
   """Runs a round of a method that trains inside masks."""
+  if method.name == "fedfade":
+    return reference_fade.run_round(method, *arguments)
   at_server = reference_masked.ADJUSTED[1:]
   room = reference_adjusting if method.name in at_server else reference_masked
   return room.run_round(method, *arguments)
@@ -175,7 +190,8 @@ def compare_round(state, report, expected, tolerance):
   if expected.params is not None:
     cases.assert_close(state.variables["params"], expected.params, tolerance)
   if state.extra:
-    cases.assert_close(tuple(state.extra), tuple(expected.warm_up), tolerance)
+    sums = jax.tree.leaves(state.extra), jax.tree.leaves(expected.warm_up)
+    cases.assert_close(*sums, tolerance)
 
 
 def assert_noticed(compare, others):
@@ -197,7 +213,8 @@ def test_the_server_starts_like_the_plain_reference(variant):
   plain = cases.variables("cnn")
   state = made.init(plain, cases.hyper(base, **VALUES), jax.random.key(31))
   if base in INSIDE_MASKS:
-    params, masks = reference_masked.start(method, plain["params"])
+    room = reference_fade if base == "fedfade" else reference_masked
+    params, masks = room.start(method, plain["params"])
     compare_masks(state, masks)
   else:
     params = reference.start(method, plain["params"])
@@ -281,7 +298,8 @@ def test_rounds_with_masks_are_those_of_the_plain_reference(variant, values, kin
   state = cases.start(variant, "cnn", cases.hyper(variant, **(VALUES | values)))
   method = plain_method(variant, **values)
   for number, kind in enumerate(kinds, 1):
-    assert reference_masked.kind(method, number) == kind
+    room = reference_fade if method.name == "fedfade" else reference_masked
+    assert room.kind(method, number) == kind
     key = jax.random.key(30 + number)
     new, report = library_round(variant, state, key)
     arguments = state.variables["params"], named_masks(state), state.extra, plain_clients(key)

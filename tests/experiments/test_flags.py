@@ -22,7 +22,7 @@ ACCEPTED = flags.DEFAULTS
     (
       dict(algorithm="nosuch"),
       "one of fedavg, feddst, flash, scaffold, sparsyfed, static, topk, zerofl, feddyn, fedmef,"
-      " fedpm, fedrts, fedtiny, prunefl, spafl, ssfl, heterofl",
+      " fedpm, fedrts, fedtiny, prunefl, spafl, ssfl, heterofl, fedfade",
     ),
     (dict(sparsity_schedule="step"), "one of constant, cubic, linear"),
     (dict(server_optimizer="lion"), "one of sgd"),

@@ -18,7 +18,7 @@ from sparsyfed_jax.wire.size import payload_bytes
 from tests import cases
 
 CLIENT = 3
-ADJUSTED_BY_THE_SERVER = ("fedmef", "fedrts", "fedtiny", "prunefl")
+ADJUSTED_BY_THE_SERVER = ("fedfade", "fedmef", "fedrts", "fedtiny", "prunefl")
 WIRE_DTYPES = {"bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
@@ -147,8 +147,8 @@ def test_ssfl_sends_its_mask_once():
 def test_what_a_readjustment_needs_is_sent_where_it_is_due(method):
   state = cases.trained(method, "batchnorm")._replace(round=jnp.int32(3))
   download, upload, metrics = exchange(method, "batchnorm", state)
-  votes = method == "fedrts"
-  extra = upload.extra.outside if votes else upload.extra
+  votes = method in ("fedfade", "fedrts")
+  extra = upload.extra.outside if method == "fedrts" else upload.extra
   scores = [np.asarray(leaf / upload.weight) for leaf in extra]
   outside = [~np.asarray(mask) for mask in download.masks]
   for score, one in zip(scores, outside, strict=True):

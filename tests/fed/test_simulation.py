@@ -59,6 +59,14 @@ CHANGED = cases.HYPER | {
   "prunefl_update_until": 3.0,
   "prunefl_drop_rate": 0.9,
   "spafl_penalty": 0.4,
+  "fedfade_update_every": 3.0,
+  "fedfade_update_until": 3.0,
+  "fedfade_drop_rate": 0.9,
+  "fedfade_fade_until": 2.0,
+  "fedfade_fade_power": 3.0,
+  "fedfade_biases_from": 0.0,
+  "fedfade_floor": 0.9,
+  "fedfade_beta": 1.5,
 }
 # What every method reads.
 COMMON_HYPER = (

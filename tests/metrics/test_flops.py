@@ -317,6 +317,8 @@ class TestShares:
       ("heterofl", [(0.25,) * 3, (1,) * 3, (0,) * 3]),
       ("ssfl", [(0.25,) * 3, (1,) * 3, (0,) * 3]),
       ("static", [(0.25,) * 3, (1,) * 3, (0,) * 3]),
+      # Outside the mask there is the background.
+      ("fedfade", [(1, 1, 0.25), (1, 1, 1), (1, 1, 0)]),
     ],
   )
   def test_by_method(self, method, expected):
