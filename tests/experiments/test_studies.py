@@ -27,6 +27,7 @@ NAMES = (
   "table1",
   "ablation_reparam",
   "ablation_activation",
+  "ablation_fedfade",
   "beta_sweep",
   "communication",
   "virtual_time",
