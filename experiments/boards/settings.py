@@ -3,8 +3,8 @@
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from experiments.boards.rows import Row
 from experiments.pictures.panels import method_title
@@ -66,16 +66,29 @@ def _names(rows: Sequence[Row]) -> dict[str, str]:
   named = {}
   for method, members in forms.items():
     every = [row["flags"] for row in members.values()]
-    varied = [
-      name
-      for name in dict.fromkeys(name for one in every for name in one)
-      if len({json.dumps(one.get(name)) for one in every}) > 1
-    ]
+    varied = _telling(every, f"{method}_")
     for form, row in members.items():
       own = row["flags"]
       told = [f"{name}={_word(own[name])}" for name in varied if name in own]
       named[form] = ", ".join([method_title(method), *told])
   return named
+
+
+def _telling(forms: Sequence[Mapping[str, Any]], prefix: str) -> list[str]:
+  """Chooses flags that tell forms apart, none that those before it make needless.
+
+  A method's own flags come last: the defaults of many follow from --rounds and others.
+  """
+  names = dict.fromkeys(name for form in forms for name in form)
+  chosen: list[str] = []
+  for name in sorted(names, key=lambda name: name.startswith(prefix)):
+    if _count(forms, [*chosen, name]) > _count(forms, chosen):
+      chosen.append(name)
+  return chosen
+
+
+def _count(forms: Sequence[Mapping[str, Any]], names: Sequence[str]) -> int:
+  return len({json.dumps([form.get(name) for name in names]) for form in forms})
 
 
 def _word(value: object) -> str:

@@ -60,6 +60,19 @@ def test_forms_of_a_method_are_named_by_what_differs():
   assert names[1] == "Top-K"
 
 
+def test_what_follows_from_another_flag_names_no_form():
+  long = [
+    make_row("feddst", 0.7, 90, sparsity=0.9, flags={"rounds": r, "feddst_update_until": r // 2})
+    for r in (40, 60)
+  ]
+  own = make_row("feddst", 0.7, 90, sparsity=0.9, flags={"rounds": 60, "feddst_update_until": 9})
+  assert [s.entry for s in settings_of(long)] == ["FedDST, rounds=40", "FedDST, rounds=60"]
+  assert [s.entry for s in settings_of([*long, own])] == [
+    *("FedDST, rounds=40, feddst_update_until=20", "FedDST, rounds=60, feddst_update_until=30"),
+    "FedDST, rounds=60, feddst_update_until=9",
+  ]
+
+
 def test_dense_is_the_best_form_of_fedavg_on_the_same_split():
   better = make_row("fedavg", 0.95, 2000, flags={"client_lr": 0.1})
   settings = settings_of([*ROWS, better])
