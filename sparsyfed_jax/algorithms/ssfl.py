@@ -3,7 +3,7 @@
 In round 1 clients do not train. Each sends the saliency of every prunable weight by one batch, and
 the server marks the largest of
 
-    sum_k p_k |dL_k/dw * w|
+    sum_k p_k abs(dL_k/dw * w)
 
 over the whole model, where `p_k` is the share of client k in the examples. From round 2 on it is
 FedAvg inside the mask, as in `static` with the form `saliency`.
