@@ -298,7 +298,7 @@ def accuracy_table(settings: Sequence[Setting]) -> str:
 def markdown(heads: Sequence[str], titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   """Makes a table of the columns `heads`, to the left, and `titles`, to the right."""
   lines = [[*heads, *titles], ["---"] * len(heads) + ["---:"] * len(titles), *rows]
-  return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+  return "".join(f"| {' | '.join(map(results.cell, line))} |\n" for line in lines)
 
 
 def by_value(settings: Sequence[Setting], flag: str) -> dict[str, list[Setting]]:

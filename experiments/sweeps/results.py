@@ -91,7 +91,7 @@ def write_results(runs: Sequence[Run], directory: pathlib.Path) -> str:
       mean_and_deviation([summary.get(name) for summary in found], text, lacking)
       for name, _, text in measures
     ]
-    lines.append("| " + " | ".join([*map(_cell, named), *cells, str(len(members))]) + " |")
+    lines.append("| " + " | ".join([*map(cell, named), *cells, str(len(members))]) + " |")
   reasons = [
     f"- {kind} {_name(run)}: {outcome.summary[kind]}"
     for run, outcome in zip(runs, outcomes, strict=True)
@@ -150,8 +150,8 @@ def lack_of(summaries: Sequence[Mapping[str, Any]]) -> str:
   return " or ".join(kind for kind in LACKING if any(kind in summary for summary in summaries))
 
 
-def _cell(value: str) -> str:
-  """Writes a flag's value into a cell of a Markdown table, where a bar would begin the next."""
+def cell(value: str) -> str:
+  """Writes a text into a cell of a Markdown table, where a bar would begin the next."""
   return value.replace("|", "\\|")
 
 
