@@ -96,15 +96,16 @@ def check(config: Config, dataset: sources.Dataset) -> None:
     dataset: as `load` makes it of them.
 
   Raises:
-    ConfigError: a flag does not fit the data set.
+    ConfigError: a flag does not fit the data set, or the method does not fit the model.
   """
   config = with_partition(config, dataset)
   prepared = _prepare(config, dataset, make_keys(jax.random.key(config.seed)))
   if starting_of(config).init_from or any(getattr(config, flag) for flag in _patterns(config)):
     _check_patterns(config, make_task(config, dataset).layer_names)
+  setup = make_setup(config, prepared.sizes, dataset)
+  algorithm = _make_algorithm(config, setup)
   if prepared.parts_after:
-    setup = make_setup(config, prepared.sizes, dataset)
-    _check_shift(config, _make_algorithm(config, setup), setup, prepared)
+    _check_shift(config, algorithm, setup, prepared)
 
 
 def _prepare(
