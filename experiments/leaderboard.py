@@ -24,6 +24,7 @@ from experiments import flags, sweep
 from experiments.boards import pages, rows
 from experiments.boards.rows import Row
 from experiments.run.data import load, source_of
+from experiments.run.learning import judgement_of, task_of
 from experiments.studies.study import SEEDS, SPARSITIES, Grid, Outcome, asked, run_grids
 from experiments.sweeps import grid, results
 from sparsyfed_jax.data.dataset import Dataset
@@ -58,23 +59,25 @@ def main() -> None:
       grids, runs, board, mode, is_discarding = asked(BOARD)
       place = _sweep_directory(grids, board)
       known = rows.read(board)
-      heads = heads_of(runs, known, board)
+      refused = [run for run in runs if run.refusal]
+      runs, heads = heads_of([run for run in runs if not run.refusal], known, board)
       keys = {rows.key_of(row) for row in known}
       done = [rows.key_of(head) in keys for head in heads]
       print(f"{len(runs)} runs, {sum(done)} of them on the board")
-      left = [
-        run
-        for run, is_done in zip(runs, done, strict=True)
-        if not is_done or grid.place_of(run, place).exists()
-      ]
-      if left:
-        left = sweep.prepare(grids, left, place, mode, stack, is_discarding)
+      left, others = list(refused), []
+      for run, is_done in zip(runs, done, strict=True):
+        is_wanted = not is_done or grid.place_of(run, place).exists()
+        (left if is_wanted else others).append(run)
+      if len(left) > len(refused):
+        left = sweep.prepare(grids, left, place, mode, stack, is_discarding, others)
     except (flags.ConfigError, DataError, absl_flags.Error, OSError) as error:
       flags.fail(error)
+    # Those of runs that cannot run are not read.
     by_run = dict(zip(map(grid.identity, runs), heads, strict=True))
 
     def write(ended: Sequence[grid.Run], directory: pathlib.Path) -> str:
-      return write_board(ended, [by_run[grid.identity(run)] for run in ended], directory, board)
+      heads = [by_run.get(grid.identity(run), {}) for run in ended]
+      return write_board(ended, heads, directory, board)
 
     sweep.finish(left, place, mode, write)
   print(f"picture: {board / _NAME}.png")
@@ -85,24 +88,48 @@ def _sweep_directory(grids: Sequence[Grid], board: pathlib.Path) -> pathlib.Path
   return board / _RUNS / digest
 
 
-def heads_of(runs: Sequence[grid.Run], known: Sequence[Row], board: pathlib.Path) -> list[Row]:
+def heads_of(
+  runs: Sequence[grid.Run], known: Sequence[Row], board: pathlib.Path
+) -> tuple[list[grid.Run], list[Row]]:
   """Makes what is known of the rows of runs beforehand, and checks that they fit the board.
 
   Each data set is read once for each seed, which may split it.
+
+  Args:
+    runs: that can run.
+    known: rows of the board.
+    board: its directory.
+
+  Returns:
+    The runs, each row's once, and what is known of their rows.
 
   Raises:
     ConfigError: a run does not fit the board's other runs; or the data cannot be read.
   """
   sets: dict[Hashable, Dataset] = {}
-  heads: list[Row] = []
+  found: dict[str, tuple[grid.Run, Row]] = {}
+  first: list[Row] = []
   for run in runs:
+    _check_measured(run)
     source = source_of(run.config)
     if source not in sets:
       sets[source] = load(run.config)
     head = rows.make_head(run, sets[source])
-    rows.check([*known, *heads[:1]], head, run.config.dataset, board)
-    heads.append(head)
-  return heads
+    first = first or [head]
+    rows.check([*known, *first], head, run.config.dataset, board)
+    found.setdefault(rows.key_of(head), (run, head))
+  return [run for run, _ in found.values()], [head for _, head in found.values()]
+
+
+def _check_measured(run: grid.Run) -> None:
+  task = task_of(run.config)
+  if judgement_of(run.config).main.name != "accuracy":
+    raise flags.ConfigError(
+      f"--task={task}: must be one that is judged by its accuracy, such as classification, to be on"
+      " a board"
+    )
+  if not run.config.metrics:
+    raise flags.ConfigError("--metrics=false: must be true: a board counts bytes")
 
 
 def write_board(
@@ -114,7 +141,8 @@ def write_board(
   """Adds the rows of runs to a board and writes its files; returns its tables.
 
   Args:
-    runs: that have ended. Those that could not run, or whose files are damaged, get no row.
+    runs: that have ended. Those that could not run, whose files are damaged, or whose clients
+      predict with models of their own, get no row.
     heads: of each.
     directory: of the runs.
     board: its directory.
@@ -122,7 +150,10 @@ def write_board(
   new = []
   for run, head in zip(runs, heads, strict=True):
     summary, table = results.read_outcome(run, directory)
-    if reason := summary.get("refused") or summary.get("damaged"):
+    reason = summary.get("refused") or summary.get("damaged")
+    if summary.get("has_client_models"):
+      reason = "its server has no model that predicts; clients have their own"
+    if reason:
       print(f"note: no row for {grid.name_of(run)}: {reason}")
     else:
       new.append(

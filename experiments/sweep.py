@@ -81,6 +81,7 @@ def prepare(
   mode: str,
   stack: contextlib.ExitStack,
   discard_rounds: bool = False,
+  others: Sequence[Run] = (),
 ) -> list[Run]:
   """Checks all that a sweep is about to do, and opens its directory until the stack is closed.
 
@@ -91,6 +92,7 @@ def prepare(
     mode: one of MODES.
     stack: that keeps the directory locked.
     discard_rounds: the flag, for all runs.
+    others: runs of the directory that are not to run.
 
   Returns:
     The runs, those marked that cannot run.
@@ -100,7 +102,7 @@ def prepare(
     FileExistsError: the directory holds something else.
   """
   check_mode(mode, runs)
-  check_directory(directory, grid, runs)
+  check_directory(directory, grid, [*runs, *others])
   checked = check_members(runs, directory)
   for run in checked:
     if run.refusal:
@@ -109,7 +111,7 @@ def prepare(
   told = (remark_of(run.config) for run in checked if not run.refusal)
   for remark in dict.fromkeys(filter(None, told)):
     print(f"note: {remark}")
-  stack.enter_context(opened(directory, grid, checked))
+  stack.enter_context(opened(directory, grid, [*checked, *others]))
   keep_compiled(next(run.config.compilation_cache_dir for run in checked if not run.refusal))
   return [
     run._replace(config=run.config._replace(discard_rounds=discard_rounds)) for run in checked

@@ -176,7 +176,7 @@ def _head(rows: Sequence[Row]) -> str:
     row["seconds_per_round"] * row["curve"][-1][0] for row in rows if "seconds_per_round" in row
   )
   devices = ", ".join(sorted({row["device"] for row in rows if "device" in row}))
-  versions = sorted({row["versions"]["jax"] for row in rows if "versions" in row})
+  versions = sorted({str(row["versions"].get("jax", "?")) for row in rows if "versions" in row})
   shared = ", ".join(f"{name} {rows[0][name]}" for name in SHARED if rows[0][name] is not None)
   return (
     f"{len(rows)} runs: {shared}. Their rounds took {format_seconds(seconds)} on {devices or '?'},"

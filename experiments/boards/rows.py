@@ -34,6 +34,11 @@ _MEASURES = (
   *("total_bytes", "dense_bytes", "client_flops_per_round", "dense_client_flops_per_round"),
   *("virtual_seconds", "client_memory_bytes", "seconds_per_round", "device", "versions"),
 )
+# Of a row, where it has them.
+_NUMBERS = (
+  *(*AXES, "accuracy", "total_bytes", "virtual_seconds", "seconds_per_round"),
+  *("client_flops_per_round", "dense_client_flops_per_round"),
+)
 _PATIENCE = 60  # seconds that another process may take to write its rows
 
 
@@ -41,6 +46,8 @@ def make_head(run: grid.Run, dataset: Dataset) -> Row:
   """Makes what is known of a row before its run: what `key_of` reads, and SHARED."""
   config = with_partition(run.config, dataset)
   ignored = flags.ignored(config)
+  if not config.partition.startswith("dirichlet"):
+    ignored = [*ignored, "dirichlet_alpha"]
   named = json.loads(grid.identity(run))
   code = {name: digest for name, digest in begun.code_of(config).items() if digest is not None}
   return {
@@ -90,12 +97,44 @@ def read(directory: pathlib.Path) -> list[Row]:
   except (OSError, ValueError) as error:
     raise flags.ConfigError(f"--output_dir={directory}: {error}") from error
   for number, row in enumerate(found, start=1):
-    missing = [name for name in (*AXES, *SHARED, "flags", "curve", "accuracy") if name not in row]
-    if missing:
-      raise flags.ConfigError(
-        f"--output_dir={directory}: {path}, line {number}: must have {missing[0]}"
-      )
+    if fault := _fault_of(row):
+      raise flags.ConfigError(f"--output_dir={directory}: {path}, line {number}: {fault}")
   return list(found)
+
+
+def _fault_of(row: Row) -> str:
+  """Says what is wrong with a row that another program, or a hand, may have written."""
+  for name in (*AXES, *SHARED, "flags", "curve", "accuracy"):
+    if name not in row:
+      return f"must have {name}"
+  for name in _NUMBERS:
+    if not _is_number(row.get(name)):
+      return f"{name} must be a number, is {json.dumps(row[name])[:60]}"
+  for name in ("flags", "versions"):
+    if not isinstance(row.get(name, {}), dict):
+      return f"{name} must be an object, is {json.dumps(row[name])[:60]}"
+  for name in ("device", *_DIGESTS):
+    if not isinstance(row.get(name, ""), str):
+      return f"{name} must be a text, is {json.dumps(row[name])[:60]}"
+  is_list = isinstance(row["curve"], list)
+  if not is_list or not all(map(_is_point, row["curve"])):
+    return "curve must list rounds, each of [round, accuracy, bytes, seconds or null]"
+  if not row["curve"] and not any(kind in row for kind in LACKING):
+    return "curve must have a round"
+  return ""
+
+
+def _is_point(value: Any) -> bool:
+  return (
+    isinstance(value, list)
+    and len(value) == 4
+    and None not in value[:3]
+    and all(map(_is_number, value))
+  )
+
+
+def _is_number(value: Any) -> bool:
+  return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def check(rows: Sequence[Row], new: Row, dataset: str, directory: pathlib.Path) -> None:
@@ -117,6 +156,11 @@ def check(rows: Sequence[Row], new: Row, dataset: str, directory: pathlib.Path) 
           f"--{name}={new[name]}: must be {row[name]} as in the other runs of the board in"
           f" {directory}; choose another --output_dir for another board"
         )
+    if row.get("model_sha256") != new.get("model_sha256"):
+      raise flags.ConfigError(
+        f"--model={new['model']}: its file must be that of the other runs of the board in"
+        f" {directory} (model_sha256); choose another --output_dir for another board"
+      )
     if row["seed"] == new["seed"] and row.get("examples_sha256") != new["examples_sha256"]:
       raise flags.ConfigError(
         f"--dataset={dataset}: its examples are not those of the board in {directory}"

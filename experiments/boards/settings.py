@@ -12,6 +12,7 @@ from experiments.sweeps.results import LACKING
 from sparsyfed_jax.algorithms import DENSE, OURS
 
 SHARES = (0.8, 0.9, 0.95)  # of dense FedAvg's accuracy, to which bytes are counted
+_DIGITS = 8  # of a digest in a name
 ROUND, ACCURACY, BYTES = range(3)  # places in a row of a curve
 
 
@@ -55,20 +56,26 @@ def method_of(row: Row) -> str:
 
 
 def _form(row: Row) -> str:
-  return json.dumps(row["flags"], sort_keys=True)
+  return json.dumps(_told(row), sort_keys=True)
+
+
+def _told(row: Row) -> dict[str, Any]:
+  """Lists what tells a row's form: its flags, and the code of a stranger's method."""
+  digest = row.get("method_sha256")
+  return {**row["flags"], **({"method_sha256": digest[:_DIGITS]} if digest else {})}
 
 
 def _names(rows: Sequence[Row]) -> dict[str, str]:
-  """Names forms by their methods, and by the flags in which the forms of a method differ."""
+  """Names forms by their methods, and by what the forms of a method differ in."""
   forms: dict[str, dict[str, Row]] = {}
   for row in rows:
     forms.setdefault(method_of(row), {})[_form(row)] = row
   named = {}
   for method, members in forms.items():
-    every = [row["flags"] for row in members.values()]
+    every = [_told(row) for row in members.values()]
     varied = _telling(every, f"{method}_")
     for form, row in members.items():
-      own = row["flags"]
+      own = _told(row)
       told = [f"{name}={_word(own[name])}" for name in varied if name in own]
       named[form] = ", ".join([method_title(method), *told])
   return named

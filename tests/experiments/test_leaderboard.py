@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -71,6 +72,22 @@ def test_what_follows_from_another_flag_names_no_form():
     *("FedDST, rounds=40, feddst_update_until=20", "FedDST, rounds=60, feddst_update_until=30"),
     "FedDST, rounds=60, feddst_update_until=9",
   ]
+
+
+def test_rows_of_changed_code_are_no_seeds_of_one_method():
+  mine = [
+    make_row("./mine.py:METHOD", accuracy, 90, sparsity=0.9, method_sha256=64 * letter)
+    for accuracy, letter in ((0.5, "a"), (0.9, "b"))
+  ]
+  names = [s.entry for s in settings_of(mine)]
+  assert names == [f"./mine.py:METHOD, method_sha256={8 * letter}" for letter in "ab"]
+  assert [s.entry for s in settings_of(mine[:1])] == ["./mine.py:METHOD"]
+
+
+def test_a_bar_in_a_flag_begins_no_cell():
+  lines = pages.report([make_row("./a|b.py:METHOD", 0.5, 90, sparsity=0.9)]).splitlines()
+  named = [line for line in lines if "b.py" in line]
+  assert named and all("a\\|b.py" in line and "a|b.py" not in line for line in named)
 
 
 def test_dense_is_the_best_form_of_fedavg_on_the_same_split():
@@ -154,6 +171,29 @@ def test_a_damaged_board_is_a_line(tmp_path):
 @pytest.mark.parametrize(
   ("given", "found"),
   [
+    ({"flags": []}, "flags must be an object, is []"),
+    ({"curve": 5}, "curve must list rounds"),
+    ({"curve": [[1, 0.5]]}, "curve must list rounds"),
+    ({"curve": []}, "curve must have a round"),
+    ({"accuracy": "0.5"}, 'accuracy must be a number, is "0.5"'),
+    ({"dirichlet_alpha": "x"}, "dirichlet_alpha must be a number"),
+    ({"total_bytes": True}, "total_bytes must be a number"),
+    ({"versions": 3}, "versions must be an object"),
+    ({"device": ["cpu"]}, "device must be a text"),
+  ],
+)
+def test_a_row_of_a_wrong_kind_is_a_line(tmp_path, given, found):
+  lines = [json.dumps(row) + "\n" for row in (ROWS[0], {**ROWS[1], **given})]
+  (tmp_path / rows.NAME).write_text("".join(lines))
+  with pytest.raises(flags.ConfigError) as error:
+    rows.read(tmp_path)
+  assert f"board.jsonl, line 2: {found}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("given", "found"),
+  [
+    ({"model_sha256": "other"}, "--model=mlp: its file must be that of the other runs"),
     ({"model": "cnn"}, "--model=cnn: must be mlp"),
     ({"num_clients": 30}, "--num_clients=30: must be 20"),
     ({"examples_sha256": "other"}, "--dataset=npz:a.npz: its examples are not those"),
@@ -163,6 +203,27 @@ def test_a_run_that_does_not_fit_the_board_is_refused(tmp_path, given, found):
   new = {**make_row("topk", 0.5, 10), **given}
   with pytest.raises(flags.ConfigError, match=found):
     rows.check(ROWS, new, "npz:a.npz", tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("given", "found"),
+  [
+    (("--metrics=false",), "--metrics=false: must be true"),
+    (("--dataset=text:none.txt", "--model=lstm", "--partition=iid"), "--task=next_token: must be one"),
+  ],
+)
+def test_a_run_that_a_board_cannot_rank_is_refused(tmp_path, given, found):
+  _, runs = study.read(leaderboard.BOARD, ["--smoke", "--algorithm=topk", "--seed=0", *given])
+  with pytest.raises(flags.ConfigError, match=found):
+    leaderboard.heads_of(runs, [], tmp_path)
+
+
+def test_clients_dealt_alike_are_of_no_alpha(tmp_path):
+  given = ["--smoke", "--algorithm=fedavg", "--seed=0", "--partition=iid"]
+  _, runs = study.read(leaderboard.BOARD, given)
+  assert len(runs) == 2  # of two alphas
+  once, (head,) = leaderboard.heads_of(runs, [], tmp_path)
+  assert once == runs[:1] and head["dirichlet_alpha"] is None
 
 
 def test_where_the_examples_lie_is_no_matter():
@@ -214,3 +275,11 @@ def test_a_board_grows_and_runs_nothing_twice(tmp_path, capsys, monkeypatch):
   with pytest.raises(SystemExit):
     start("--algorithm=topk", "--sparsity=0.9", "--model=cnn")
   assert "--model=cnn: must be mlp" in capsys.readouterr().err
+  # Its row is there, so that its directory need not be; and a method that the model does not suit
+  # keeps nobody else from running.
+  shutil.rmtree(next(board.glob("runs/*/algorithm=topk,seed=0-*")))
+  both = ["--algorithm=fedavg,topk", "--sparsity=0.9"]
+  assert "4 runs, 4 of them on the board" in start(*both)
+  shown = start("--algorithm=flash,topk", "--flash_prunes=convolutions", "--sparsity=0.95")
+  assert "no convolution that can be pruned" in shown and "2 runs by 1 compiled" in shown
+  assert [row["sparsity"] for row in rows.read(board)[4:]] == [0.95] * 2
