@@ -23,6 +23,7 @@ from absl import flags as absl_flags
 from experiments import flags, sweep
 from experiments.boards import pages, rows
 from experiments.boards.rows import Row
+from experiments.run import begun
 from experiments.run.data import load, source_of
 from experiments.run.learning import judgement_of, task_of
 from experiments.studies.study import SEEDS, SPARSITIES, Grid, Outcome, asked, run_grids
@@ -57,7 +58,7 @@ def main() -> None:
   with contextlib.ExitStack() as stack:
     try:
       grids, runs, board, mode, is_discarding = asked(BOARD)
-      place = _sweep_directory(grids, board)
+      place = _sweep_directory(grids, runs, board)
       known = rows.read(board)
       refused = [run for run in runs if run.refusal]
       runs, heads = heads_of([run for run in runs if not run.refusal], known, board)
@@ -83,8 +84,13 @@ def main() -> None:
   print(f"picture: {board / _NAME}.png")
 
 
-def _sweep_directory(grids: Sequence[Grid], board: pathlib.Path) -> pathlib.Path:
-  digest = hashlib.sha256(json.dumps(grids, sort_keys=True).encode()).hexdigest()[:8]
+def _sweep_directory(
+  grids: Sequence[Grid], runs: Sequence[grid.Run], board: pathlib.Path
+) -> pathlib.Path:
+  """Names it by the flags, and by the code of others, so that changed code begins anew."""
+  code = sorted({one for run in runs for one in begun.code_of(run.config).values() if one})
+  content = json.dumps([grids, code] if code else grids, sort_keys=True)
+  digest = hashlib.sha256(content.encode()).hexdigest()[:8]
   return board / _RUNS / digest
 
 

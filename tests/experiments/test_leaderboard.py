@@ -84,6 +84,15 @@ def test_rows_of_changed_code_are_no_seeds_of_one_method():
   assert [s.entry for s in settings_of(mine[:1])] == ["./mine.py:METHOD"]
 
 
+def test_changed_code_begins_in_a_new_directory(tmp_path, monkeypatch):
+  grids, runs = study.read(leaderboard.BOARD, ["--smoke", "--algorithm=topk", "--seed=0"])
+  found = []
+  for digest in (None, "a", "b"):
+    monkeypatch.setattr(leaderboard.begun, "code_of", lambda _, one=digest: {"method_sha256": one})
+    found.append(leaderboard._sweep_directory(grids, runs, tmp_path))
+  assert len(set(found)) == 3
+
+
 def test_a_bar_in_a_flag_begins_no_cell():
   lines = pages.report([make_row("./a|b.py:METHOD", 0.5, 90, sparsity=0.9)]).splitlines()
   named = [line for line in lines if "b.py" in line]
@@ -209,7 +218,10 @@ def test_a_run_that_does_not_fit_the_board_is_refused(tmp_path, given, found):
   ("given", "found"),
   [
     (("--metrics=false",), "--metrics=false: must be true"),
-    (("--dataset=text:none.txt", "--model=lstm", "--partition=iid"), "--task=next_token: must be one"),
+    (
+      ("--dataset=text:none.txt", "--model=lstm", "--partition=iid"),
+      "--task=next_token: must be one",
+    ),
   ],
 )
 def test_a_run_that_a_board_cannot_rank_is_refused(tmp_path, given, found):
