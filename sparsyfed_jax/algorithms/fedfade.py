@@ -25,7 +25,8 @@ weight in the mask. The first mask has the largest drawn weights, which nobody h
 The method is this library's own. It puts together the dense start of SparsyFed (Guastella et al.,
 ICLR 2025, arXiv 2504.05153), drawn weights that cost nothing to send (FedPM, Isik et al., ICLR
 2023, arXiv 2209.15328), and votes for the weights that grow (FedRTS, Huang et al., NeurIPS 2025,
-arXiv 2501.19122). A model that a run is given has to be sent once, in round 1.
+arXiv 2501.19122). A model that a run is given has to be sent once, and counts for the clients of
+round 1.
 
 Example:
   >>> import sparsyfed_jax as sf
@@ -52,6 +53,7 @@ from sparsyfed_jax.fed.server import weighed
 from sparsyfed_jax.metrics.flops import LayerShares
 from sparsyfed_jax.ops import count_one, largest_mask, num_kept, powerprop, powerprop_inverse
 from sparsyfed_jax.types import ClientData, Key, Memory, Metrics, Params, Variables
+from sparsyfed_jax.wire.rounding import round_to_wire
 
 
 def _tenths(number: int) -> Callable[[Any], int]:
@@ -127,7 +129,9 @@ def fedfade(setup: Setup, options: Options = DEFAULT) -> Algorithm:
     return state._replace(extra=drawn)
 
   def broadcast(state: masked.State) -> masked.Download:
-    return masked.broadcast(setup, state)._replace(extra=state.extra)
+    is_sent = setup.task.is_given
+    drawn = round_to_wire(state.extra, setup.wire_dtype) if is_sent else state.extra
+    return masked.broadcast(setup, state)._replace(extra=drawn)
 
   def server(
     state: masked.State, upload: masked.Upload
@@ -343,12 +347,17 @@ def _with_biases(params: Params, masks: Masks, others: Params, is_trained: jax.A
 
 
 def _downlink(setup: Setup, state: masked.State, row: dict[str, jax.Array]) -> dict[str, jax.Array]:
-  """Counts the download, which is without what clients draw themselves in round 1."""
-  if setup.task.is_given or "downlink_bytes" not in row:
+  """Counts the download of round 1: without what clients draw themselves, or all that is given."""
+  if masked.DOWNLINK not in row:
     return {}
-  blank = masked.marked(state.variables, [jnp.zeros_like(mask) for mask in state.masks])
-  rest = setup.measures.step(blank, blank)["downlink_bytes"]
-  return {"downlink_bytes": jnp.where(state.updates == 0, rest, row["downlink_bytes"])}
+  if setup.task.is_given:
+    first = {**state.variables, "params": state.extra}
+    is_first = (state.updates == 0) & (state.hyper.own.fade_until > 0)
+  else:
+    first = masked.marked(state.variables, [jnp.zeros_like(mask) for mask in state.masks])
+    is_first = state.updates == 0
+  num_bytes = setup.measures.step(first, first)[masked.DOWNLINK]
+  return {masked.DOWNLINK: jnp.where(is_first, num_bytes, row[masked.DOWNLINK])}
 
 
 def _layer_shares(
@@ -360,6 +369,12 @@ def _layer_shares(
   return LayerShares(1.0, 1.0, density)
 
 
+def _remark(own: Any, rounds: int) -> tuple[str, str] | None:
+  if own.fade_until > rounds:
+    return "fade_until", f"the run ends before the background, which takes at most {rounds}"
+  return adjusting.remark(own, rounds)
+
+
 METHOD = Method(
   "fedfade",
   "FedFade",
@@ -368,5 +383,5 @@ METHOD = Method(
   Options,
   reads=("density",),
   layer_shares=_layer_shares,
-  remark=adjusting.remark,
+  remark=_remark,
 )

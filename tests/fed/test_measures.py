@@ -143,6 +143,25 @@ def test_ssfl_sends_its_mask_once():
   assert sizes[0] > sizes[1] > sizes[2]
 
 
+@pytest.mark.parametrize("is_given", [False, True])
+@pytest.mark.parametrize("fade_until", [0.0, 6.0])
+def test_fedfade_sends_a_model_that_is_given_once(is_given, fade_until):
+  task = cases.problem("batchnorm").task._replace(is_given=is_given)
+  made = cases.form("fedfade", cases.make_setup(task))
+  drawn, hyper = cases.variables("batchnorm"), cases.hyper("fedfade", fedfade_fade_until=fade_until)
+  state = made.init(drawn, hyper, jax.random.key(11))
+  download = made.broadcast(state)
+  data = cases.client_data(cases.problem("batchnorm").federation, CLIENT)
+  upload, _, _ = made.client(download, (), data, jax.random.key(2))
+  _, row = made.server(state, upload)
+  if is_given:
+    sent = drawn if fade_until else received_by(download)
+  else:  # biases and statistics; clients draw the weights
+    sent = on_wire(download.variables, [np.zeros_like(mask) for mask in download.masks])
+  sent = jax.device_get({**dict(state.variables), **sent})
+  assert int(row["downlink_bytes"]) == len(encode(sent))
+
+
 @pytest.mark.parametrize("method", ADJUSTED_BY_THE_SERVER)
 def test_what_a_readjustment_needs_is_sent_where_it_is_due(method):
   state = cases.trained(method, "batchnorm")._replace(round=jnp.int32(3))
