@@ -65,7 +65,7 @@ def main() -> None:
       keys = {rows.key_of(row) for row in known}
       done = [rows.key_of(head) in keys for head in heads]
       print(f"{len(runs)} runs, {sum(done)} of them on the board")
-      left, others = list(refused), []
+      left, others = list(refused), list[grid.Run]()
       for run, is_done in zip(runs, done, strict=True):
         is_wanted = not is_done or grid.place_of(run, place).exists()
         (left if is_wanted else others).append(run)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from experiments.boards.rows import SHARED, Row
+from experiments.boards.rows import SHARED, Row, form_of
 from experiments.boards.settings import (
   SHARES,
   Setting,
@@ -189,17 +189,19 @@ def _head(rows: Sequence[Row]) -> str:
 
 def _flags(rows: Sequence[Row], settings: Sequence[Setting]) -> str:
   """Lists the flags of each entry, those that all share first."""
-  first = rows[0]["flags"]
-  common = {
+  # The split is the same for all; null is where it was left out.
+  splits = [split for row in rows if (split := row["flags"].get("partition"))]
+  shared = {"partition": splits[0]} if splits else {}
+  common = shared | {
     name: value
-    for name, value in first.items()
+    for name, value in form_of(rows[0]).items()
     if all(row["flags"].get(name) == value for row in rows)
   }
   entries = {s.entry: s.rows[0] for s in settings}
   lines = [["all", _as_arguments(common)]]
   for entry, row in entries.items():
     own = {"algorithm": method_of(row)} | {
-      name: value for name, value in row["flags"].items() if name not in common
+      name: value for name, value in form_of(row).items() if name not in common
     }
     lines.append([entry, _as_arguments(own)])
   return markdown(["entry", "flags that are not at their defaults"], [], lines)

@@ -79,8 +79,13 @@ def make_row(head: Row, outcome: Outcome) -> Row:
 
 def key_of(row: Row) -> str:
   """Writes what makes a row's run, as JSON: two rows of one key are of the same run."""
-  names = (*AXES, "flags", *_DIGESTS)
-  return json.dumps({name: row.get(name) for name in names}, sort_keys=True)
+  named = {name: row.get(name) for name in (*AXES, *_DIGESTS)}
+  return json.dumps({**named, "flags": form_of(row)}, sort_keys=True)
+
+
+def form_of(row: Row) -> dict[str, Any]:
+  """Lists the flags that make an entry: not the split, which is null where it is left out."""
+  return {name: value for name, value in row["flags"].items() if name != "partition"}
 
 
 def read(directory: pathlib.Path) -> list[Row]:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.boards.rows import Row
+from experiments.boards.rows import Row, form_of
 from experiments.pictures.panels import method_title
 from experiments.sweeps.results import LACKING
 from sparsyfed_jax.algorithms import DENSE, OURS
@@ -62,7 +62,7 @@ def _form(row: Row) -> str:
 def _told(row: Row) -> dict[str, Any]:
   """Lists what tells a row's form: its flags, and the code of a stranger's method."""
   digest = row.get("method_sha256")
-  return {**row["flags"], **({"method_sha256": digest[:_DIGITS]} if digest else {})}
+  return {**form_of(row), **({"method_sha256": digest[:_DIGITS]} if digest else {})}
 
 
 def _names(rows: Sequence[Row]) -> dict[str, str]:

@@ -351,7 +351,7 @@ def _downlink(setup: Setup, state: masked.State, row: dict[str, jax.Array]) -> d
   if masked.DOWNLINK not in row:
     return {}
   if setup.task.is_given:
-    first = {**state.variables, "params": state.extra}
+    first: Variables = {**state.variables, "params": state.extra}
     is_first = (state.updates == 0) & (state.hyper.own.fade_until > 0)
   else:
     first = masked.marked(state.variables, [jnp.zeros_like(mask) for mask in state.masks])

@@ -238,6 +238,15 @@ def test_clients_dealt_alike_are_of_no_alpha(tmp_path):
   assert once == runs[:1] and head["dirichlet_alpha"] is None
 
 
+def test_the_split_by_default_may_be_named():
+  left_out, named = (make_row("topk", 0.5, 9, flags=one) for one in ({"partition": None}, {}))
+  assert rows.key_of(left_out) == rows.key_of(named)
+  assert [s.entry for s in settings_of([left_out, named])] == ["Top-K"]
+  assert "--partition" not in pages.report([left_out, named])
+  dealt = make_row("topk", 0.5, 9, alpha=None, flags={"partition": "iid"})
+  assert "`--partition=iid`" in pages.report([dealt])
+
+
 def test_where_the_examples_lie_is_no_matter():
   data = digits(seed=0)
   _, runs = study.read(leaderboard.BOARD, ["--smoke", "--algorithm=topk", "--seed=0"])
