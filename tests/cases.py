@@ -91,6 +91,7 @@ SLOW_FORMS = (
   "zerofl-changes",
   "flash-magnitude",
   "static-saliency",
+  "fedmef",
   "fedmef-norm",
   "fedfade-smallest",
   "fedfade-zero",

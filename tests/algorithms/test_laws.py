@@ -142,8 +142,14 @@ class TestReproducible:
     cases.assert_same_bits(self.run(method, start, 2), first)
     assert not cases.same_bits(self.run(method, start, 2, seed=4)[0], first[0])
 
-  @pytest.mark.parametrize("rounds_per_call", [3, 5])
-  def test_a_continued_run_is_the_uninterrupted_one(self, method, rounds_per_call):
+  def test_a_continued_run_is_the_uninterrupted_one(self, method):
+    self.check_continued(method, 5)
+
+  @pytest.mark.slow
+  def test_calls_of_another_length_continue_it_too(self, method):
+    self.check_continued(method, 3)
+
+  def check_continued(self, method, rounds_per_call):
     start = cases.whole(method, "linear")
     whole, rows = self.run(method, start, 5)
     half, first = self.run(method, start, 2, rounds_per_call=rounds_per_call)
@@ -218,7 +224,7 @@ def test_what_nobody_keeps_is_zero_whatever_the_server_optimizer(method, optimiz
     assert (after[~is_dropped] != before[~is_dropped]).all()
 
 
-@pytest.mark.parametrize("method", cases.SEND_MASKED)
+@pytest.mark.parametrize("method", cases.with_slow_forms(cases.SEND_MASKED))
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_outside_the_masks_is_zero_whatever_the_server_optimizer(method, optimizer):
   state = cases.start(method, "mlp", server=optimizer)
