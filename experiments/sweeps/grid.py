@@ -118,7 +118,7 @@ def identity(run: Run) -> str:
   """
   config = run.config._asdict()
   defaults = {name: flag.default for name, flag in all_flags(run.config).items()}
-  defaults["partition"] = known_partition(run.config)
+  defaults["partition"] = known_partition(run.config) if config["partition"] else None
   values = {
     name: config[name]
     for name in config.keys() - set(flags.ignored(run.config))
