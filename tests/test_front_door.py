@@ -141,7 +141,8 @@ def test_a_method_knows_its_arguments():
   with pytest.raises(TypeError, match="has no argument 'beta'"):
     sf.fedavg(beta=2.0)
   signature = inspect.signature(sf.feddst)
-  assert list(signature.parameters) == ["sparsity", "update_every", "update_until", "drop_rate"]
+  numbers = ["sparsity", "update_every", "update_until", "drop_rate"]
+  assert list(signature.parameters) == [*numbers, "densities"]
   assert "drop_rate (float, between 0 and 1): share of the weights" in sf.feddst.__doc__
 
 
