@@ -30,6 +30,7 @@ from experiments.studies.study import SEEDS, SPARSITIES, Grid, Outcome, asked, r
 from experiments.sweeps import grid, results
 from sparsyfed_jax.data.dataset import Dataset
 from sparsyfed_jax.data.sources import DataError
+from sparsyfed_jax.io.writers import replace_file
 
 _NAME = "leaderboard"
 _RUNS = "runs"  # of the board's directory; each set of flags has a sweep of its own there
@@ -165,12 +166,13 @@ def write_board(
       new.append(
         rows.make_row(head, Outcome(run.config, summary, table, grid.place_of(run, directory)))
       )
-  every = rows.add(board, new)
-  if not every:
-    raise flags.ConfigError(f"--output_dir={board}: no run has ended well")
-  text = pages.report(every)
-  (board / f"{_NAME}.md").write_text(text, encoding="utf-8")
-  pages.draw(every, board / f"{_NAME}.png")
+  with rows.held(board):
+    every = rows.add(board, new)
+    if not every:
+      raise flags.ConfigError(f"--output_dir={board}: no run has ended well")
+    text = pages.report(every)
+    replace_file(board / f"{_NAME}.md", text.encode())
+    pages.draw(every, board / f"{_NAME}.png")
   return text
 
 

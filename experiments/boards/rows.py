@@ -4,10 +4,11 @@ A row has all that tables and pictures of the board are made of, the flags that 
 and digests of its data and its code, so that rows of several people and machines fit together.
 """
 
+import contextlib
 import json
 import pathlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from experiments import flags
@@ -173,22 +174,34 @@ def check(rows: Sequence[Row], new: Row, dataset: str, directory: pathlib.Path) 
       )
 
 
-def add(directory: pathlib.Path, new: Iterable[Row]) -> list[Row]:
-  """Adds rows to a board, each run once, and returns all of them.
+@contextlib.contextmanager
+def held(directory: pathlib.Path) -> Iterator[None]:
+  """Keeps other processes from writing a board, and waits for those that do.
 
   Raises:
-    ConfigError: the board is damaged, or another process does not let go of it.
+    ConfigError: another process does not let go of it.
   """
   directory.mkdir(parents=True, exist_ok=True)
   end = time.monotonic() + _PATIENCE
-  while True:
-    try:
-      with locked(directory):
-        merged = {key_of(row): row for row in [*read(directory), *map(json_value, new)]}
-        lines = (json.dumps(json_value(row), allow_nan=False) + "\n" for row in merged.values())
-        replace_file(directory / NAME, "".join(lines).encode())
-        return list(merged.values())
-    except flags.ConfigError:
-      if time.monotonic() > end:
-        raise
-      time.sleep(0.2)
+  with contextlib.ExitStack() as stack:
+    while True:
+      try:
+        stack.enter_context(locked(directory))
+        break
+      except flags.ConfigError:
+        if time.monotonic() > end:
+          raise
+        time.sleep(0.2)
+    yield
+
+
+def add(directory: pathlib.Path, new: Iterable[Row]) -> list[Row]:
+  """Adds rows to a board that is `held`, each run once, and returns all of them.
+
+  Raises:
+    ConfigError: the board is damaged.
+  """
+  merged = {key_of(row): row for row in [*read(directory), *map(json_value, new)]}
+  lines = (json.dumps(json_value(row), allow_nan=False) + "\n" for row in merged.values())
+  replace_file(directory / NAME, "".join(lines).encode())
+  return list(merged.values())
