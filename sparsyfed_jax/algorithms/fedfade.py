@@ -18,9 +18,10 @@ gradients outside the mask. The server drops a share of
 
 of the weights, those nearest to what would be in their place, and grows as many that the most
 clients voted for, from the background. Layers compete for weights, but of each stays a share
-`floor` of what Erdős–Rényi–kernel would give it. Biases, which at 99.9 % are more bytes than all
-weights of the mask, are trained and sent only after round `biases_from`, of units that have a
-weight in the mask. The first mask has the largest drawn weights, which nobody has to send.
+`floor` of what Erdős–Rényi–kernel would give it. Biases and the parameters of norms, which at 99.9 %
+are more bytes than all weights of the mask, are trained and sent only after round `biases_from`,
+biases of units that have a weight in the mask alone. The first mask has the largest drawn weights,
+which nobody has to send.
 
 The method is this library's own. It puts together the dense start of SparsyFed (Guastella et al.,
 ICLR 2025, arXiv 2504.05153), drawn weights that cost nothing to send (FedPM, Isik et al., ICLR
@@ -83,7 +84,7 @@ class Hyper(NamedTuple):
   biases_from: Annotated[
     int | None,
     Knob(
-      "rounds before biases are trained; default: seven tenths of --rounds",
+      "rounds before biases and norms are trained; default: seven tenths of --rounds",
       low=0,
       default=_tenths(7),
     ),
@@ -303,11 +304,17 @@ def _has_biases(hyper: CommonHyper, number: jax.Array | int) -> jax.Array:
 
 
 def _background(drawn: Params, hyper: CommonHyper, number: jax.Array) -> Params:
-  """Makes what is outside the masks in a round."""
+  """Makes what is outside the masks in a round; what belongs to no layer stays as it was drawn."""
   done = (number.astype(jnp.float32) - 1) / jnp.maximum(hyper.own.fade_until, 1)
   left = jnp.where(done < 1, jnp.maximum(1 - done, 0) ** hyper.own.fade_power, 0)
   left = jnp.where(hyper.own.fade_until > 0, left, 0)
-  return jax.tree.map(lambda leaf: (left * leaf).astype(leaf.dtype), drawn)
+  biases = set(_biases_of(drawn))
+
+  def fade(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+    is_layers = trees.is_prunable(path, leaf) or trees.path_name(path) in biases
+    return (left * leaf).astype(leaf.dtype) if is_layers else leaf
+
+  return jax.tree_util.tree_map_with_path(fade, drawn)
 
 
 def _composed(
@@ -325,25 +332,31 @@ def _composed(
 
 
 def _with_biases(params: Params, masks: Masks, others: Params, is_trained: jax.Array) -> Params:
-  """Replaces the biases that are not trained, such as those of units without a weight.
+  """Replaces the biases and scales that are not trained, such as those of units without a weight.
 
   Args:
     params: with them.
     masks: of the kernels.
     others: like `params`, what they are replaced by.
-    is_trained: () bool, whether the biases of the other units are.
+    is_trained: () bool, whether the others are.
   """
-  flat, treedef = jax.tree_util.tree_flatten_with_path(params)
-  rest = jax.tree.leaves(others)
-  leaves = [leaf for _, leaf in flat]
-  places = {trees.path_name(path): i for i, (path, _) in enumerate(flat)}
-  for layer, mask in zip(trees.layer_names(params), masks, strict=True):
-    place = places.get(f"{layer}/bias" if layer else "bias")
-    if place is None or leaves[place].shape != mask.shape[-1:]:
-      continue
+  units = dict(zip(_biases_of(params), masks, strict=True))
+
+  def replaced(path: tuple[Any, ...], leaf: jax.Array, other: jax.Array) -> jax.Array:
+    if leaf.ndim > 1:
+      return leaf
+    mask = units.get(trees.path_name(path))
+    if mask is None or leaf.shape != mask.shape[-1:]:
+      return jnp.where(is_trained, leaf, other)
     has_weight = jnp.any(mask, axis=tuple(range(mask.ndim - 1)))
-    leaves[place] = jnp.where(has_weight & is_trained, leaves[place], rest[place])
-  return jax.tree_util.tree_unflatten(treedef, leaves)
+    return jnp.where(has_weight & is_trained, leaf, other)
+
+  return jax.tree_util.tree_map_with_path(replaced, params, others)
+
+
+def _biases_of(params: Params) -> list[str]:
+  """Names the biases that the layers of the kernels may have."""
+  return [f"{layer}/bias" if layer else "bias" for layer in trees.layer_names(params)]
 
 
 def _downlink(setup: Setup, state: masked.State, row: dict[str, jax.Array]) -> dict[str, jax.Array]:
