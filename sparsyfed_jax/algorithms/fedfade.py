@@ -18,10 +18,10 @@ gradients outside the mask. The server drops a share of
 
 of the weights, those nearest to what would be in their place, and grows as many that the most
 clients voted for, from the background. Layers compete for weights, but of each stays a share
-`floor` of what Erdős–Rényi–kernel would give it. Biases and the parameters of norms, which at 99.9 %
-are more bytes than all weights of the mask, are trained and sent only after round `biases_from`,
-biases of units that have a weight in the mask alone. The first mask has the largest drawn weights,
-which nobody has to send.
+`floor` of what Erdős–Rényi–kernel would give it. Biases and the parameters of norms, which at
+99.9 % are more bytes than all weights of the mask, are trained and sent only after round
+`biases_from`, and biases of units that have a weight in the mask alone. The first mask has the
+largest drawn weights, which nobody has to send.
 
 The method is this library's own. It puts together the dense start of SparsyFed (Guastella et al.,
 ICLR 2025, arXiv 2504.05153), drawn weights that cost nothing to send (FedPM, Isik et al., ICLR

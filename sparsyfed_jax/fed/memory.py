@@ -133,7 +133,7 @@ def client_bytes(
     # optimizer or the method keeps; a TPU pads the images instead.
     return kept_bytes + 6 * params_bytes
   # The compilers use memory again within a step.
-  return kept_bytes // 2 + 7 * params_bytes // 4
+  return kept_bytes // 2 + 3 * params_bytes // 2
 
 
 def _bytes(tree: Any) -> int:
