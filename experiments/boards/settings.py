@@ -84,11 +84,11 @@ def _names(rows: Sequence[Row]) -> dict[str, str]:
 def _telling(forms: Sequence[Mapping[str, Any]], prefix: str) -> list[str]:
   """Chooses flags that tell forms apart, none that those before it make needless.
 
-  A method's own flags come last: the defaults of many follow from --rounds and others.
+  --rounds comes first, as defaults of many others follow from it, and a method's own flags last.
   """
   names = dict.fromkeys(name for form in forms for name in form)
   chosen: list[str] = []
-  for name in sorted(names, key=lambda name: name.startswith(prefix)):
+  for name in sorted(names, key=lambda name: (name != "rounds", name.startswith(prefix))):
     if _count(forms, [*chosen, name]) > _count(forms, chosen):
       chosen.append(name)
   return chosen

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -135,15 +136,23 @@ def looks_of(methods: Sequence[str]) -> list[tuple[str, str]]:
     methods: of each line. A known one has the same colour in every picture.
 
   Returns:
-    A colour and a style for each; lines of the same colour differ in their style.
+    A colour and a style for each; lines of the same hue differ in their style, up to four of them.
   """
   known = list(METHODS)
-  looks: list[tuple[str, str]] = []
-  for i, method in enumerate(methods):
-    color = PALETTE[(known.index(method) if method in known else i) % len(PALETTE)]
-    repeats = sum(color == other for other, _ in looks)
-    looks.append((color, STYLES[min(repeats, len(STYLES) - 1)]))
-  return looks
+  places = [known.index(method) if method in known else i for i, method in enumerate(methods)]
+  hues = [place % len(PALETTE) for place in places]
+  repeats = [hues[:i].count(hue) for i, hue in enumerate(hues)]
+  return [
+    (_shade(PALETTE[hue], place // len(PALETTE)), STYLES[min(repeat, len(STYLES) - 1)])
+    for hue, place, repeat in zip(hues, places, repeats, strict=True)
+  ]
+
+
+def _shade(color: str, turn: int) -> str:
+  """Makes a colour lighter the second time that it is taken, and darker the third."""
+  end, share = (("white", 0.45), ("black", 0.4))[turn - 1] if 0 < turn < 3 else (color, 0.0)
+  mixed = (1 - share) * np.array(to_rgb(color)) + share * np.array(to_rgb(end))
+  return to_hex(tuple(mixed)).upper()
 
 
 def column(rows: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -242,7 +251,7 @@ def draw(axes: Axes, panel: Panel, among: Sequence[Line]) -> None:
       color=line.color,
       linestyle=line.style,
       linewidth=line.width,
-      marker="o" if line.x.size <= 25 and line.style == "-" else None,
+      marker="o" if line.x.size == 1 or (line.x.size <= 25 and line.style == "-") else None,
       markersize=3.5,
       label=line.label or "_nolegend_",
       clip_on=False,

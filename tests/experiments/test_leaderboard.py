@@ -68,6 +68,8 @@ def test_what_follows_from_another_flag_names_no_form():
   ]
   own = make_row("feddst", 0.7, 90, sparsity=0.9, flags={"rounds": 60, "feddst_update_until": 9})
   assert [s.entry for s in settings_of(long)] == ["FedDST, rounds=40", "FedDST, rounds=60"]
+  other = [make_row("topk", 0.7, 90, flags={"rounds": r, "client_lr_final": 1 / r}) for r in (1, 2)]
+  assert [s.entry for s in settings_of(other)] == ["Top-K, rounds=1", "Top-K, rounds=2"]
   assert [s.entry for s in settings_of([*long, own])] == [
     *("FedDST, rounds=40, feddst_update_until=20", "FedDST, rounds=60, feddst_update_until=30"),
     "FedDST, rounds=60, feddst_update_until=9",

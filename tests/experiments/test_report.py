@@ -411,6 +411,24 @@ def test_many_settings_share_pictures_and_dense_training_is_in_each():
   assert len({(look.color, look.style) for look in few}) == 4
 
 
+def test_each_method_has_a_look_of_its_own():
+  looks = pictures.panels.looks_of(list(METHODS))
+  assert len(set(looks)) == len({color for color, _ in looks}) == len(METHODS)
+  assert [color for color, _ in looks[:8]] == list(pictures.panels.PALETTE)
+  assert len(set(pictures.panels.looks_of(["topk"] * 4))) == 4
+
+
+def test_a_single_point_is_seen_whatever_the_style():
+  one, two = np.ones(1), np.arange(1.0, 3)
+  lines = [
+    pictures.panels.Line(x, 10 * x, str(i), "#0072B2", style)
+    for i, (x, style) in enumerate([(one, "--"), (two, "--"), (two, "-")])
+  ]
+  panel = pictures.panels.Panel("a", "%", lines)
+  (axes,) = pictures.panels.make_figure([panel], 1).axes
+  assert [line.get_marker() for line in axes.lines] == ["o", "None", "o"]
+
+
 def test_a_label_is_no_mathematics():
   run = runs.Run("", make_config(), [], {"client_accuracies": [0.25, 0.5]}, runs.ENDED, "", {})
   settings = [runs.Setting({"dataset": name}, [run]) for name in ("npz:$x_1$.npz", "npz:<&>.npz")]
