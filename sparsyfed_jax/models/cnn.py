@@ -3,7 +3,7 @@
 import jax
 from flax import linen as nn
 
-from sparsyfed_jax.ops import max_pool_of_relu
+from sparsyfed_jax.ops import max_pool_of_relu, relu
 
 
 class CNN(nn.Module):
@@ -41,7 +41,7 @@ class CNN(nn.Module):
     """
     *channels, last = self.channels
     for features in channels:
-      x = nn.relu(nn.Conv(features, (3, 3), padding="VALID")(x))
+      x = relu(nn.Conv(features, (3, 3), padding="VALID")(x))
     x = max_pool_of_relu(nn.Conv(last, (3, 3), padding="VALID")(x), 2).reshape(x.shape[0], -1)
     x = nn.relu(nn.Dense(self.hidden)(x))
     return nn.Dense(self.num_classes)(x)

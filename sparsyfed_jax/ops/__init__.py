@@ -10,6 +10,7 @@ from sparsyfed_jax.ops.backend.conv import (
 )
 from sparsyfed_jax.ops.backend.count import count_each, count_nonzero, count_one, count_true
 from sparsyfed_jax.ops.backend.pool import max_pool, max_pool_of_relu, max_pool_overlapping
+from sparsyfed_jax.ops.backend.relu import relu
 from sparsyfed_jax.ops.densities import erk_densities
 from sparsyfed_jax.ops.layers import (
   NATIVE,
@@ -87,6 +88,7 @@ __all__ = [
   "powerprop_inverse",
   "prune_residual",
   "pruned_layers",
+  "relu",
   "residual_layers",
   "rewrite_layers",
   "share_threshold",

@@ -227,6 +227,7 @@ PUBLIC = {
   "powerprop_inverse": (ops.powerprop_inverse, SPARSE, np.float32(1.25)),
   "prune_residual": (gradients(ops.prune_residual(jnp.matmul)), ROWS, KERNEL, np.float32(0.5)),
   "pruned_layers": (layers(ops.pruned_layers(VALID)), *LAYERS),
+  "relu": (gradients(ops.relu), SPARSE),
   "residual_layers": (layers(ops.residual_layers(lambda x, w, rows: jnp.float32(0.5))), *LAYERS),
   "rewrite_layers": (rewritten, *LAYERS[:2]),
   "share_threshold": (ops.share_threshold, X, VALID, np.float32(0.3)),

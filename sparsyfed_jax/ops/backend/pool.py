@@ -127,9 +127,10 @@ def _max_of_places(x: jax.Array, window: int, is_of_relu: bool) -> tuple[jax.Arr
   places = _places(x, window)
   largest = functools.reduce(jnp.maximum, places)
   ties = sum((place == largest).astype(x.dtype) for place in places)
-  # Together, so that the places are read once.
-  largest, ties = lax.optimization_barrier((largest, ties))
-  return jax.nn.relu(largest) if is_of_relu else largest, largest, ties
+  # Together, so that the places are read once. Where a ReLU gives 0, nothing asks for the largest.
+  y = jax.nn.relu(largest) if is_of_relu else largest
+  y, ties = lax.optimization_barrier((y, ties))
+  return y, y, ties
 
 
 def _share_by_places(
