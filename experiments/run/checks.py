@@ -11,7 +11,7 @@ from experiments.run.learning import is_text, judgement_of, learning_of, reader_
 from experiments.run.models import check_model, is_strange
 from experiments.run.settings import all_flags, completed, method_of, own_hyper
 from experiments.run.starting import starting_of
-from experiments.run.systems import check_systems
+from experiments.run.systems import check_systems, systems_of
 from sparsyfed_jax.algorithms import METHODS
 from sparsyfed_jax.fed.method import refusal
 from sparsyfed_jax.fed.tasks import TASKS
@@ -49,6 +49,9 @@ def check(config: Config) -> None:
   _check_task(config, require)
   _check_starting(config, require)
   check_systems(config, require)
+  right = f"left out with --algorithm={config.algorithm}: what its clients take is not told apart"
+  is_timed = systems_of(config).device_profiles is not None
+  require(method.are_alike or not is_timed, "device_profiles", right)
   require(
     not config.resume or bool(config.output_dir),
     "resume",

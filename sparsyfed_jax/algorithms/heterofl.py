@@ -227,4 +227,5 @@ METHOD = Method(
   Options,
   takes_densities=True,
   layer_shares=shares_inside_masks,
+  are_alike=False,
 )

@@ -166,6 +166,10 @@ REFUSED = {
   "under": (dict(device_profiles="phones", over_selection=0.5), "--over_selection=0.5: must be at"),
   "many": (dict(device_profiles="phones", over_selection=9.0), "--over_selection=9.0: must be sma"),
   "metrics": (dict(device_profiles="phones", metrics=False), "--device_profiles=phones: must be l"),
+  "widths": (
+    dict(device_profiles="phones", algorithm="heterofl"),
+    "--device_profiles=phones: must be left out with --algorithm=heterofl",
+  ),
   "hours": (dict(device_profiles="phones", daily_hours=25.0), "--daily_hours=25.0: must be at mos"),
   "period": (
     dict(device_profiles="phones", availability="daily", availability_period=60),
