@@ -25,7 +25,7 @@ def serve(method, state, upload, optimizer):
     return cases.server(method, "mlp", server=optimizer)(state, upload)
 
 
-@pytest.mark.parametrize("method", cases.FORMS)
+@pytest.mark.parametrize("method", cases.with_slow_forms(cases.FORMS))
 def test_a_round_of_nobody_changes_nothing_but_its_number(method):
   optimizer = "adam" if method in ("fedavg", "flash-magnitude", "static") else "momentum"
   state = cases.start(method, "mlp", server=optimizer)

@@ -35,7 +35,9 @@ def first_model(method, task, **values):
 
 
 # The model has no convolutions.
-@pytest.mark.parametrize("method", [n for n in cases.VARIANTS if not n.endswith("convolutions")])
+@pytest.mark.parametrize(
+  "method", cases.with_slow_forms(n for n in cases.VARIANTS if not n.endswith("convolutions"))
+)
 def test_each_method_starts_from_the_weights(method):
   weights, problem = cases.variables("batchnorm"), cases.problem("batchnorm")
   task = sf.with_weights(problem.task, weights)
