@@ -85,11 +85,14 @@ FORMS = tuple(
 )
 # Compiling is what takes time: forms whose laws are those of another form, run with -m slow.
 SLOW_FORMS = (
+  "sparsyfed-release",
   "sparsyfed-spectral",
   "sparsyfed-changes",
+  "zerofl-comparison",
   "zerofl-masked-changes",
   "zerofl-changes",
   "flash-magnitude",
+  "flash-nst",
   "static-saliency",
   "fedmef",
   "fedmef-norm",
