@@ -13,7 +13,7 @@ from experiments.run.settings import all_flags, completed, method_of, own_hyper
 from experiments.run.starting import starting_of
 from experiments.run.systems import check_systems, systems_of
 from sparsyfed_jax.algorithms import METHODS
-from sparsyfed_jax.fed.method import refusal
+from sparsyfed_jax.fed.method import Method, refusal
 from sparsyfed_jax.fed.tasks import TASKS
 from sparsyfed_jax.io.trackers import TrackerError, check_installed
 
@@ -49,9 +49,6 @@ def check(config: Config) -> None:
   _check_task(config, require)
   _check_starting(config, require)
   check_systems(config, require)
-  right = f"left out with --algorithm={config.algorithm}: what its clients take is not told apart"
-  is_timed = systems_of(config).device_profiles is not None
-  require(method.are_alike or not is_timed, "device_profiles", right)
   require(
     not config.resume or bool(config.output_dir),
     "resume",
@@ -68,10 +65,7 @@ def check(config: Config) -> None:
     "client_momentum",
     "above 0 with --client_optimizer=nesterov",
   )
-  if method.needs_plain_sgd:
-    right = f"left out with --algorithm={config.algorithm}, whose clients need plain SGD"
-    require(config.client_optimizer == "sgd", "client_optimizer", right)
-    require(config.client_momentum == 0, "client_momentum", right)
+  _check_suited(config, method, require)
   if config.num_clients is not None:
     require(
       config.clients_per_round <= config.num_clients,
@@ -100,6 +94,19 @@ def check(config: Config) -> None:
     "clients_per_chunk",
     "auto or a whole number of at least 1",
   )
+
+
+def _check_suited(
+  config: Config, method: Method, require: Callable[[bool, str, str], None]
+) -> None:
+  """Checks what not every method can be combined with."""
+  if method.needs_plain_sgd:
+    right = f"left out with --algorithm={config.algorithm}, whose clients need plain SGD"
+    require(config.client_optimizer == "sgd", "client_optimizer", right)
+    require(config.client_momentum == 0, "client_momentum", right)
+  right = f"left out with --algorithm={config.algorithm}: what its clients take is not told apart"
+  is_timed = systems_of(config).device_profiles is not None
+  require(method.are_alike or not is_timed, "device_profiles", right)
 
 
 def _check_partition(config: Config, require: Callable[[bool, str, str], None]) -> None:
