@@ -40,6 +40,7 @@ _NUMBERS = (
   *(*AXES, "accuracy", "total_bytes", "virtual_seconds", "seconds_per_round"),
   *("client_flops_per_round", "dense_client_flops_per_round"),
 )
+_DECIMALS = 6  # of the accuracies of a curve, which are most of a board
 _PATIENCE = 60  # seconds that another process may take to write its rows
 
 
@@ -65,7 +66,12 @@ def make_row(head: Row, outcome: Outcome) -> Row:
   """Makes the row of a run that has ended or diverged."""
   summary = outcome.summary
   curve = [
-    [row["round"], row["test_accuracy"], row["cumulative_bytes"], row.get("virtual_seconds")]
+    [
+      row["round"],
+      round(row["test_accuracy"], _DECIMALS),
+      row["cumulative_bytes"],
+      row.get("virtual_seconds"),
+    ]
     for row in outcome.rows
     if row.get("test_accuracy") is not None
   ]

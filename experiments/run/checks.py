@@ -104,7 +104,7 @@ def _check_suited(
     right = f"left out with --algorithm={config.algorithm}, whose clients need plain SGD"
     require(config.client_optimizer == "sgd", "client_optimizer", right)
     require(config.client_momentum == 0, "client_momentum", right)
-  right = f"left out with --algorithm={config.algorithm}: what its clients take is not told apart"
+  right = f"left out with --algorithm={config.algorithm}, whose clients differ in what they compute"
   is_timed = systems_of(config).device_profiles is not None
   require(method.are_alike or not is_timed, "device_profiles", right)
 

@@ -364,13 +364,16 @@ def _downlink(setup: Setup, state: masked.State, row: dict[str, jax.Array]) -> d
   if masked.DOWNLINK not in row:
     return {}
   if setup.task.is_given:
-    first: Variables = {**state.variables, "params": state.extra}
-    is_first = (state.updates == 0) & (state.hyper.own.fade_until > 0)
+    # Without a background that is what is in the masks, and norms, which are not trained yet.
+    params, hyper, given = state.variables["params"], state.hyper, state.extra
+    background = _background(given, hyper, state.round + 1)
+    few = _with_biases(params, state.masks, background, _has_biases(hyper, state.round + 1))
+    needed = jax.tree.map(partial(jnp.where, hyper.own.fade_until > 0), given, few)
+    first: Variables = {**state.variables, "params": needed}
   else:
     first = masked.marked(state.variables, [jnp.zeros_like(mask) for mask in state.masks])
-    is_first = state.updates == 0
   num_bytes = setup.measures.step(first, first)[masked.DOWNLINK]
-  return {masked.DOWNLINK: jnp.where(is_first, num_bytes, row[masked.DOWNLINK])}
+  return {masked.DOWNLINK: jnp.where(state.updates == 0, num_bytes, row[masked.DOWNLINK])}
 
 
 def _layer_shares(

@@ -107,7 +107,7 @@ class Method(NamedTuple):
   # density of the round) -> what the client computes of the layer; the densities are traced where
   # rounds are timed
   layer_shares: Callable[[Any, Any, str, bool, float, float], LayerShares] = dense_shares
-  # whether the clients of a round receive and compute as much as each other, which timing them asks
+  # whether all clients of a round receive and compute the same amount, as timing them assumes
   are_alike: bool = True
   # (hyper, sparsity) -> (field, what would be right) of a number that contradicts others, or None
   check: Callable[[Any, float], tuple[str, str] | None] = lambda hyper, sparsity: None
