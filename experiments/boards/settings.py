@@ -13,6 +13,8 @@ from sparsyfed_jax.algorithms import DENSE, OURS
 
 SHARES = (0.8, 0.9, 0.95)  # of dense FedAvg's accuracy, to which bytes are counted
 _DIGITS = 8  # of a digest in a name
+# Curves are rounded, and a share of the examples may be the target itself.
+_ROUNDED = 1e-6
 ROUND, ACCURACY, BYTES = range(3)  # places in a row of a curve
 
 
@@ -136,7 +138,8 @@ def virtual_seconds(row: Row) -> float | None:
 
 def bytes_to(target: float) -> Callable[[Row], float | None]:
   """Makes what reads the bytes of a row until its test accuracy first reached a target."""
-  return lambda row: next((p[BYTES] for p in row["curve"] if p[ACCURACY] >= target), None)
+  least = target - _ROUNDED
+  return lambda row: next((p[BYTES] for p in row["curve"] if p[ACCURACY] >= least), None)
 
 
 def frontier(settings: Sequence[Setting]) -> list[Setting]:

@@ -114,6 +114,10 @@ def test_bytes_are_those_of_the_first_evaluation_that_reaches_the_target():
   assert [bytes_to(target)(row) for target in (0.3, 0.4, 0.41, 0.8, 0.81)] == [
     *(50, 50, 100, 100, None)
   ]
+  # 318 of 359 examples are nine tenths of 1060 of 1077, whichever way they are rounded.
+  third = make_row("topk", 0.885793, 60)
+  assert bytes_to(0.9 * 1060 / 1077)(third) == bytes_to(318 / 359)(third) == 60
+  assert bytes_to(318 / 359)(make_row("topk", 0.885790, 60)) is None
 
 
 def test_the_frontier_is_what_nothing_beats_at_once_in_both():
