@@ -166,7 +166,7 @@ def decode(payload: Payload, reference: Any = None, max_bytes: int = 2**30) -> A
       values are read where there are `differences` alone.
     max_bytes: limit of the decoded arrays together. A leaf of zeros is short on the wire, however
       large it is. Besides the arrays, their positions need up to 10 bytes an entry of one leaf at
-      a time, 40 against a reference, and one an entry of all of that.
+      a time, 40 against a reference, and one an entry of all of that, 9 where it is not zero.
 
   Returns:
     Dicts, lists and tuples, or a pytree of the structure of `reference`, of NumPy arrays that own
@@ -267,6 +267,6 @@ def _read_reference(
     found.append(entries)
     digest.update(pack_bits(entries.mask))
     if way.are_differences:
-      values = entries.bits[entries.mask]
+      values = entries.bits[entries.places]
       digest.update(values.astype(values.dtype.newbyteorder("<"), copy=False).data)
   return digest.digest(), found

@@ -43,52 +43,45 @@ class _Values(NamedTuple):
 class Entries(NamedTuple):
   """The entries of a leaf, in index order."""
 
-  bits: np.ndarray  # (size,) unsigned integers; -0.0 may be among them
+  bits: np.ndarray  # (size,) unsigned integers, 0 where entries are zero
   mask: np.ndarray  # (size,) bool, which are not zero
-
-  @property
-  def dense(self) -> np.ndarray:
-    """The unsigned integers, 0 where entries are zero."""
-    return np.where(self.mask, self.bits, self.bits.dtype.type(0))
+  places: np.ndarray  # where those are, ascending
 
 
 def encode_leaf(spec: Spec, leaf: Any, old: Entries | None, way: Way) -> list[Part]:
   """Writes a leaf in its smallest form; `old` is of the reference, or None."""
   new = entries_of(leaf, spec, way.keep_signed_zeros)
-  n = int(np.count_nonzero(new.mask))
-  change = None
+  n = new.places.size
+  change, grown = None, new.places
   if old is not None:
-    grown_mask = new.mask & ~old.mask
-    change = int(np.count_nonzero(old.mask)), int(np.count_nonzero(grown_mask))
+    grown = new.places[~old.mask[new.places]]
+    change = old.places.size, grown.size
   one, paired = value_bytes(spec, way.value_dtype), in_pairs(spec, way.value_dtype)
   dense = dense_bytes(spec.size, one, paired)
   sizes = form_bytes(n, spec.size, one, dense, change, INTEGERS, paired)
   form = sizes.index(min(sizes))
   before = old if way.are_differences else None
-  places = np.flatnonzero(new.mask)
   values, ends = _values_of(spec, way), b""
   if values.num_bits:
-    values, ends = _with_ends(values, new.bits[places])
+    values, ends = _with_ends(values, new.bits[new.places])
   head = [bytes([form]) + ends]
   if form == _DENSE:
     if not one:
       return [*head, pack_bits(new.mask)]
-    return [*head, _write_values(new.dense, _at(before, slice(None)), values)]
+    return [*head, _write_values(new.bits, _at(before, slice(None)), values)]
   sent = []
   if one:
-    sent = [_write_values(new.bits[places], _at(before, places), values)]
+    sent = [_write_values(new.bits[new.places], _at(before, new.places), values)]
   if form == _SPARSE or old is None:
-    return [*head, struct.pack("<I", n), *write_positions(places, spec.size), *sent]
-  old_places = np.flatnonzero(old.mask)
-  dropped = np.flatnonzero(~new.mask[old_places])
-  grown = np.flatnonzero(grown_mask)
+    return [*head, struct.pack("<I", n), *write_positions(new.places, spec.size), *sent]
+  dropped = np.flatnonzero(~new.mask[old.places])
   # A place's number among the zero ones: without those before it that are not zero.
-  grown_numbers = grown - np.searchsorted(old_places, grown)
+  grown_numbers = grown - np.searchsorted(old.places, grown)
   return [
     *head,
     struct.pack("<II", grown.size, dropped.size),
-    *write_positions(dropped, old_places.size),
-    *write_positions(grown_numbers, spec.size - old_places.size),
+    *write_positions(dropped, old.places.size),
+    *write_positions(grown_numbers, spec.size - old.places.size),
     *sent,
   ]
 
@@ -111,7 +104,7 @@ def decode_leaf(reader: Reader, spec: Spec, old: Entries | None, way: Way) -> np
     n = reader.uint(4)
     places = read_positions(reader, n, size, "entries")
   elif form == _DELTA and old is not None:
-    places = _read_change(reader, np.flatnonzero(old.mask), size)
+    places = _read_change(reader, old.places, size)
     n = places.size
   else:
     raise CodecError(f"form {form} is unknown{' without a reference' if form == _DELTA else ''}")
@@ -128,10 +121,8 @@ def decode_leaf(reader: Reader, spec: Spec, old: Entries | None, way: Way) -> np
 
 
 def _at(entries: Entries | None, places: Places) -> np.ndarray | None:
-  """Picks entries, 0 where they are zero."""
-  if entries is None:
-    return None
-  return Entries(entries.bits[places], entries.mask[places]).dense
+  """Picks entries."""
+  return None if entries is None else entries.bits[places]
 
 
 def _read_change(reader: Reader, old_places: np.ndarray, size: int) -> np.ndarray:
@@ -151,15 +142,18 @@ def entries_of(leaf: Any, spec: Spec, keep_signed_zeros: bool) -> Entries:
   """Reads a leaf, and finds out which entries are zero."""
   array = np.ascontiguousarray(np.asarray(leaf).astype(spec.dtype, copy=False)).reshape(-1)
   bits = array.view(_unsigned(spec.dtype))
-  if keep_signed_zeros or not jnp.issubdtype(spec.dtype, jnp.floating):
-    return Entries(bits, bits != 0)
-  return Entries(bits, bits + bits != 0)  # without the sign
+  if not keep_signed_zeros:
+    is_signed_zero = _is_signed_zero(bits, spec)
+    if is_signed_zero.any():
+      bits = np.where(is_signed_zero, bits.dtype.type(0), bits)
+  mask = bits != 0
+  return Entries(bits, mask, np.flatnonzero(mask))
 
 
-def _is_signed_zero(bits: np.ndarray, spec: Spec) -> np.ndarray | bool:
+def _is_signed_zero(bits: np.ndarray, spec: Spec) -> np.ndarray:
   """Tells which entries, as unsigned integers, are -0.0."""
   if not jnp.issubdtype(spec.dtype, jnp.floating):
-    return False
+    return np.zeros(bits.shape, bool)
   return bits == bits.dtype.type(1 << 8 * bits.dtype.itemsize - 1)
 
 
@@ -210,7 +204,8 @@ def _round(bits: np.ndarray, values: _Values, is_old: bool) -> np.ndarray:
   with np.errstate(all="ignore"):
     if not values.num_bits:
       return x.astype(sent).view(_unsigned(sent))
-    x = np.nan_to_num(x) if is_old else x
+    if is_old and not np.isfinite(x).all():
+      x = np.nan_to_num(x)
     return levels.codes_of(x, *values.ends, values.num_bits)
 
 

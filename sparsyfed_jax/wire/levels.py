@@ -133,10 +133,13 @@ def codes_of(x: np.ndarray, least: np.float32, largest: np.float32, bits: int) -
   """
   last = num_levels(bits) - 1
   span = np.float64(largest) - np.float64(least)
-  place = (np.abs(x).astype(np.float64) - np.float64(least)) * (last / span if span > 0 else 0)
-  number = np.clip(np.rint(place), 0, last) + 1
-  number[x == 0] = 0
-  return number.astype(np.uint8) | np.signbit(x).astype(np.uint8) << np.uint8(bits - 1)
+  place = np.abs(x).astype(np.float64)
+  place -= np.float64(least)
+  place *= last / span if span > 0 else 0
+  np.rint(place, out=place)
+  number = np.clip(place, 0, last, out=place).astype(np.uint8) + np.uint8(1)
+  number *= x != 0
+  return number | np.signbit(x).view(np.uint8) << np.uint8(bits - 1)
 
 
 def values_of(codes: np.ndarray, least: np.float32, largest: np.float32, bits: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Values that are sent in fewer bits: which ones, and how they are rounded."""
 
+import functools
 from typing import Any
 
 import jax
@@ -38,6 +39,7 @@ def wire_dtypes(value_dtype: Any) -> tuple[np.dtype, np.dtype]:
   return jnp.dtype(BESIDE_LEVELS if sent.name in LEVEL_BITS else sent), sent
 
 
+@functools.cache  # names of dtypes are slow
 def sent_dtype(dtype: np.dtype, num_axes: int, value_dtype: np.dtype | None) -> np.dtype:
   """Chooses what values of a leaf of `dtype` are sent in."""
   if value_dtype is None or dtype.name not in ("float32", "float64"):
@@ -48,6 +50,7 @@ def sent_dtype(dtype: np.dtype, num_axes: int, value_dtype: np.dtype | None) -> 
   return value_dtype if value_dtype.itemsize < dtype.itemsize else dtype
 
 
+@functools.cache
 def level_bits(dtype: np.dtype, sent: np.dtype) -> int:
   """Counts the bits of a number of a level; 0 where values of `dtype` are sent as such."""
   return 0 if sent == dtype else LEVEL_BITS.get(sent.name, 0)
