@@ -1,12 +1,15 @@
 """The k-th largest key digit by digit, for accelerators.
 
-There every operation costs a start, and every iteration of a loop a few: so a digit of four bits is
-found at a time, by one reduction that counts how many keys reach each of 15 pivots, without a loop.
-Fewer bits a digit take more operations, more take longer to compare than they save.
+There every operation costs a start, and every iteration of a loop a few: so a digit of several bits
+is found at a time, by one reduction that counts how many keys reach each of its pivots, without a
+loop. Fewer bits a digit take more operations, more take longer to compare than they save.
 
-On a GPU keys are searched in long rows. XLA counts a row by one block of threads, and adds few
-counts up within the kernel that takes the digit from them; where it reduces columns instead, 15
-counts take more memory than its threads share.
+On a TPU a pass with 63 pivots takes little longer than one with 15: digits of six bits are six passes
+over float32 keys, not eight. With 127 the compiler writes what it compares to memory.
+
+On a GPU keys are searched in long rows, four bits at a time. XLA counts a row by one block of
+threads, and adds few counts up within the kernel that takes the digit from them; where it reduces
+columns instead, 15 counts take more memory than its threads share.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +22,7 @@ from jax import lax
 
 from sparsyfed_jax.ops.backend.count import count_rows, count_together
 
-_BITS = 4
+_MOST_BITS, _MOST_BITS_ON_GPU = 6, 4  # of a digit
 _LANES = 128  # of a TPU's registers, along the last axis
 _MOST_SMALL = 2**14  # entries of an array that is searched as it is, or together with others
 # Rows on a GPU: as few as keep it busy, where XLA counts one by one kernel (jaxlib 0.10.2).
@@ -81,12 +84,12 @@ def kth_key(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
   Returns:
     () array of the keys' dtype; 0 where there are fewer.
   """
-  return _kth_key(keys, k, count_together)
+  return _kth_key(keys, k, count_together, _MOST_BITS)
 
 
 def kth_key_of_rows(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
   """Does as `kth_key`, for a GPU and keys that are `in_long_rows`."""
-  return _kth_key(keys, k, _count_long_rows)
+  return _kth_key(keys, k, _count_long_rows, _MOST_BITS_ON_GPU)
 
 
 def _count_long_rows(masks: Sequence[jax.Array]) -> list[jax.Array]:
@@ -97,18 +100,20 @@ def _count_long_rows(masks: Sequence[jax.Array]) -> list[jax.Array]:
   return [sum(counts[1:], counts[0]) for counts in map(list, by_row)]
 
 
-def _kth_key(keys: Sequence[jax.Array], k: jax.Array, count: _Count) -> jax.Array:
+def _kth_key(keys: Sequence[jax.Array], k: jax.Array, count: _Count, most_bits: int) -> jax.Array:
   unsigned = keys[0].dtype
   num_bits = jnp.iinfo(unsigned).bits
   signed = jnp.dtype(f"int{num_bits}")
   found, keys = jnp.zeros((), signed), [leaf.astype(signed) for leaf in keys]
-  for shift in reversed(range(0, num_bits - 1, _BITS)):
-    num_digits = 2 ** min(_BITS, num_bits - 1 - shift)
-    found = _with_digit(keys, k, found, jnp.asarray(shift, signed), num_digits, count)
+  below = num_bits - 1  # bits that are not found yet
+  for digits_left in reversed(range(1, -(-below // most_bits) + 1)):
+    bits = below // digits_left
+    below -= bits
+    found = _with_digit(keys, k, found, jnp.asarray(below, signed), 2**bits, count)
   return found.astype(unsigned)
 
 
-@partial(jax.jit, static_argnums=(4, 5))  # traced once for all digits but the first
+@partial(jax.jit, static_argnums=(4, 5))  # traced once for digits of one length
 def _with_digit(
   keys: Sequence[jax.Array],
   k: jax.Array,
