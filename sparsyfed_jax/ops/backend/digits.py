@@ -4,8 +4,8 @@ There every operation costs a start, and every iteration of a loop a few: so a d
 is found at a time, by one reduction that counts how many keys reach each of its pivots, without a
 loop. Fewer bits a digit take more operations, more take longer to compare than they save.
 
-On a TPU a pass with 63 pivots takes little longer than one with 15: digits of six bits are six passes
-over float32 keys, not eight. With 127 the compiler writes what it compares to memory.
+On a TPU a pass with 63 pivots takes little longer than one with 15: digits of six bits are six
+passes over float32 keys, not eight. With 127 the compiler writes what it compares to memory.
 
 On a GPU keys are searched in long rows, four bits at a time. XLA counts a row by one block of
 threads, and adds few counts up within the kernel that takes the digit from them; where it reduces
