@@ -16,7 +16,8 @@
 # REFERENCE_LIMIT    seconds for the authors' runs
 # TIME_LIMIT         seconds for everything; what does not fit is left out
 # TINY               1 to try it all on a CPU: one client a round, once. CIFAR10 may have few examples,
-#                    and PLAN is of --target=cpu:1 with --num_clients=10 --clients_per_round=1
+#                    and PLAN is of --target=cpu:1 with --num_clients=10 --clients_per_round=1 and
+#                    --dataset=npz:CIFAR10
 set -uo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"

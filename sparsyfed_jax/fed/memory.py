@@ -128,11 +128,13 @@ def client_bytes(
   rest = {name: leaf for name, leaf in variables.items() if name != "params"}
   residuals = jax.eval_shape(kept, variables["params"], rest, batch, key)
   kept_bytes, params_bytes = _bytes((residuals, batch)), _bytes(variables["params"])
-  if platform == "cpu" or _is_convolved_on_tpu(task, platform):
+  if platform == "cpu":
     # Trained parameters and their update, the gradient, powers with their derivative, and what the
-    # optimizer or the method keeps; a TPU pads the images instead.
+    # optimizer or the method keeps.
     return kept_bytes + 6 * params_bytes
-  # The compilers use memory again within a step.
+  # The compilers use memory again within a step, and a TPU's keeps most images on the chip.
+  if _is_convolved_on_tpu(task, platform):
+    return kept_bytes // 4 + 3 * params_bytes
   return kept_bytes // 2 + 3 * params_bytes // 2
 
 
