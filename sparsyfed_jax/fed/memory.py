@@ -132,7 +132,7 @@ def client_bytes(
     # Trained parameters and their update, the gradient, powers with their derivative, and what the
     # optimizer or the method keeps.
     return kept_bytes + 6 * params_bytes
-  # The compilers use memory again within a step, and a TPU's keeps most images on the chip.
+  # The compilers use memory again within a step, and a TPU's more of it with convolutions.
   if _is_convolved_on_tpu(task, platform):
     return kept_bytes // 4 + 3 * params_bytes
   return kept_bytes // 2 + 3 * params_bytes // 2

@@ -166,7 +166,8 @@ def decode(payload: Payload, reference: Any = None, max_bytes: int = 2**30) -> A
       values are read where there are `differences` alone.
     max_bytes: limit of the decoded arrays together. A leaf of zeros is short on the wire, however
       large it is. Besides the arrays, their positions need up to 10 bytes an entry of one leaf at
-      a time, 40 against a reference, and one an entry of all of that, 9 where it is not zero.
+      a time, 40 against a reference. Of a reference itself they need a byte an entry, 9 where it
+      is not zero, and copies of the leaves that have -0.0.
 
   Returns:
     Dicts, lists and tuples, or a pytree of the structure of `reference`, of NumPy arrays that own
