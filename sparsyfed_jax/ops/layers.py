@@ -115,8 +115,15 @@ def residual_layers(threshold: Threshold, plain: LayerOps = PLAIN) -> LayerOps:
   """
 
   def pruned(op: Callable[..., jax.Array]) -> RowsOp:
-    def run(rows: Where, lhs: jax.Array, rhs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-      found = threshold(lhs, rhs, rows=rows)
+    def run(
+      rows: Where,
+      lhs: jax.Array,
+      rhs: jax.Array,
+      *args: Any,
+      weights: jax.Array | None = None,
+      **kwargs: Any,
+    ) -> jax.Array:
+      found = threshold(lhs, rhs if weights is None else weights, rows=rows)
       return prune_residual(lambda x, w: op(x, w, *args, **kwargs))(lhs, rhs, found)
 
     return RowsOp(run, keeps=isinstance(threshold, FirstFound))
@@ -151,9 +158,10 @@ def cast_layers(ops: LayerOps, dtype: Any) -> LayerOps:
       result = op(lhs.astype(dtype), rhs.astype(dtype), *args, **kwargs)
       return result.astype(jnp.promote_types(lhs.dtype, rhs.dtype))
 
-    if isinstance(op, RowsOp):
-      return RowsOp(lambda rows, *args, **kwargs: layer_op(*args, rows=rows, **kwargs), op.keeps)
-    return layer_op
+    def rows_op(rows: Where, lhs: jax.Array, rhs: jax.Array, *args: Any, **kw: Any) -> jax.Array:
+      return layer_op(lhs, rhs, *args, rows=rows, weights=rhs, **kw)
+
+    return RowsOp(rows_op, op.keeps) if isinstance(op, RowsOp) else layer_op
 
   return LayerOps(cast(ops.dot_general), cast(ops.conv_general_dilated))
 

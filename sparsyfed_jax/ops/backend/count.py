@@ -1,7 +1,9 @@
 """Counting of True entries.
 
 XLA's CPU backend vectorises a reduction of several arrays at once, unlike a single integer sum, and
-small arrays are counted together. Accelerators count array by array, each in its shape.
+small arrays are counted together. Accelerators count array by array, each in its shape. On a TPU a
+product with ones counts a large array: there a reduction takes twenty cycles for each register that
+it reads, and a product one (libtpu 0.0.52, which estimates both).
 """
 
 from collections.abc import Callable, Sequence
@@ -19,6 +21,11 @@ _MOST_SMALL = 2**11  # entries of an array that is counted together with others
 # Masks of one reduction on a GPU: where it reduces columns its threads share 4,224 of 49,152 bytes
 # for each, and the compiler does not look (jaxlib 0.10.2).
 _MOST_ON_GPU = 8
+# On a TPU: entries from which on a product counts as fast as a reduction, and masks of one array up
+# to which products are faster than one reduction of all. Their sums are exact, in float32.
+_WORTH_A_PRODUCT, _MOST_PRODUCTS = 2**19, 8
+_MOST_EXACT = 2**24
+_LANES, _SUBLANES = 128, 8  # of a TPU's registers
 
 
 def count_true(*masks: jax.Array) -> tuple[jax.Array, ...]:
@@ -121,7 +128,7 @@ def count_each(
 
 
 def count_together(masks: Sequence[jax.Array]) -> list[jax.Array]:
-  """Counts the True entries of masks of one shape by one reduction, which leaves them in shape.
+  """Counts the True entries of masks of one shape, which it leaves in shape.
 
   Accelerators would copy a large array to flatten it.
 
@@ -131,11 +138,50 @@ def count_together(masks: Sequence[jax.Array]) -> list[jax.Array]:
   Returns:
     A () int32 for each mask.
   """
-  if len(masks) == 1:
-    return [jnp.sum(masks[0], dtype=jnp.int32)]
+  if len(masks) <= _MOST_PRODUCTS and is_worth_a_product(masks[:1]):
+    return list(by_platform(masks, gpu=_count_in_shape, default=_count_by_products))
   if len(masks) <= _MOST_ON_GPU:
     return _count_in_shape(masks)
   return list(by_platform(masks, gpu=_count_in_parts, default=_count_in_shape))
+
+
+def is_worth_a_product(arrays: Sequence[jax.Array]) -> bool:
+  """Tells whether a TPU counts arrays faster by `count_by_product`, and does so exactly."""
+  num_rows = max(array.size // max(1, array.shape[-1] if array.ndim else 1) for array in arrays)
+  return sum(array.size for array in arrays) >= _WORTH_A_PRODUCT and num_rows <= _MOST_EXACT
+
+
+def count_by_product(masks: Sequence[jax.Array]) -> jax.Array:
+  """Counts the True entries of all masks together, for a TPU.
+
+  Args:
+    masks: bool arrays of which `is_worth_a_product` is True.
+
+  Returns:
+    () int32.
+  """
+  return jnp.stack(_count_by_products(masks)).sum()
+
+
+def _count_by_products(masks: Sequence[jax.Array]) -> list[jax.Array]:
+  return list(map(_count_by_product, masks))
+
+
+def in_rows(array: jax.Array) -> jax.Array:
+  """Makes (rows, lanes) of an array, filled up with zeros."""
+  return jnp.pad(array.reshape(-1), (0, -array.size % _LANES)).reshape(-1, _LANES)
+
+
+def _count_by_product(mask: jax.Array) -> jax.Array:
+  mask = in_rows(mask) if mask.ndim < 2 else mask
+  leading = mask.shape[:-1]
+  # As many equal rows as fill registers: of a single one the compiler would make a reduction.
+  ones = jnp.ones((_SUBLANES, *leading), jnp.bfloat16)
+  contracted = tuple(range(1, mask.ndim)), tuple(range(mask.ndim - 1))
+  sums = lax.dot_general(
+    ones, mask.astype(jnp.bfloat16), (contracted, ((), ())), preferred_element_type=jnp.float32
+  )
+  return jnp.sum(sums[0].astype(jnp.int32))
 
 
 def _count_in_parts(masks: Sequence[jax.Array]) -> list[jax.Array]:
@@ -144,6 +190,8 @@ def _count_in_parts(masks: Sequence[jax.Array]) -> list[jax.Array]:
 
 
 def _count_in_shape(masks: Sequence[jax.Array]) -> list[jax.Array]:
+  if len(masks) == 1:
+    return [jnp.sum(masks[0], dtype=jnp.int32)]
   return _variadic(masks, range(masks[0].ndim))
 
 

@@ -20,11 +20,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sparsyfed_jax.ops.backend.count import count_rows, count_together
+from sparsyfed_jax.ops.backend.count import (
+  count_by_product,
+  count_rows,
+  count_together,
+  in_rows,
+  is_worth_a_product,
+)
 
 _MOST_BITS, _MOST_BITS_ON_GPU = 6, 4  # of a digit
 _LANES = 128  # of a TPU's registers, along the last axis
 _MOST_SMALL = 2**14  # entries of an array that is searched as it is, or together with others
+_MOST_BESIDE = 2**18  # the same where products count
 # Rows on a GPU: as few as keep it busy, where XLA counts one by one kernel (jaxlib 0.10.2).
 _FEW_ROWS, _MOST_ADDED = 16, 32
 _LONGEST_ROW = 2**14
@@ -41,6 +48,9 @@ def laid_out(leaves: Sequence[jax.Array]) -> list[jax.Array]:
   Args:
     leaves: arrays of one dtype.
   """
+  leaves = list(map(_as_computed, leaves))
+  if is_worth_a_product(leaves):
+    return _in_rows_together(leaves)
   small, large = _small_as_one(leaves)
   return lax.optimization_barrier([*small, *map(_in_registers, large)])
 
@@ -51,6 +61,15 @@ def in_long_rows(leaves: Sequence[jax.Array]) -> list[jax.Array]:
   return lax.optimization_barrier([_in_long_rows(leaf) for leaf in small + large])
 
 
+def _in_rows_together(leaves: Sequence[jax.Array]) -> list[jax.Array]:
+  # Every array is an operation for each bit. What is not small stays in its shape, unless it is of
+  # rows already.
+  is_joined = [leaf.size <= _MOST_BESIDE or leaf.shape[-1] == _LANES for leaf in leaves]
+  joined = [in_rows(leaf) for leaf, is_one in zip(leaves, is_joined, strict=True) if is_one]
+  apart = [leaf for leaf, is_one in zip(leaves, is_joined, strict=True) if not is_one]
+  return [jnp.concatenate(joined), *apart] if joined else apart
+
+
 def _small_as_one(leaves: Sequence[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
   small = [leaf for leaf in leaves if leaf.size <= _MOST_SMALL]
   large = [leaf for leaf in leaves if leaf.size > _MOST_SMALL]
@@ -59,13 +78,22 @@ def _small_as_one(leaves: Sequence[jax.Array]) -> tuple[list[jax.Array], list[ja
   return small, large
 
 
+def _as_computed(leaf: jax.Array) -> jax.Array:
+  # So that the convolution that it comes from writes it besides its own result.
+  return lax.optimization_barrier(leaf) if _is_moved(leaf) else leaf
+
+
+def _is_moved(leaf: jax.Array) -> bool:
+  is_narrow = leaf.ndim > 1 and leaf.shape[-1] < _LANES and _LANES % leaf.shape[-1] == 0
+  return is_narrow and leaf.size > _MOST_SMALL and leaf.size % _LANES == 0
+
+
 def _in_registers(leaf: jax.Array) -> jax.Array:
-  is_wide = leaf.ndim > 0 and leaf.shape[-1] % _LANES == 0
-  if is_wide or leaf.size % _LANES:
+  if _is_moved(leaf):
+    return jnp.moveaxis(leaf, 0, -2).reshape(-1, _LANES)
+  if leaf.shape[-1] % _LANES == 0 or leaf.size % _LANES:
     return leaf
-  if _LANES % leaf.shape[-1]:
-    return leaf.reshape((-1, _LANES) if leaf[0].size % _LANES else (leaf.shape[0], -1))
-  return jnp.moveaxis(leaf, 0, -2).reshape(-1, _LANES)
+  return leaf.reshape((-1, _LANES) if leaf[0].size % _LANES else (leaf.shape[0], -1))
 
 
 def _in_long_rows(leaf: jax.Array) -> jax.Array:
@@ -84,7 +112,19 @@ def kth_key(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
   Returns:
     () array of the keys' dtype; 0 where there are fewer.
   """
+  if is_worth_a_product(keys):
+    return _kth_key_by_bits(keys, k)
   return _kth_key(keys, k, count_together, _MOST_BITS)
+
+
+def _kth_key_by_bits(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
+  num_bits = jnp.iinfo(keys[0].dtype).bits - 1
+
+  def with_bit(i: jax.Array, found: jax.Array) -> jax.Array:
+    higher = found | (jnp.asarray(1, found.dtype) << (num_bits - 1 - i).astype(found.dtype))
+    return jnp.where(count_by_product([leaf >= higher for leaf in keys]) >= k, higher, found)
+
+  return lax.fori_loop(0, num_bits, with_bit, jnp.zeros((), keys[0].dtype))
 
 
 def kth_key_of_rows(keys: Sequence[jax.Array], k: jax.Array) -> jax.Array:
