@@ -21,6 +21,25 @@ def test_count_nonzero(shape, dtype):
   assert found == np.count_nonzero(x)
 
 
+LARGE = [(700, 1000), (530_003,), (3, 3, 250, 251), (90, 90, 65, 1)]
+
+
+@pytest.mark.parametrize("shape", LARGE)
+def test_a_product_counts_a_large_array_on_a_tpu(shape):
+  x = np.random.default_rng(0).random(shape) < 0.3
+  count = jax.jit(ops.count_one)
+  products = {
+    platform: jax.export.export(count, platforms=[platform])(x)
+    .mlir_module()
+    .count("stablehlo.dot_general")
+    for platform in ("cpu", "cuda", "tpu")
+  }
+  assert products == {"cpu": 0, "cuda": 0, "tpu": 1}
+  with ops.untuned():
+    assert int(count(x)) == x.sum()
+    assert jax.jit(jax.vmap(ops.count_one))(np.stack([x, ~x])).tolist() == [x.sum(), (~x).sum()]
+
+
 def test_of_the_special_values_only_zeros_are_not_counted():
   assert count_nonzero(np.float32([0, -0.0, np.nan, np.inf, -np.inf, 1e-37])) == 4
 

@@ -220,6 +220,14 @@ def test_residual_layers_prune_by_the_threshold_they_are_given():
   np.testing.assert_array_equal(dw, np.float32([[0, 2], [-3, 0]]).T @ np.ones((2, 3)))
 
 
+def test_cast_layers_prune_to_the_density_of_the_weights_before_the_cast():
+  layers = ops.cast_layers(ops.pruned_layers(jnp.array([True])), jnp.float16)
+  x, w = jnp.float32([[4, 3, 2, 1]]), jnp.float32([[1], [1e-9], [0], [0]])
+  assert not np.any(w.astype(jnp.float16)[1:])
+  dw = jax.grad(lambda w: layers.dot_general(x, w, DENSE).sum())(w)
+  np.testing.assert_array_equal(dw, [[4], [3], [0], [0]])
+
+
 @pytest.mark.parametrize("name", ["dense", "3x3 same", "3x3 stride 2"])
 def test_cast_layers_compute_in_the_other_dtype_and_return_their_own(name):
   make, shape = LAYERS[name]

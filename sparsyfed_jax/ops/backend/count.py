@@ -2,8 +2,9 @@
 
 XLA's CPU backend vectorises a reduction of several arrays at once, unlike a single integer sum, and
 small arrays are counted together. Accelerators count array by array, each in its shape. On a TPU a
-product with ones counts a large array: there a reduction takes twenty cycles for each register that
-it reads, and a product one (libtpu 0.0.52, which estimates both).
+product with ones counts one mask of a large array: a reduction is estimated at twenty cycles for
+each register that it reads, a product at one (libtpu 0.0.52). Compiling it takes half a second, so
+that what is counted once a round stays a reduction.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,10 +22,8 @@ _MOST_SMALL = 2**11  # entries of an array that is counted together with others
 # Masks of one reduction on a GPU: where it reduces columns its threads share 4,224 of 49,152 bytes
 # for each, and the compiler does not look (jaxlib 0.10.2).
 _MOST_ON_GPU = 8
-# On a TPU: entries from which on a product counts as fast as a reduction, and masks of one array up
-# to which products are faster than one reduction of all. Their sums are exact, in float32.
-_WORTH_A_PRODUCT, _MOST_PRODUCTS = 2**19, 8
-_MOST_EXACT = 2**24
+_WORTH_A_PRODUCT = 2**19  # entries from which on a product is faster on a TPU
+_MOST_EXACT = 2**24  # ones that float32 adds up
 _LANES, _SUBLANES = 128, 8  # of a TPU's registers
 
 
@@ -74,6 +73,12 @@ def count_one(mask: jax.Array) -> jax.Array:
     2
   """
   chex.assert_type(mask, bool)
+  if not is_worth_a_product([mask]):
+    return count_true(mask)[0]
+  return by_platform(mask, cpu=_count_one, gpu=_count_one, default=_count_by_product)
+
+
+def _count_one(mask: jax.Array) -> jax.Array:
   return count_true(mask)[0]
 
 
@@ -138,8 +143,8 @@ def count_together(masks: Sequence[jax.Array]) -> list[jax.Array]:
   Returns:
     A () int32 for each mask.
   """
-  if len(masks) <= _MOST_PRODUCTS and is_worth_a_product(masks[:1]):
-    return list(by_platform(masks, gpu=_count_in_shape, default=_count_by_products))
+  if len(masks) == 1:
+    return [jnp.sum(masks[0], dtype=jnp.int32)]
   if len(masks) <= _MOST_ON_GPU:
     return _count_in_shape(masks)
   return list(by_platform(masks, gpu=_count_in_parts, default=_count_in_shape))
@@ -160,11 +165,7 @@ def count_by_product(masks: Sequence[jax.Array]) -> jax.Array:
   Returns:
     () int32.
   """
-  return jnp.stack(_count_by_products(masks)).sum()
-
-
-def _count_by_products(masks: Sequence[jax.Array]) -> list[jax.Array]:
-  return list(map(_count_by_product, masks))
+  return sum(map(_count_by_product, masks[1:]), _count_by_product(masks[0]))
 
 
 def in_rows(array: jax.Array) -> jax.Array:
@@ -190,8 +191,6 @@ def _count_in_parts(masks: Sequence[jax.Array]) -> list[jax.Array]:
 
 
 def _count_in_shape(masks: Sequence[jax.Array]) -> list[jax.Array]:
-  if len(masks) == 1:
-    return [jnp.sum(masks[0], dtype=jnp.int32)]
   return _variadic(masks, range(masks[0].ndim))
 
 

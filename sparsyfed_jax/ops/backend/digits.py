@@ -5,7 +5,9 @@ is found at a time, by one reduction that counts how many keys reach each of its
 loop. Fewer bits a digit take more operations, more take longer to compare than they save.
 
 On a TPU a pass with 63 pivots takes little longer than one with 15: digits of six bits are six
-passes over float32 keys, not eight. With 127 the compiler writes what it compares to memory.
+passes over float32 keys, not eight. With 127 the compiler writes what it compares to memory. Many
+keys are searched bit by bit in a loop, as a product with ones counts them in less than a fifth of
+the time of a reduction.
 
 On a GPU keys are searched in long rows, four bits at a time. XLA counts a row by one block of
 threads, and adds few counts up within the kernel that takes the digit from them; where it reduces
@@ -62,11 +64,13 @@ def in_long_rows(leaves: Sequence[jax.Array]) -> list[jax.Array]:
 
 
 def _in_rows_together(leaves: Sequence[jax.Array]) -> list[jax.Array]:
-  # Every array is an operation for each bit. What is not small stays in its shape, unless it is of
-  # rows already.
-  is_joined = [leaf.size <= _MOST_BESIDE or leaf.shape[-1] == _LANES for leaf in leaves]
-  joined = [in_rows(leaf) for leaf, is_one in zip(leaves, is_joined, strict=True) if is_one]
-  apart = [leaf for leaf, is_one in zip(leaves, is_joined, strict=True) if not is_one]
+  # Every array is an operation for each bit, so what is small or of rows already is joined.
+  joined, apart = [], []
+  for leaf in leaves:
+    if leaf.size <= _MOST_BESIDE or leaf.ndim < 2 or leaf.shape[-1] == _LANES:
+      joined.append(in_rows(leaf))
+    else:
+      apart.append(_in_registers(leaf))
   return [jnp.concatenate(joined), *apart] if joined else apart
 
 
