@@ -61,6 +61,7 @@ class RowsOp:
 
   run: Callable[..., jax.Array]  # run(rows, lhs, rhs, ...)
   keeps: bool = False  # whether it keeps something from step to step, which loops do not allow
+  is_by_weights: bool = False  # whether it takes `weights=`, the rhs as it was before a cast
 
   def __call__(self, *args: Any, rows: Where = FIRST_AXIS, **kwargs: Any) -> jax.Array:
     """Computes the operation on (lhs, rhs, ...)."""
@@ -126,7 +127,7 @@ def residual_layers(threshold: Threshold, plain: LayerOps = PLAIN) -> LayerOps:
       found = threshold(lhs, rhs if weights is None else weights, rows=rows)
       return prune_residual(lambda x, w: op(x, w, *args, **kwargs))(lhs, rhs, found)
 
-    return RowsOp(run, keeps=isinstance(threshold, FirstFound))
+    return RowsOp(run, keeps=isinstance(threshold, FirstFound), is_by_weights=True)
 
   return LayerOps(pruned(plain.dot_general), pruned(plain.conv_general_dilated))
 
@@ -135,7 +136,8 @@ def cast_layers(ops: LayerOps, dtype: Any) -> LayerOps:
   """Makes layers that compute in another dtype and keep the dtypes of parameters and results.
 
   Residuals and gradients inside the layers have the dtype too; everything between the layers
-  (norms, losses, updates) is unchanged.
+  (norms, losses, updates) is unchanged. Layers that prune to the density of their weights count
+  these as they are before.
 
   Args:
     ops: the operations.
@@ -158,10 +160,15 @@ def cast_layers(ops: LayerOps, dtype: Any) -> LayerOps:
       result = op(lhs.astype(dtype), rhs.astype(dtype), *args, **kwargs)
       return result.astype(jnp.promote_types(lhs.dtype, rhs.dtype))
 
-    def rows_op(rows: Where, lhs: jax.Array, rhs: jax.Array, *args: Any, **kw: Any) -> jax.Array:
-      return layer_op(lhs, rhs, *args, rows=rows, weights=rhs, **kw)
+    if not isinstance(op, RowsOp):
+      return layer_op
 
-    return RowsOp(rows_op, op.keeps) if isinstance(op, RowsOp) else layer_op
+    def run(rows: Where, lhs: jax.Array, rhs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+      if op.is_by_weights:
+        kwargs.setdefault("weights", rhs)
+      return layer_op(lhs, rhs, *args, rows=rows, **kwargs)
+
+    return dataclasses.replace(op, run=run)
 
   return LayerOps(cast(ops.dot_general), cast(ops.conv_general_dilated))
 

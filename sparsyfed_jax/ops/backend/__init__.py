@@ -5,8 +5,9 @@ not depend on the process that traces it, and a program that a CPU host lowers f
 TPU's. `sparsyfed_jax.ops.untuned()` turns all tuning off, here and in the users of this room.
 
 What is not for CPUs is plain XLA, written so that the compilers of a TPU v5e and an H100 make few
-and small operations of it (`experiments/results/accelerators.md`): `digits` searches four bits at a
-time, `count` and `pool` leave arrays in their shape.
+and small operations of it (`experiments/results/accelerators.md`): `digits` searches several bits
+at a time, and bit by bit where products count faster, `count` and `pool` leave arrays in their
+shape.
 
 For CPUs, each trick stays for what it gains on a whole run: the time of a round without it,
 as a multiple of the time with it, at 95 % sparsity on two cores with jax 0.10.2
