@@ -5,10 +5,11 @@ Compilation is what takes time here. So functions are cached by what they are ma
 call them with the same shapes where they can.
 """
 
+import inspect
 import os
-from functools import cache, partial
+from functools import cache, partial, wraps
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,8 +84,8 @@ COMPOSED = (
 FORMS = tuple(
   name for name, (base, _) in VARIANTS.items() if base in DEFAULT_FORMS and name not in COMPOSED
 )
-# Compiling is what takes time: forms whose laws are those of another form, run with -m slow.
-SLOW_FORMS = (
+# Forms whose laws are those of another form.
+OF_OTHERS = (
   "sparsyfed-release",
   "sparsyfed-spectral",
   "sparsyfed-changes",
@@ -94,14 +95,17 @@ SLOW_FORMS = (
   "flash-magnitude",
   "flash-nst",
   "static-saliency",
-  "fedmef",
   "fedmef-norm",
   "fedfade-smallest",
   "fedfade-zero",
-  "fedtiny",
-  "prunefl",
-  "ssfl",
 )
+LAWFUL = tuple(name for name in FORMS if name not in OF_OTHERS)
+# Methods of which one at least has whatever the engine knows of methods: layers of its own and a
+# ramp of densities (sparsyfed), a model that is not what the server keeps (zerofl), masks beside
+# the weights and rounds that readjust them (feddst), memories (scaffold), downloads that are no
+# model and models that are each client's own (spafl), clients that differ in what they receive,
+# compute and send (heterofl).
+QUICK = ("sparsyfed", "zerofl", "feddst", "scaffold", "spafl", "heterofl")
 # Whose server takes the mean of models, of changes to its model, or of what is inside masks.
 SEND_WEIGHTS = (
   "fedavg",
@@ -132,6 +136,7 @@ KEEP_MEMORY = (
   "sparsyfed-changes-with-feedback",
   "spafl",
 )  # see tests/algorithms/test_memories.py
+_UNSET = object()
 NUM_CLASSES = 3
 BATCH_SIZE = 4
 EPOCHS = 2
@@ -244,10 +249,14 @@ MODELS = {
 }
 
 
-def with_slow_forms(methods, *others):
-  """Makes parameters of a test, (method, *others) each, of which `SLOW_FORMS` are marked so."""
+def over_methods(methods, *others, quick=QUICK):
+  """Makes parameters of a test, (method, *others) each, all but a few of them slow.
+
+  Compiling is what takes time. So what tests the engine runs with a few methods by default, and
+  with all, as what tests a method does, with -m ''. A method that is chosen is never slow.
+  """
   return [
-    pytest.param(name, *others, marks=pytest.mark.slow if name in SLOW_FORMS else ())
+    pytest.param(name, *others, marks=() if CHOSEN or name in quick else pytest.mark.slow)
     for name in methods
   ]
 
@@ -357,7 +366,24 @@ def variables(name: str):
   return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-@cache
+def _cached(make):
+  """Caches by what differs from the defaults, whether or not those are said."""
+  make_once, defaults = cache(make), _defaults_of(make_setup) | _defaults_of(make)
+
+  @wraps(make)
+  def made(method, name, **setup):
+    changed = {key: value for key, value in setup.items() if value != defaults.get(key, _UNSET)}
+    return make_once(method, name, **changed)
+
+  return made
+
+
+def _defaults_of(function) -> dict[str, Any]:
+  parameters = inspect.signature(function).parameters.values()
+  return {one.name: one.default for one in parameters if one.default is not one.empty}
+
+
+@_cached
 def algorithm(method: str, name: str, **setup):
   """Makes a variant of a method for a problem; further arguments are those of `make_setup`."""
   return form(method, make_setup(problem(name).task, **setup))
@@ -369,26 +395,26 @@ def form(method: str, setup: Setup) -> Algorithm:
   return RECORDS[base].algorithm(setup, RECORDS[base].options(**options))
 
 
-@cache
+@_cached
 def client(method: str, name: str, **setup):
   """Makes one client's round as a jitted function of (download, memory, data, key)."""
   return jax.jit(algorithm(method, name, **setup).client)
 
 
-@cache
+@_cached
 def cohort(method: str, name: str, clients_per_chunk=2, **setup):
   """Makes a cohort's round, jitted, of (download, memories, federation, cohort, key)."""
   run = algorithm(method, name, **setup).client
   return jax.jit(partial(sum_over_clients, run, clients_per_chunk=clients_per_chunk))
 
 
-@cache
+@_cached
 def server(method: str, name: str, **setup):
   """Makes the server's round as a jitted function of (state, upload)."""
   return jax.jit(algorithm(method, name, **setup).server)
 
 
-@cache
+@_cached
 def simulation(method: str, name: str, clients_per_chunk=2, rounds_per_call=5, **setup):
   """Makes a simulation of a problem."""
   return simulate(

@@ -9,7 +9,6 @@ import platform
 import resource
 import sys
 import tempfile
-from collections.abc import Iterator
 
 # Compiling is what takes time here, not running: with these a third. Read when jax is imported.
 _FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -64,9 +63,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
       if getattr(item, "callspec", None) and item.callspec.params.get("method") in cases.FORMS
     ]
   for item in items:
-    params = item.callspec.params if hasattr(item, "callspec") else {}
-    group = params.get("method") or params.get("variant") or item.path
-    item.add_marker(pytest.mark.xdist_group(str(group)))
+    item.add_marker(pytest.mark.xdist_group(_group_of(item)))
+  # Together also where one process runs all of them: they share what was traced.
+  places: dict[str, int] = {}
+  items.sort(key=lambda item: places.setdefault(_group_of(item), len(places)))
+
+
+def _group_of(item: pytest.Item) -> str:
+  params = item.callspec.params if hasattr(item, "callspec") else {}
+  return str(params.get("method") or params.get("variant") or item.path)
 
 
 def pytest_collection_finish() -> None:
@@ -82,20 +87,19 @@ def key() -> jax.Array:
   return jax.random.key(0)
 
 
-@pytest.fixture(autouse=True)
-def little_memory() -> Iterator[None]:
-  """Drops compiled functions when they are many: they come back from the disk.
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+  """Drops compiled functions where tests of other programs follow, or when they are many.
 
-  Each holds memory, and memory maps, of which a process has 65,530; XLA dies of more.
+  They come back from the disk, but are traced anew, which takes longer than all else. Each holds
+  memory, and memory maps, of which a process has 65,530; XLA dies of more.
   """
-  yield
-  if sys.platform == "linux" and _resident_mb() > 1000:
-    trim = ctypes.CDLL(None).malloc_trim  # most of it is free already, and the system does not know
-    trim(0)
-    if _resident_mb() > 700:
+  if sys.platform == "linux":
+    is_last = nextitem is None or _group_of(nextitem) != _group_of(item)
+    if _resident_mb() > (1000 if is_last else 2500):
       jax.clear_caches()
       gc.collect()
-      trim(0)
+      ctypes.CDLL(None).malloc_trim(0)  # most of it is free, and the system does not know
 
 
 def _resident_mb() -> float:

@@ -1,5 +1,6 @@
 """No method is named outside its own file, the list of methods, presets and docs."""
 
+import functools
 import io
 import pathlib
 import re
@@ -32,16 +33,21 @@ def words(text):
       last = token.type
 
 
+@functools.cache
+def words_of(path):
+  return list(words(path.read_text(encoding="utf-8")))
+
+
 @pytest.mark.parametrize("record", METHODS.values(), ids=lambda record: record.name)
 def test_a_method_is_named_in_its_own_file_alone(record):
   own = LIST.with_name(f"{record.name}.py")
-  assert any(record.name in word for word in words(own.read_text(encoding="utf-8")))
+  assert any(record.name in word for word in words_of(own))
   named = re.compile(rf"(?<![\w.]){record.name}(?![\w.]|_jax)|['\"]{re.escape(record.title)}['\"]")
   found = [
     f"{path.relative_to(ROOT)}: {word}"
     for path in FILES
     if path != own
-    for word in words(path.read_text(encoding="utf-8"))
+    for word in words_of(path)
     if named.search(word)
   ]
   assert not found

@@ -1,5 +1,7 @@
 """HeteroFL against models that are really narrow, and what it sends."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,11 +77,25 @@ def test_rounds_are_those_of_narrow_models(variant):
     state = new
 
 
+@functools.cache
+def gradient_of(name):
+  """Makes a task, and a function of variables to the gradient by their parameters."""
+  model, shape = MODELS[name]
+  task = classification(model, shape)
+  x = jax.random.normal(jax.random.key(2), (6, *shape))
+  batch = Batch(x, jnp.arange(6), jnp.ones(6, bool))
+
+  def loss(params, variables):
+    whole = {**variables, "params": params}
+    return task.loss(whole, batch, plain_layers, jax.random.key(0))[0]
+
+  return task, jax.jit(lambda variables: jax.grad(loss)(variables["params"], variables))
+
+
 @pytest.mark.parametrize("width", [0.5, 0.3, 0.125])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_narrow_model_reads_nothing_of_what_it_lacks(name, width):
-  model, shape = MODELS[name]
-  task = classification(model, shape)
+  task, gradient = gradient_of(name)
   places = places_of("heterofl", task)
   noise = iter(jax.random.split(jax.random.key(1), 200))
   variables = jax.tree.map(
@@ -89,14 +105,7 @@ def test_a_narrow_model_reads_nothing_of_what_it_lacks(name, width):
   )
   masks = masks_of(places, jnp.float32(width))
   narrow = jax.tree.map(lambda mask, leaf: jnp.where(mask, leaf, 0), masks, variables)
-  x = jax.random.normal(jax.random.key(2), (6, *shape))
-  batch = Batch(x, jnp.arange(6), jnp.ones(6, bool))
-
-  def loss(params):
-    return task.loss({**narrow, "params": params}, batch, plain_layers, jax.random.key(0))[0]
-
-  gradient = jax.jit(jax.grad(loss))(narrow["params"])
-  pairs = zip(*map(jax.tree.leaves, (masks["params"], gradient)), strict=True)
+  pairs = zip(*map(jax.tree.leaves, (masks["params"], gradient(narrow))), strict=True)
   for mask, leaf in pairs:
     assert not np.any(np.asarray(leaf)[~np.asarray(mask)])
     assert np.any(np.asarray(leaf)[np.asarray(mask)])

@@ -9,12 +9,14 @@ from sparsyfed_jax import trees
 from sparsyfed_jax.fed.cohort import CLIENTS, EXCLUDED
 from tests import cases
 
-# Statistics with every other form, convolutions with those whose layers differ.
+# Statistics with every other form. The others are quicker on the convolutions of the reference,
+# whose programs are compiled already.
+OTHERS = [name for name in cases.LAWFUL if name not in cases.QUICK]
 every_problem = pytest.mark.parametrize(
   ("method", "name"),
-  cases.with_slow_forms(cases.FORMS, "batchnorm")
-  + [("sparsyfed", "cnn"), ("zerofl", "cnn")]
-  + [pytest.param("flash-convolutions", "cnn", marks=pytest.mark.slow)],
+  cases.over_methods(cases.FORMS, "batchnorm")
+  + cases.over_methods(["sparsyfed", "zerofl", "flash-convolutions"], "cnn", quick=["sparsyfed"])
+  + cases.over_methods([] if cases.CHOSEN else OTHERS, "cnn", quick=OTHERS),
 )
 COHORT = (3, 0, 5)  # sizes 7, 6, 3
 
@@ -74,7 +76,7 @@ class TestNobodyChangesNothing:
       )
 
 
-@pytest.mark.parametrize("method", cases.with_slow_forms(cases.DEFAULT_FORMS))
+@pytest.mark.parametrize("method", cases.over_methods(cases.DEFAULT_FORMS))
 @pytest.mark.parametrize("name", ["batchnorm"])
 class TestPaddingChangesNothing:
   def test_empty_clients_add_nothing(self, method, name):
@@ -104,8 +106,8 @@ class TestPaddingChangesNothing:
     cases.assert_close((upload, metrics), expected, 1e-6)
 
 
-@pytest.mark.parametrize("method", cases.with_slow_forms(cases.DEFAULT_FORMS))
-def test_the_cut_of_the_cohort_changes_nothing(method, name="mlp"):
+@pytest.mark.parametrize("method", cases.over_methods(cases.DEFAULT_FORMS))
+def test_the_cut_of_the_cohort_changes_nothing(method, name="batchnorm"):
   def run(clients_per_chunk):
     state, kept, *_ = cases.whole(method, name)
     for i, numbers in enumerate([(3, 0, 5), (6, 3, 4), (2, 1, 0)]):
@@ -128,7 +130,9 @@ def test_the_cut_of_the_cohort_changes_nothing(method, name="mlp"):
     cases.assert_close(run(clients_per_chunk), expected, 1e-5)
 
 
-@pytest.mark.parametrize("method", cases.with_slow_forms([*cases.DEFAULT_FORMS, "flash-jmwst"]))
+@pytest.mark.parametrize(
+  "method", cases.over_methods([*cases.DEFAULT_FORMS, "flash-jmwst"], quick=cases.DEFAULT_FORMS)
+)
 class TestReproducible:
   def run(self, method, state, num_rounds, seed=3, rounds_per_call=5):
     simulation = cases.simulation(method, "linear", rounds_per_call=rounds_per_call)
@@ -165,7 +169,13 @@ class TestReproducible:
     cases.assert_same_bits(fourth, {name: row[3:4] for name, row in rows.items()})
 
 
-@pytest.mark.parametrize("method", ["sparsyfed", "topk", "sparsyfed-changes", "zerofl-changes"])
+@pytest.mark.parametrize(
+  "method",
+  cases.over_methods(
+    ["sparsyfed", "topk", "sparsyfed-changes", "zerofl-changes"],
+    quick=["sparsyfed", "topk", "sparsyfed-changes"],
+  ),
+)
 def test_the_server_forms_the_weighted_mean(method, name="batchnorm"):
   state = cases.trained(method, name)
   sizes = [cases.SIZES[0], cases.SIZES[5]]
@@ -224,16 +234,20 @@ def test_what_nobody_keeps_is_zero_whatever_the_server_optimizer(method, optimiz
     assert (after[~is_dropped] != before[~is_dropped]).all()
 
 
-@pytest.mark.parametrize("method", cases.with_slow_forms(cases.SEND_MASKED))
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize(
+  ("method", "optimizer"),
+  cases.over_methods(cases.SEND_MASKED, "sgd", quick=cases.LAWFUL)
+  + cases.over_methods(cases.SEND_MASKED, "adam"),
+)
 def test_outside_the_masks_is_zero_whatever_the_server_optimizer(method, optimizer):
-  state = cases.start(method, "mlp", server=optimizer)
+  name = "batchnorm" if method in cases.QUICK else "cnn"  # which are compiled already
+  state = cases.start(method, name, server=optimizer)
   if cases.CHOSEN and not hasattr(state, "masks"):
     pytest.skip("keeps no masks beside its model")
   for i in range(5):
-    upload, _ = cases.run_cohort(method, "mlp", state, COHORT, key=jax.random.key(i))
+    upload, _ = cases.run_cohort(method, name, state, COHORT, key=jax.random.key(i))
     with jax.numpy_dtype_promotion("standard"):
-      state, _ = cases.server(method, "mlp", server=optimizer)(state, upload)
+      state, _ = cases.server(method, name, server=optimizer)(state, upload)
     kernels = cases.kernels(state.variables["params"]).values()
     for leaf, mask in zip(kernels, state.masks, strict=True):
       assert np.isfinite(leaf).all() and not np.any(leaf[~np.asarray(mask)])

@@ -47,10 +47,9 @@ def budget(sizes, share):
 
 @pytest.mark.parametrize(
   ("method", "epochs"),
-  [
-    *((name, n) for name in ("feddst", "flash", "flash-jmwst", "flash-magnitude") for n in (1, 3)),
-    *((name, cases.EPOCHS) for name in ADJUSTED_BY_THE_SERVER),
-  ],
+  cases.over_methods(["feddst", "flash-jmwst", "flash-magnitude"], 1, quick=["feddst"])
+  + cases.over_methods(["flash", "feddst", "flash-jmwst"], 3, quick=["flash"])
+  + cases.over_methods(ADJUSTED_BY_THE_SERVER, cases.EPOCHS, quick=["fedrts"]),
 )
 def test_ends_at_its_target_density(method, epochs):
   states, _ = play(method, 6, epochs=epochs)
@@ -61,7 +60,7 @@ def test_ends_at_its_target_density(method, epochs):
   assert density(states[-1]) > 0.6 * DENSITY
 
 
-@pytest.mark.parametrize("method", ["topk", "zerofl", "flash-nst"])
+@pytest.mark.parametrize("method", cases.over_methods(["topk", "zerofl", "flash-nst"]))
 def test_the_union_of_masks_is_denser_than_the_target(method):
   states, _ = play(method, 4, zerofl_mask_ratio=0.0)
   assert density(states[-1]) > 1.05 * DENSITY
@@ -81,7 +80,10 @@ def test_less_grows_back_in_sparsyfeds_clients_than_in_topks():
 
 
 @pytest.mark.parametrize(
-  "method", ["static", "static-saliency", "ssfl", "flash", "flash-magnitude"]
+  "method",
+  cases.over_methods(
+    ["static", "static-saliency", "ssfl", "flash", "flash-magnitude"], quick=["ssfl", "flash"]
+  ),
 )
 def test_the_mask_stays_once_it_is_found(method):
   states, _ = play(method, 4)
@@ -89,7 +91,12 @@ def test_the_mask_stays_once_it_is_found(method):
   assert 0 < mask_density(states[4]) < 0.5
 
 
-@pytest.mark.parametrize("method", ["feddst", "flash-jmwst", "flash-nst", *ADJUSTED_BY_THE_SERVER])
+@pytest.mark.parametrize(
+  "method",
+  cases.over_methods(
+    ["feddst", "flash-jmwst", "flash-nst", *ADJUSTED_BY_THE_SERVER], quick=["feddst", "fedrts"]
+  ),
+)
 def test_the_mask_adapts(method):
   states, _ = play(method, 5)
   assert not cases.same_bits(states[2].masks, states[5].masks)
@@ -114,7 +121,9 @@ def test_zerofl_predicts_as_sparsely_as_it_trains():
 
 
 @pytest.mark.parametrize(("ratio", "share"), [(0.0, 0.4), (0.2, 0.6), (0.6, 1.0)])
-@pytest.mark.parametrize("method", ["zerofl", "zerofl-masked-changes", "zerofl-changes"])
+@pytest.mark.parametrize(
+  "method", cases.over_methods(["zerofl", "zerofl-masked-changes", "zerofl-changes"])
+)
 def test_zerofl_sends_a_share_of_each_layer(method, ratio, share):
   state = cases.start(method, "mlp", cases.hyper(method, density=DENSITY, zerofl_mask_ratio=ratio))
   upload, _ = cases.run_client(method, "mlp", state, 3)
@@ -124,7 +133,7 @@ def test_zerofl_sends_a_share_of_each_layer(method, ratio, share):
     assert np.count_nonzero(leaf) >= 0.9 * round(share * leaf.size) - 1
 
 
-@pytest.mark.parametrize("method", ["sparsyfed", "topk", "zerofl-comparison"])
+@pytest.mark.parametrize("method", cases.over_methods(["sparsyfed", "topk", "zerofl-comparison"]))
 def test_a_client_sends_the_target_density(method):
   _, upload = play(method, 1, zerofl_mask_ratio=0.0)
   assert isinstance(upload, Upload)
@@ -136,7 +145,11 @@ def test_a_client_sends_the_target_density(method):
 
 @pytest.mark.parametrize(
   "method",
-  [n for n, record in METHODS.items() if record.takes_densities and n != "heterofl"],  # channels
+  cases.over_methods(
+    n
+    for n, record in METHODS.items()
+    if record.takes_densities and n != "heterofl"  # channels
+  ),
 )
 def test_clients_hold_what_they_can(method):
   # Clients 3 and 0 at a half and a quarter of the density.
@@ -157,7 +170,7 @@ def test_clients_hold_what_they_can(method):
   assert counts[0] == pytest.approx(total / 4, abs=rounding)
 
 
-@pytest.mark.parametrize("method", ["sparsyfed", "topk"])
+@pytest.mark.parametrize("method", cases.over_methods(["sparsyfed", "topk"]))
 def test_weak_clients_start_from_what_they_can_hold(method):
   federation = cases.problem("mlp").federation
   federation = federation._replace(density_scales=federation.density_scales * 0.25)
@@ -212,7 +225,7 @@ def test_flash_magnitude_keeps_the_floor_of_a_layers_share():
   assert int(np.sum(new.masks[0])) == 3
 
 
-@pytest.mark.parametrize("form", ["pdst", "jmwst"])
+@pytest.mark.parametrize("form", ["pdst", pytest.param("jmwst", marks=pytest.mark.slow)])
 def test_flash_of_convolutions_leaves_dense_layers_dense(form):
   options = METHODS["flash"].options(form=form, prunes="convolutions")
   task = cases.problem("cnn").task

@@ -8,28 +8,37 @@ import pytest
 from tests import cases
 
 # What a method does in its first rounds only.
-STARTS_ANEW = ("flash", "flash-jmwst", "flash-magnitude", "static-saliency", "ssfl")
+STARTS_ANEW = cases.over_methods(
+  ["flash", "flash-jmwst", "flash-magnitude", "static-saliency", "ssfl"], quick=["flash", "ssfl"]
+)
 
 
-def nothing(method, state):
+def nothing(method, state, name="mlp"):
   """What a cohort uploads that vanished."""
-  made = cases.algorithm(method, "mlp")
-  data = cases.client_data(cases.problem("mlp").federation, cases.EMPTY)
-  memory = made.memory(cases.variables("mlp"), cases.hyper(method))
+  made = cases.algorithm(method, name)
+  data = cases.client_data(cases.problem(name).federation, cases.EMPTY)
+  memory = made.memory(cases.variables(name), cases.hyper(method))
   upload, *_ = jax.eval_shape(made.client, made.broadcast(state), memory, data, jax.random.key(0))
   return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), upload)
 
 
-def serve(method, state, upload, optimizer):
+def serve(method, name, state, upload, optimizer):
   with jax.numpy_dtype_promotion("standard"):  # optax.adam is not made for strictness
-    return cases.server(method, "mlp", server=optimizer)(state, upload)
+    return cases.server(method, name, server=optimizer)(state, upload)
 
 
-@pytest.mark.parametrize("method", cases.with_slow_forms(cases.FORMS))
-def test_a_round_of_nobody_changes_nothing_but_its_number(method):
-  optimizer = "adam" if method in ("fedavg", "flash-magnitude", "static") else "momentum"
-  state = cases.start(method, "mlp", server=optimizer)
-  upload = nothing(method, state)
+# Servers of plain SGD, on the convolutions of the reference, are compiled already.
+@pytest.mark.parametrize(
+  ("method", "optimizer", "name"),
+  cases.over_methods(cases.FORMS, "momentum", "mlp")
+  + cases.over_methods(["fedavg", "flash-magnitude", "static"], "adam", "mlp", quick=["fedavg"])
+  + cases.over_methods([] if cases.CHOSEN else cases.LAWFUL, "sgd", "cnn", quick=cases.LAWFUL),
+)
+def test_a_round_of_nobody_changes_nothing_but_its_number(method, optimizer, name):
+  state = (
+    cases.start(method, name) if optimizer == "sgd" else cases.start(method, name, server=optimizer)
+  )
+  upload = nothing(method, state, name)
   rng = np.random.default_rng(0)
   # A state that no first round would be: statistics of the server's optimizer, another round.
   moved = jax.tree.map(
@@ -37,7 +46,7 @@ def test_a_round_of_nobody_changes_nothing_but_its_number(method):
   )
   later = state._replace(opt_state=moved, round=jnp.int32(3))
   for before in (state, later):
-    after, row = serve(method, before, upload, optimizer)
+    after, row = serve(method, name, before, upload, optimizer)
     assert int(after.round) == int(before.round) + 1
     cases.assert_same_bits(after._replace(round=before.round), before)
     assert all(np.isfinite(value).all() for value in row.values())

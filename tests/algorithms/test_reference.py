@@ -78,6 +78,11 @@ MASKED = [
   ("static", "static", {}, ("train",)),
   ("static-saliency", "static-saliency", {}, ("saliency", "train")),
 ]
+# Those in which every kind of round is, once; the others run with -m slow.
+QUICK_MASKED = (
+  *("feddst", "feddst-stops", "fedmef", "fedrts", "fedtiny", "prunefl", "fedfade", "fedfade-floor"),
+  *("flash", "flash-jmwst", "flash-nst", "flash-magnitude", "ssfl", "static"),
+)
 # What would be noticed in a kind of round, if it were computed with another value.
 LOCAL = {"client_lr": 0.5, "client_lr_final": 0.15, "weight_decay": 0.3}
 TRAINING = LOCAL | {"server_lr": 0.8}
@@ -224,7 +229,7 @@ def test_the_server_starts_like_the_plain_reference(variant):
 
 
 @pytest.mark.parametrize("start", DENSITIES)
-@pytest.mark.parametrize("variant", AVERAGED)
+@pytest.mark.parametrize("variant", cases.over_methods(AVERAGED, quick=cases.DEFAULT_FORMS))
 def test_a_round_is_that_of_the_plain_reference(variant, start):
   key = jax.random.key(30)
   state = cases.start(variant, "cnn", cases.hyper(variant, **VALUES))
@@ -264,7 +269,12 @@ def test_a_round_is_that_of_the_plain_reference(variant, start):
   assert_noticed(compare, with_values(method, changes) + forms)
 
 
-@pytest.mark.parametrize("variant", [name for name in AVERAGED if name in cases.DEFAULT_FORMS])
+@pytest.mark.parametrize(
+  "variant",
+  cases.over_methods(
+    (name for name in AVERAGED if name in cases.DEFAULT_FORMS), quick=["sparsyfed", "topk"]
+  ),
+)
 def test_a_round_without_tuning_is_that_of_the_plain_reference(variant):
   key = jax.random.key(30)
   state = cases.start(variant, "cnn", cases.hyper(variant, **VALUES))
@@ -277,7 +287,9 @@ def test_a_round_without_tuning_is_that_of_the_plain_reference(variant):
   cases.assert_close((new.variables["params"], report), expected, TOLERANCE)
 
 
-@pytest.mark.parametrize("variant", ["feddst", "flash", "static"])
+@pytest.mark.parametrize(
+  "variant", cases.over_methods(["feddst", "flash", "static"], quick=["static"])
+)
 def test_rounds_with_masks_without_tuning_are_those_of_the_plain_reference(variant):
   state = cases.start(variant, "cnn", cases.hyper(variant, **VALUES))
   method = plain_method(variant)
@@ -292,7 +304,11 @@ def test_rounds_with_masks_without_tuning_are_those_of_the_plain_reference(varia
 
 
 @pytest.mark.parametrize(
-  ("variant", "values", "kinds"), [run[1:] for run in MASKED], ids=[run[0] for run in MASKED]
+  ("variant", "values", "kinds"),
+  [
+    pytest.param(*run, id=name, marks=() if name in QUICK_MASKED else pytest.mark.slow)
+    for name, *run in MASKED
+  ],
 )
 def test_rounds_with_masks_are_those_of_the_plain_reference(variant, values, kinds):
   state = cases.start(variant, "cnn", cases.hyper(variant, **(VALUES | values)))

@@ -1,5 +1,7 @@
 """What a round reports: bytes equal to those of the wire format, for every method."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -82,7 +84,7 @@ def check_bytes(method, name, state, value_dtype=None, **setup):
 # What sends masks as bits, and what differs by client, have tests of their own.
 @pytest.mark.parametrize(
   "method",
-  cases.with_slow_forms(name for name in cases.FORMS if name not in ("fedpm", "heterofl")),
+  cases.over_methods(name for name in cases.FORMS if name not in ("fedpm", "heterofl")),
 )
 def test_bytes_are_those_of_the_wire_format(method):
   download, upload = check_bytes(method, "batchnorm", cases.trained(method, "batchnorm"))
@@ -143,17 +145,23 @@ def test_ssfl_sends_its_mask_once():
   assert sizes[0] > sizes[1] > sizes[2]
 
 
+@functools.cache
+def fedfade_of(is_given):
+  task = cases.problem("batchnorm").task._replace(is_given=is_given)
+  made = cases.form("fedfade", cases.make_setup(task))
+  return made, jax.jit(made.client), jax.jit(made.server)
+
+
 @pytest.mark.parametrize("is_given", [False, True])
 @pytest.mark.parametrize("fade_until", [0.0, 6.0])
 def test_fedfade_sends_a_model_that_is_given_once(is_given, fade_until):
-  task = cases.problem("batchnorm").task._replace(is_given=is_given)
-  made = cases.form("fedfade", cases.make_setup(task))
+  made, run_client, run_server = fedfade_of(is_given)
   drawn, hyper = cases.variables("batchnorm"), cases.hyper("fedfade", fedfade_fade_until=fade_until)
   state = made.init(drawn, hyper, jax.random.key(11))
   download = made.broadcast(state)
   data = cases.client_data(cases.problem("batchnorm").federation, CLIENT)
-  upload, _, _ = made.client(download, (), data, jax.random.key(2))
-  _, row = made.server(state, upload)
+  upload, _, _ = run_client(download, (), data, jax.random.key(2))
+  _, row = run_server(state, upload)
   if is_given and fade_until:
     sent = drawn
   elif is_given:  # clients compute with the norms, which are not trained yet
@@ -167,8 +175,9 @@ def test_fedfade_sends_a_model_that_is_given_once(is_given, fade_until):
 
 @pytest.mark.parametrize("method", ADJUSTED_BY_THE_SERVER)
 def test_what_a_readjustment_needs_is_sent_where_it_is_due(method):
-  state = cases.trained(method, "batchnorm")._replace(round=jnp.int32(3))
-  download, upload, metrics = exchange(method, "batchnorm", state)
+  # On what the laws have compiled already.
+  state = cases.trained(method, "cnn")._replace(round=jnp.int32(3))
+  download, upload, metrics = exchange(method, "cnn", state)
   votes = method in ("fedfade", "fedrts")
   extra = upload.extra.outside if method == "fedrts" else upload.extra
   scores = [np.asarray(leaf / upload.weight) for leaf in extra]

@@ -15,7 +15,7 @@ from sparsyfed_jax.fed.simulation import State, simulate
 from sparsyfed_jax.types import make_keys, total, weighted
 from tests import cases
 
-every_method = pytest.mark.parametrize("method", cases.with_slow_forms(METHODS))
+every_method = pytest.mark.parametrize("method", cases.over_methods(METHODS))
 CHANGED = cases.HYPER | {
   "rounds": 4.0,
   "client_lr": 0.2,
@@ -154,7 +154,7 @@ class TestRun:
   def test_a_round_without_examples_changes_nothing(self, method):
     federation = cases.problem("linear").federation
     nobody = federation._replace(sizes=jnp.zeros_like(federation.sizes))
-    start = cases.whole(method, "linear", cases.trained(method, "linear"))
+    start, _ = run(method, begin(method), 2)
     state, rows = run(method, start, 2, nobody)
     server = state.server._replace(round=start.server.round)
     cases.assert_same_bits(state._replace(server=server), start)
@@ -209,16 +209,18 @@ def test_every_value_has_an_effect(name):
     if method != "sparsyfed"
     for name in own_numbers(method)
     if name != "flash_update_every"
-    for one in cases.with_slow_forms([method], name)
+    for one in cases.over_methods([method], name, quick=(*cases.LAWFUL, "flash-jmwst"))
   ]
   + [("flash-jmwst", "flash_update_every")],
 )
 def test_every_value_of_a_method_has_an_effect(method, name):
+  problem = "batchnorm" if method in cases.QUICK else "cnn"  # which are compiled already
+
   def final(**changes):
-    state = cases.start(method, "mlp", cases.hyper(method, **changes))
+    state = cases.start(method, problem, cases.hyper(method, **changes))
     for i in range(5):
-      upload, _ = cases.run_cohort(method, "mlp", state, (3, 0, 5), key=jax.random.key(i))
-      state, _ = cases.server(method, "mlp")(state, upload)
+      upload, _ = cases.run_cohort(method, problem, state, (3, 0, 5), key=jax.random.key(i))
+      state, _ = cases.server(method, problem)(state, upload)
     return state.variables
 
   assert not cases.same_bits(final(**{name: CHANGED[name]}), final())
@@ -244,9 +246,8 @@ def test_a_sweep_can_be_vmapped():
 
 
 class TestEvaluate:
-  def scores(self, method, name):
-    state, problem = cases.trained(method, name), cases.problem(name)
-    state = State(state, ())
+  def scores(self, method, name, state):
+    problem, state = cases.problem(name), State(state, ())
     return cases.simulation(method, name).evaluate(state, problem.x_test, problem.y_test)
 
   def expected(self, method, name, logits):
@@ -258,19 +259,21 @@ class TestEvaluate:
 
   @every_method
   def test_against_numpy(self, method):
-    model = cases.algorithm(method, "linear").model(cases.trained(method, "linear"))
+    state = run(method, begin(method), 2)[0].server
+    model = cases.algorithm(method, "linear").model(state)
     layer = jax.tree.map(np.asarray, model["params"]["Dense_0"])
     logits = np.asarray(cases.problem("linear").x_test) @ layer["kernel"] + layer["bias"]
     expected = self.expected(method, "linear", logits.astype(np.float64))
-    cases.assert_close(self.scores(method, "linear"), expected, 1e-5)
+    cases.assert_close(self.scores(method, "linear", state), expected, 1e-5)
 
   @every_method
   def test_the_model_computes_with_its_statistics_and_without_masks(self, method):
-    model = cases.algorithm(method, "batchnorm").model(cases.trained(method, "batchnorm"))
+    state = cases.trained(method, "batchnorm")
+    model = cases.algorithm(method, "batchnorm").model(state)
     x = cases.problem("batchnorm").x_test
     logits = np.asarray(cases.MODELS["batchnorm"][0].apply(model, x, train=False), np.float64)
     expected = self.expected(method, "batchnorm", logits)
-    cases.assert_close(self.scores(method, "batchnorm"), expected, 1e-5)
+    cases.assert_close(self.scores(method, "batchnorm", state), expected, 1e-5)
 
 
 class Attendance(NamedTuple):

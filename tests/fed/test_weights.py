@@ -36,7 +36,11 @@ def first_model(method, task, **values):
 
 # The model has no convolutions.
 @pytest.mark.parametrize(
-  "method", cases.with_slow_forms(n for n in cases.VARIANTS if not n.endswith("convolutions"))
+  "method",
+  cases.over_methods(
+    (name for name in cases.VARIANTS if not name.endswith("convolutions")),
+    quick=(*cases.QUICK, "fedpm", "flash"),
+  ),
 )
 def test_each_method_starts_from_the_weights(method):
   weights, problem = cases.variables("batchnorm"), cases.problem("batchnorm")
@@ -51,7 +55,9 @@ def test_each_method_starts_from_the_weights(method):
   assert abs(task.evaluate(drawn, batch)["loss"].total - scores[1]) > 1e-2
 
 
-@pytest.mark.parametrize("method", INSIDE_MASKS)
+@pytest.mark.parametrize(
+  "method", cases.over_methods(INSIDE_MASKS, quick=["feddst", "flash-jmwst"])
+)
 def test_masks_begin_where_a_sparse_model_has_its_weights(method):
   if method not in cases.VARIANTS:
     pytest.skip("another method is tested")
@@ -234,7 +240,10 @@ def frozen_run(method, freeze="Dense_0"):
   return task, algorithm, state, rows
 
 
-@pytest.mark.parametrize("method", ["sparsyfed", "feddst", "scaffold", "zerofl"])
+@pytest.mark.parametrize(
+  "method",
+  cases.over_methods(["sparsyfed", "feddst", "scaffold", "zerofl"], quick=["feddst", "scaffold"]),
+)
 def test_what_is_frozen_stays_to_the_bit_and_is_not_sent(method):
   if method not in cases.VARIANTS:
     pytest.skip("another method is tested")
@@ -251,7 +260,7 @@ def test_what_is_frozen_stays_to_the_bit_and_is_not_sent(method):
   assert task.frozen == ("Dense_0/bias", "Dense_0/kernel")
 
 
-@pytest.mark.parametrize("method", ["fedavg", "sparsyfed"])
+@pytest.mark.parametrize("method", cases.over_methods(["fedavg", "sparsyfed"]))
 def test_training_beside_constants_is_that_of_a_model_with_constants(method):
   if method not in cases.VARIANTS:
     pytest.skip("another method is tested")
