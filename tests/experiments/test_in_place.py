@@ -89,8 +89,8 @@ def run(directory, config):
 
 def test_files_of_hugging_face_stream_what_memory_gives(small, tmp_path):
   config = flags.DEFAULTS._replace(
-    dataset=f"hf:{small}", partition="natural", model="mlp", clients_per_round=4, rounds=3,
-    eval_every=2, local_epochs=1,
+    dataset=f"hf:{small}", partition="natural", model="mlp", algorithm="fedavg", rounds=3,
+    clients_per_round=4, eval_every=2, local_epochs=1,
   )  # fmt: skip
   rows = [
     run(tmp_path / placement, config._replace(data_placement=placement))

@@ -199,6 +199,7 @@ def test_runs_share_programs_of_the_same_weights_alone(source, tmp_path):
 def test_seeds_of_a_sweep_keep_what_is_frozen(mode, source, tmp_path):
   weights = shutil.copy(source / "model.sfed", tmp_path / "w.sfed")
   where = [f"--init_from={weights}", "--init_exclude=Dense_2", "--freeze=Dense_0", "--seed=0,1"]
+  where.append("--algorithm=topk")
   directory = tmp_path / "sweep"
   rows = sweeps.run(directory, *where, mode=mode)
   found = [load_model(sweeps.place(directory, f"seed={seed}")).variables for seed in (0, 1)]

@@ -22,6 +22,7 @@ from tests import cases
 from tests.programs import Program
 
 ARGUMENTS = (
+  "--algorithm=topk",
   "--model=mlp",
   "--num_clients=20",
   "--clients_per_round=5",
@@ -33,7 +34,7 @@ ARGUMENTS = (
 )
 CONFIG = flags.DEFAULTS._replace(
   **dict(model="mlp", num_clients=20, clients_per_round=5, local_epochs=1, rounds=10),
-  **dict(eval_every=4, checkpoint_every=5, clients_per_chunk="2"),
+  **dict(algorithm="topk", eval_every=4, checkpoint_every=5, clients_per_chunk="2"),
 )
 
 

@@ -25,7 +25,7 @@ SMALL = flags.DEFAULTS._replace(
   clients_per_round=4,
   local_epochs=1,
 )
-NUM_KILLS = 10
+NUM_KILLS = 5
 
 
 def run(directory, config=SMALL):
@@ -201,10 +201,19 @@ def start_program(directory, *arguments):
 def test_killed_at_any_moment_it_goes_on_to_the_bit():
   counts = kill_runs.run(["memories"], NUM_KILLS, 0)
   assert counts["killed starting"] + counts["killed training"] == NUM_KILLS
+  assert counts["ended"] >= 1 and len(set(counts) & set(kill_runs.TROUBLES)) >= 3
+
+
+@pytest.mark.slow
+def test_killed_amid_every_trouble_it_goes_on_to_the_bit():
+  counts = kill_runs.run(["memories"], 2 * NUM_KILLS, 0)
+  assert counts["killed starting"] + counts["killed training"] == 2 * NUM_KILLS
   assert counts["ended"] >= 1 and set(counts) >= set(kill_runs.TROUBLES)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+  "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path, number):
   directory = tmp_path / "run"
   with start_program(directory, "--rounds=1000000") as process:

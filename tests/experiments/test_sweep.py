@@ -235,10 +235,11 @@ def test_fifteen_runs_trace_the_round_once(tmp_path, monkeypatch):
 
   monkeypatch.setattr(simulation, "run_round", counted)
   monkeypatch.setattr("experiments.run.loop.plot_curves", lambda *_: None)
-  run(tmp_path / "one", "--sparsity=0.9", "--rounds=1")
+  run(tmp_path / "one", "--algorithm=topk", "--sparsity=0.9", "--rounds=1")
   for_one, traced[:] = len(traced), []
   assert for_one > 0
-  run(tmp_path / "all", "--sparsity=0.8,0.9,0.95", "--seed=0,1,2,3,4", "--rounds=1")
+  grid = "--sparsity=0.8,0.9,0.95", "--seed=0,1,2,3,4"
+  run(tmp_path / "all", "--algorithm=topk", *grid, "--rounds=1")
   assert len(traced) == for_one
   assert len(list((tmp_path / "all").glob("*/summary.json"))) == 15
 

@@ -73,8 +73,8 @@ def test_a_run_is_decided_by_its_seed(tmp_path):
 
 
 def test_how_often_a_run_is_evaluated_changes_nothing_else(tmp_path):
-  run(tmp_path / "a", SMALL)
-  run(tmp_path / "b", SMALL._replace(eval_every=5))
+  run(tmp_path / "a", SMALL._replace(algorithm="fedavg"))
+  run(tmp_path / "b", SMALL._replace(algorithm="fedavg", eval_every=5))
   losses = [
     [row["train_loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl")] for name in "ab"
   ]
@@ -88,7 +88,9 @@ def test_a_diverging_run_says_so_and_keeps_its_rows(tmp_path):
 
 
 def test_rounds_in_which_nobody_is_left_are_counted_and_the_run_goes_on(tmp_path):
-  config = SMALL._replace(client_dropout=0.7, server_optimizer="momentum", rounds=6, seed=2)
+  config = SMALL._replace(
+    algorithm="topk", client_dropout=0.7, server_optimizer="momentum", rounds=6, seed=2
+  )
   summary = run(tmp_path / "run", config)
   rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
   assert [row["round"] for row in rows] == [1, 2, 3, 4, 5, 6]
@@ -152,7 +154,9 @@ def test_an_empty_client_is_allowed_and_counted(tmp_path, capsys):
     client_test=np.arange(20) % 10,
   )
   dataset = write_npz(tmp_path / "data.npz", x=None, y=None, **arrays)
-  config = SMALL._replace(dataset=dataset, partition="natural", num_clients=None)
+  config = SMALL._replace(
+    algorithm="fedavg", dataset=dataset, partition="natural", num_clients=None
+  )
   summary = run(tmp_path / "run", config)
   assert summary["empty_clients"] == 1
   assert "10 clients (1 of them empty)" in capsys.readouterr().out
@@ -277,7 +281,7 @@ def test_a_folder_streams_what_an_npz_file_gives(tmp_path):
   for name, array in arrays.items():
     np.save(tmp_path / "folder" / f"{files[name]}.npy", array)
   (tmp_path / "folder" / "dataset.json").write_text('{"format_version": 1, "name": "toy"}')
-  config = SMALL._replace(partition="natural", num_clients=None, rounds=3)
+  config = SMALL._replace(algorithm="fedavg", partition="natural", num_clients=None, rounds=3)
   rows = []
   for form, placement in (("npz:data.npz", "replicated"), ("folder:folder", "streamed")):
     kind, _, name = form.partition(":")
@@ -321,7 +325,7 @@ def test_batches_are_not_padded_beyond_the_largest_client(tmp_path):
   # 71 or 72 examples a client, in batches of up to 80 rows.
   rows = []
   for batch_size in (80, 20_000):
-    config = SMALL._replace(batch_size=batch_size, rounds=2)
+    config = SMALL._replace(algorithm="fedavg", batch_size=batch_size, rounds=2)
     run(tmp_path / str(batch_size), config)
     rows.append(read_metrics(tmp_path / str(batch_size) / "metrics.jsonl"))
   assert rows[0] == rows[1]

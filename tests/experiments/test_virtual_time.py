@@ -255,6 +255,7 @@ def test_a_method_whose_flops_cannot_be_traced_is_refused(monkeypatch):
 
 def test_one_client_alone(files, tmp_path):
   config = PLAIN._replace(
+    algorithm="fedavg",
     rounds=2,
     num_clients=1,
     clients_per_round=1,
@@ -269,7 +270,7 @@ def test_one_client_alone(files, tmp_path):
 
 def test_the_masks_of_all_that_are_sampled_are_compared_those_that_are_late_too(files):
   def agreement(**changes):
-    experiment = build(flags.resolve(PLAIN._replace(**changes)))
+    experiment = build(flags.resolve(PLAIN._replace(algorithm="topk", **changes)))
     simulation, keys = experiment.simulation, experiment.keys
     state = simulation.init(experiment.hyper, keys.init)
     return float(simulation.agree(state, experiment.federation, keys.rounds))

@@ -1,6 +1,6 @@
 """The virtual clock: seconds worked out by hand, who is available, who reports first."""
 
-from functools import partial
+from functools import cache, partial
 from math import inf
 
 import jax
@@ -51,9 +51,10 @@ def fleet(hours=()):
   return Fleet(jnp.array(KIND, jnp.int32), kinds, jax.tree.map(jnp.asarray, hours))
 
 
-def run(num_rounds=3, selected=EVERYBODY, reports=EVERYBODY, deadline=inf, hours=(), **changes):
+@cache
+def timed(num_rounds, selected, reports, deadline):
   timing = Timing(reports, deadline, lambda densities, sparsity: jnp.float32(FLOPS))
-  simulation = simulate(
+  return simulate(
     cases.algorithm("fedavg", "linear"),
     cases.problem("linear").task,
     clients_per_round=selected,
@@ -62,6 +63,10 @@ def run(num_rounds=3, selected=EVERYBODY, reports=EVERYBODY, deadline=inf, hours
     eval_batch_size=4,
     timing=timing,
   )
+
+
+def run(num_rounds=3, selected=EVERYBODY, reports=EVERYBODY, deadline=inf, hours=(), **changes):
+  simulation = timed(num_rounds, selected, reports, deadline)
   server = cases.start("fedavg", "linear", cases.hyper("fedavg", **changes))
   federation = cases.problem("linear").federation._replace(fleet=fleet(hours))
   state = State(server, (), start_clock())
@@ -177,8 +182,18 @@ def racing_client(download, memory, data, key):
   return jnp.zeros(SIZE + 1).at[number].set(1.0), memory + 1, metrics
 
 
-@pytest.mark.parametrize("clients_per_chunk", [1, 4, 30])
-@pytest.mark.parametrize(("reports", "limit"), [(5, inf), (SIZE, 0.7), (8, 0.7), (1, inf)])
+RACES = [(5, inf), (SIZE, 0.7), (8, 0.7), (1, inf)]
+
+
+@pytest.mark.parametrize(
+  ("clients_per_chunk", "reports", "limit"),
+  [(4, *race) for race in RACES]
+  + [
+    pytest.param(size, *race, marks=() if race == (8, 0.7) else pytest.mark.slow)
+    for size in (1, 30)
+    for race in RACES
+  ],
+)
 def test_the_first_count_however_the_cohort_is_cut(clients_per_chunk, reports, limit):
   sizes = np.arange(SIZE + 1)
   x, y = np.zeros((sizes.sum(), 1), np.float32), np.zeros(sizes.sum(), np.int32)

@@ -112,7 +112,20 @@ print("equal")
 """
 
 
-def test_several_devices_give_what_one_gives_wherever_the_data_is(request):
+# Method and placements, each on a number of devices.
+QUICK = "sparsyfed:sharded/4:streamed/1", "scaffold+timed:replicated/4:sharded/4:streamed/4"
+ALL = (
+  "sparsyfed:sharded/4:streamed/4:streamed/1",
+  "feddst:replicated/4",
+  "scaffold:replicated/4:sharded/4:streamed/4:streamed/1",
+  "scaffold+timed:replicated/4:sharded/4:streamed/4:sharded/1",
+)
+
+
+@pytest.mark.parametrize(
+  "cohorts", [QUICK, pytest.param(ALL, marks=pytest.mark.slow)], ids=["quick", "all"]
+)
+def test_several_devices_give_what_one_gives_wherever_the_data_is(request, cohorts):
   flags = "--xla_force_host_platform_device_count=4 " + os.environ["XLA_FLAGS"]
   environment = os.environ | {
     "XLA_FLAGS": flags,
@@ -121,13 +134,6 @@ def test_several_devices_give_what_one_gives_wherever_the_data_is(request):
     "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
-  # Method and placements, each on a number of devices.
-  cohorts = (
-    "sparsyfed:sharded/4:streamed/4:streamed/1",
-    "feddst:replicated/4",
-    "scaffold:replicated/4:sharded/4:streamed/4:streamed/1",
-    "scaffold+timed:replicated/4:sharded/4:streamed/4:sharded/1",
-  )
   command = [sys.executable, "-c", PROGRAM, *cohorts]
   result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
   assert result.stdout.strip() == "equal", result.stderr

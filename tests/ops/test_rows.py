@@ -174,8 +174,11 @@ def layer_gradients(fn, params, x, layers, batch_axes=0):
   return jax.jit(jax.grad(loss))(params)
 
 
-@pytest.mark.parametrize("method", ["sparsyfed", "zerofl"])
-@pytest.mark.parametrize("time", TIMES[:2])
+@pytest.mark.parametrize(
+  ("time", "method"),
+  [(3, "sparsyfed"), (BATCH, "zerofl")]
+  + [pytest.param(*one, marks=pytest.mark.slow) for one in ((3, "zerofl"), (BATCH, "sparsyfed"))],
+)
 def test_gradients_do_not_depend_on_the_layout(method, time):
   x, head = normal(BATCH, time, 6), normal(5, 3, seed=4)
   params = [SPARSE, jnp.where(jnp.abs(head) > 0.6, head, 0)]

@@ -584,9 +584,10 @@ def test_hostile_changes_are_refused(grown, dropped, rest, message):
     codec.decode(with_crc(start + uint32(grown, dropped) + rest), old)
 
 
-def test_mutants_give_trees_or_codec_errors():
-  summary = fuzz_codec.run(payloads=1500, seed=1)
-  assert summary.accepted > 50 and summary.refused > 1000
+@pytest.mark.parametrize("payloads", [400, pytest.param(1500, marks=pytest.mark.slow)])
+def test_mutants_give_trees_or_codec_errors(payloads):
+  summary = fuzz_codec.run(payloads=payloads, seed=1)
+  assert summary.accepted > payloads / 30 and summary.refused > payloads / 1.5
 
 
 # Ratios at the size of ResNet-18.
