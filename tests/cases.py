@@ -89,6 +89,7 @@ OF_OTHERS = (
   "sparsyfed-release",
   "sparsyfed-spectral",
   "sparsyfed-changes",
+  "sparsyfed-changes-with-feedback",
   "zerofl-comparison",
   "zerofl-masked-changes",
   "zerofl-changes",
@@ -101,11 +102,12 @@ OF_OTHERS = (
 )
 LAWFUL = tuple(name for name in FORMS if name not in OF_OTHERS)
 # Methods of which one at least has whatever the engine knows of methods: layers of its own and a
-# ramp of densities (sparsyfed), a model that is not what the server keeps (zerofl), masks beside
-# the weights and rounds that readjust them (feddst), memories (scaffold), downloads that are no
-# model and models that are each client's own (spafl), clients that differ in what they receive,
-# compute and send (heterofl).
-QUICK = ("sparsyfed", "zerofl", "feddst", "scaffold", "spafl", "heterofl")
+# ramp of densities (sparsyfed), masks beside the weights and rounds that readjust them (feddst),
+# memories (scaffold), downloads that are no model, and models that are each client's own (spafl).
+# What heterofl's clients differ in has a module of its own.
+QUICK = ("sparsyfed", "feddst", "scaffold", "spafl")
+# Of those the two with most to lose where each test of a law is another program.
+FEW = ("sparsyfed", "scaffold")
 # Whose server takes the mean of models, of changes to its model, or of what is inside masks.
 SEND_WEIGHTS = (
   "fedavg",
@@ -463,7 +465,9 @@ def trained(method: str, name: str):
   return state
 
 
-def play_cohort(method, name, state, numbers, federation=None, key=None, kept=None, **setup):
+def play_cohort(
+  method, name, state, numbers, federation=None, key=None, kept=None, vanished=(), **setup
+):
   """Runs some clients of a problem; returns the summed upload, all memories, and metrics.
 
   Before the round clients keep what they might after others, if nothing else is given.
@@ -472,7 +476,7 @@ def play_cohort(method, name, state, numbers, federation=None, key=None, kept=No
     algorithm(method, name).broadcast(state),
     memories(method, name, seed=1) if kept is None else kept,
     federation or problem(name).federation,
-    members(numbers),
+    members(numbers, vanished),
     jax.random.key(2) if key is None else key,
   )
 
@@ -499,10 +503,11 @@ def run_client(*arguments, **setup):
   return upload, metrics
 
 
-def members(numbers) -> Cohort:
-  """Makes a cohort of clients that all do all of their work."""
+def members(numbers, vanished=()) -> Cohort:
+  """Makes a cohort of clients that do all of their work, but for those at places that vanished."""
   numbers = jnp.asarray(numbers, jnp.int32)
-  return Cohort(numbers, jnp.ones(numbers.shape, bool), jnp.ones(numbers.shape), numbers)
+  is_present = jnp.ones(numbers.shape, bool).at[jnp.asarray(vanished, jnp.int32)].set(False)
+  return Cohort(numbers, is_present, jnp.ones(numbers.shape), numbers)
 
 
 def client_data(federation: Federation, number: int) -> ClientData:

@@ -9,8 +9,8 @@ from sparsyfed_jax import trees
 from sparsyfed_jax.fed.cohort import CLIENTS, EXCLUDED
 from tests import cases
 
-# Statistics with every other form. The others are quicker on the convolutions of the reference,
-# whose programs are compiled already.
+# Statistics with every other form. By default most are tested on the convolutions of the reference,
+# for which the programs of a cohort and of the server are compiled already.
 OTHERS = [name for name in cases.LAWFUL if name not in cases.QUICK]
 every_problem = pytest.mark.parametrize(
   ("method", "name"),
@@ -19,6 +19,17 @@ every_problem = pytest.mark.parametrize(
   + cases.over_methods([] if cases.CHOSEN else OTHERS, "cnn", quick=OTHERS),
 )
 COHORT = (3, 0, 5)  # sizes 7, 6, 3
+
+
+def play_alone(method, name, state, number):
+  """Runs one client: outside a cohort, or of those that share programs where all others vanish."""
+  if name == "batchnorm" or method in cases.QUICK:
+    return cases.play_client(method, name, state, number)
+  numbers = number, *[other for other in COHORT if other != number][:2]
+  upload, kept, metrics = cases.play_cohort(method, name, state, numbers, vanished=(1, 2))
+  assert float(metrics.pop(CLIENTS).total) == (cases.SIZES[number] > 0)
+  assert float(metrics.pop(EXCLUDED).total) == 0
+  return upload, jax.tree.map(lambda leaf: leaf[number], kept), metrics
 
 
 @every_problem
@@ -39,14 +50,14 @@ class TestUploadsAreSummable:
     assert float(metrics.pop(EXCLUDED).total) == 0
     assert float(metrics.pop(CLIENTS).total) == len(COHORT)
     together = upload, metrics
-    alone = [cases.run_client(method, name, state, number) for number in COHORT]
+    alone = [play_alone(method, name, state, number)[::2] for number in COHORT]
     cases.assert_close(together, cases.add(*alone), 1e-5)
 
 
 @every_problem
 class TestNobodyChangesNothing:
   def test_an_empty_client_uploads_zeros(self, method, name):
-    upload, metrics = cases.run_client(method, name, cases.trained(method, name), cases.EMPTY)
+    upload, _, metrics = play_alone(method, name, cases.trained(method, name), cases.EMPTY)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves((upload, metrics)))
 
   def test_who_does_not_take_part_keeps_its_memory(self, method, name):
@@ -57,7 +68,7 @@ class TestNobodyChangesNothing:
     others = np.delete(np.arange(len(cases.SIZES)), taking_part)
     cases.assert_same_bits(*(jax.tree.map(lambda leaf: leaf[others], m) for m in (after, before)))
     for number in taking_part:
-      _, alone, _ = cases.play_client(method, name, state, number)
+      _, alone, _ = play_alone(method, name, state, number)
       own = jax.tree.map(lambda leaf, n=number: leaf[n], (after, before))
       cases.assert_close(own[0], alone, 1e-5)
       for new, old in zip(*map(jax.tree.leaves, own), strict=True):
@@ -76,7 +87,7 @@ class TestNobodyChangesNothing:
       )
 
 
-@pytest.mark.parametrize("method", cases.over_methods(cases.DEFAULT_FORMS))
+@pytest.mark.parametrize("method", cases.over_methods(cases.DEFAULT_FORMS, quick=cases.FEW))
 @pytest.mark.parametrize("name", ["batchnorm"])
 class TestPaddingChangesNothing:
   def test_empty_clients_add_nothing(self, method, name):
@@ -106,7 +117,7 @@ class TestPaddingChangesNothing:
     cases.assert_close((upload, metrics), expected, 1e-6)
 
 
-@pytest.mark.parametrize("method", cases.over_methods(cases.DEFAULT_FORMS))
+@pytest.mark.parametrize("method", cases.over_methods(cases.DEFAULT_FORMS, quick=cases.FEW))
 def test_the_cut_of_the_cohort_changes_nothing(method, name="batchnorm"):
   def run(clients_per_chunk):
     state, kept, *_ = cases.whole(method, name)
@@ -130,9 +141,22 @@ def test_the_cut_of_the_cohort_changes_nothing(method, name="batchnorm"):
     cases.assert_close(run(clients_per_chunk), expected, 1e-5)
 
 
-@pytest.mark.parametrize(
-  "method", cases.over_methods([*cases.DEFAULT_FORMS, "flash-jmwst"], quick=cases.DEFAULT_FORMS)
-)
+@pytest.mark.parametrize("method", [] if cases.CHOSEN else cases.LAWFUL)
+def test_a_round_is_decided_by_its_state_and_its_key(method):
+  name = "batchnorm" if method in cases.QUICK else "cnn"  # which are compiled already
+  state = cases.trained(method, name)
+
+  def follow(state, seed):
+    upload, kept, _ = cases.play_cohort(method, name, state, COHORT, key=jax.random.key(seed))
+    return cases.server(method, name)(state, upload), kept
+
+  first = follow(state, 7)
+  other = follow(state, 8)
+  cases.assert_same_bits(follow(cases.copy(state), 7), first)
+  assert not cases.same_bits(other, first)
+
+
+@pytest.mark.parametrize("method", cases.over_methods([*cases.DEFAULT_FORMS, "flash-jmwst"]))
 class TestReproducible:
   def run(self, method, state, num_rounds, seed=3, rounds_per_call=5):
     simulation = cases.simulation(method, "linear", rounds_per_call=rounds_per_call)

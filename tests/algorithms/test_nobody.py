@@ -30,7 +30,7 @@ def serve(method, name, state, upload, optimizer):
 # Servers of plain SGD, on the convolutions of the reference, are compiled already.
 @pytest.mark.parametrize(
   ("method", "optimizer", "name"),
-  cases.over_methods(cases.FORMS, "momentum", "mlp")
+  cases.over_methods(cases.FORMS, "momentum", "mlp", quick=cases.FEW)
   + cases.over_methods(["fedavg", "flash-magnitude", "static"], "adam", "mlp", quick=["fedavg"])
   + cases.over_methods([] if cases.CHOSEN else cases.LAWFUL, "sgd", "cnn", quick=cases.LAWFUL),
 )

@@ -119,8 +119,14 @@ class InTime(nn.Module):
     return nn.Dense(cases.NUM_CLASSES, name="head")(y[:, -1])
 
 
-@pytest.mark.parametrize("method", ["sparsyfed", "zerofl"])
-@pytest.mark.parametrize("time", [cases.BATCH_SIZE, 7])
+@pytest.mark.parametrize(
+  ("time", "method"),
+  [(cases.BATCH_SIZE, "sparsyfed"), (7, "zerofl")]
+  + [
+    pytest.param(*one, marks=pytest.mark.slow)
+    for one in ((7, "sparsyfed"), (cases.BATCH_SIZE, "zerofl"))
+  ],
+)
 def test_a_layer_whose_first_axis_is_not_the_batch_is_trained_as_one_whose_is(method, time):
   turned, straight = (InTime(time, is_turned) for is_turned in (True, False))
   variables = classification(straight, (5,)).init(jax.random.key(0))

@@ -120,7 +120,9 @@ def test_a_round_of_topk_keeps_the_largest_weights_of_it():
 # Every form with a loop over time, which cannot be made narrower; attention with the methods whose
 # layers differ.
 EVERY = [
-  *cases.over_methods([name for name in cases.FORMS if name != "heterofl"], "lstm"),
+  *cases.over_methods(
+    [name for name in cases.FORMS if name != "heterofl"], "lstm", quick=cases.FEW
+  ),
   *cases.over_methods(
     [] if cases.CHOSEN else ["fedavg", "sparsyfed", "zerofl"], "transformer", quick=["sparsyfed"]
   ),

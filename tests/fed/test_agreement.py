@@ -44,7 +44,7 @@ def mask_of(upload):
   return cases.flat_kernels(upload.variables["params"]) != 0
 
 
-@pytest.mark.parametrize("method", ["sparsyfed", "topk", "feddst"])
+@pytest.mark.parametrize("method", cases.over_methods(["sparsyfed", "topk", "feddst"]))
 def test_clients_train_as_in_the_round(method):
   state, federation = cases.trained(method, "batchnorm"), cases.problem("batchnorm").federation
   memories = cases.memories(method, "batchnorm", seed=1)

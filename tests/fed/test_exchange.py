@@ -18,7 +18,10 @@ KEY = jax.random.key(7)
 
 @pytest.mark.parametrize(
   ("method", "dtype"),
-  [("sparsyfed", "float32"), ("feddst", "bfloat16"), ("scaffold", "float32"), ("topk", "int8")],
+  cases.over_methods(["scaffold"], "float32")
+  + cases.over_methods(["topk"], "int8", quick=["topk"])
+  + cases.over_methods(["sparsyfed"], "float32", quick=())
+  + cases.over_methods(["feddst"], "bfloat16", quick=()),
 )
 def test_bytes_of_a_sampled_client(method, dtype):
   wire_dtype = {"int8": jnp.bfloat16}.get(dtype, jnp.dtype(dtype))

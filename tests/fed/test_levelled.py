@@ -33,7 +33,7 @@ def kernels(upload):
   return [np.asarray(leaf) for leaf in jax.tree.leaves(upload.variables) if leaf.ndim > 1]
 
 
-@pytest.mark.parametrize("method", ["sparsyfed", "feddst"])
+@pytest.mark.parametrize("method", cases.over_methods(["sparsyfed", "feddst"], quick=cases.FEW))
 def test_arrays_of_two_axes_are_on_levels_with_the_same_zeros(method):
   _, exact, upload, memory, metrics = exchange(method, "batchnorm")
   assert memory == () and jax.tree.structure(exact) == jax.tree.structure(upload)

@@ -95,7 +95,10 @@ def test_bytes_are_those_of_the_wire_format(method):
     assert counted == expected
 
 
-@pytest.mark.parametrize(("method", "dtype"), [("sparsyfed", "bfloat16"), ("feddst", "float16")])
+@pytest.mark.parametrize(
+  ("method", "dtype"),
+  [("sparsyfed", "bfloat16"), pytest.param("feddst", "float16", marks=pytest.mark.slow)],
+)
 def test_values_of_other_types_are_rounded_as_the_wire_format_rounds(method, dtype):
   wire_dtype = WIRE_DTYPES[dtype]
   setup = {"wire_dtype": wire_dtype, "measures": measures(wire_dtype)}

@@ -97,6 +97,17 @@ def run(method, state, num_rounds=3, federation=None, **simulation):
   )
 
 
+def check_shapes(rows):
+  """Checks the shapes of five rows; returns the names of those that are counts in parts."""
+  by_layer = {name for name, row in rows.items() if row.shape == (5, 1)}
+  assert by_layer == {"layer_density", "received_density"}
+  in_parts = {name for name, row in rows.items() if row.shape == (5, 3)}
+  assert in_parts == {"round_uplink_bytes", "examples"}
+  others = rows.keys() - by_layer - in_parts
+  assert {rows[name].shape for name in others} == {(5,)}
+  return in_parts
+
+
 @every_method
 class TestRun:
   def test_nothing_recompiles_when_values_change(self, method):
@@ -135,12 +146,7 @@ class TestRun:
     state, rows = run(method, begin(method), 3)
     assert int(state.server.round) == 3
     assert rows["round"].tolist() == [1, 2, 3, 0, 0]
-    by_layer = {name for name, row in rows.items() if row.shape == (5, 1)}
-    assert by_layer == {"layer_density", "received_density"}
-    in_parts = {name for name, row in rows.items() if row.shape == (5, 3)}
-    assert in_parts == {"round_uplink_bytes", "examples"}
-    others = rows.keys() - by_layer - in_parts
-    assert {rows[name].shape for name in others} == {(5,)}
+    in_parts = check_shapes(rows)
     later, more = run(method, state, 2)
     assert int(later.server.round) == 5 and more["round"].tolist() == [4, 5, 0, 0, 0]
     for name in ("clients", "examples", "round_uplink_bytes", "downlink_bytes", "train_loss"):
@@ -178,6 +184,18 @@ class TestRun:
     assert all(len(leaf) == len(cases.SIZES) for leaf in jax.tree.leaves(first.memories))
     run(method, first, 1)
     simulation.init(hyper, jax.random.key(2))  # the values given are not donated with a state
+
+
+# Of those that are not run by default: what is traced.
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in cases.QUICK])
+def test_the_shapes_of_a_state_stay_and_rows_are_those_of_every_method(method):
+  simulation, federation = cases.simulation(method, "linear"), cases.problem("linear").federation
+  before = jax.eval_shape(simulation.init, cases.hyper(method), jax.random.key(0))
+  after, rows = jax.eval_shape(simulation.run, before, federation, jax.random.key(3), jnp.int32(3))
+  check_shapes(rows)
+  assert {"train_loss", "client_lr", "downlink_bytes"} <= rows.keys()
+  kinds = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), one) for one in (before, after)]
+  assert kinds[0] == kinds[1]
 
 
 def own_numbers(method):

@@ -39,7 +39,7 @@ def first_model(method, task, **values):
   "method",
   cases.over_methods(
     (name for name in cases.VARIANTS if not name.endswith("convolutions")),
-    quick=(*cases.QUICK, "fedpm", "flash"),
+    quick=(*cases.QUICK, "fedpm"),
   ),
 )
 def test_each_method_starts_from_the_weights(method):
@@ -55,9 +55,7 @@ def test_each_method_starts_from_the_weights(method):
   assert abs(task.evaluate(drawn, batch)["loss"].total - scores[1]) > 1e-2
 
 
-@pytest.mark.parametrize(
-  "method", cases.over_methods(INSIDE_MASKS, quick=["feddst", "flash-jmwst"])
-)
+@pytest.mark.parametrize("method", cases.over_methods(INSIDE_MASKS, quick=["feddst"]))
 def test_masks_begin_where_a_sparse_model_has_its_weights(method):
   if method not in cases.VARIANTS:
     pytest.skip("another method is tested")
@@ -242,7 +240,7 @@ def frozen_run(method, freeze="Dense_0"):
 
 @pytest.mark.parametrize(
   "method",
-  cases.over_methods(["sparsyfed", "feddst", "scaffold", "zerofl"], quick=["feddst", "scaffold"]),
+  cases.over_methods(["sparsyfed", "feddst", "scaffold", "zerofl"], quick=["scaffold"]),
 )
 def test_what_is_frozen_stays_to_the_bit_and_is_not_sent(method):
   if method not in cases.VARIANTS:
@@ -260,7 +258,7 @@ def test_what_is_frozen_stays_to_the_bit_and_is_not_sent(method):
   assert task.frozen == ("Dense_0/bias", "Dense_0/kernel")
 
 
-@pytest.mark.parametrize("method", cases.over_methods(["fedavg", "sparsyfed"]))
+@pytest.mark.parametrize("method", cases.over_methods(["fedavg", "sparsyfed"], quick=["fedavg"]))
 def test_training_beside_constants_is_that_of_a_model_with_constants(method):
   if method not in cases.VARIANTS:
     pytest.skip("another method is tested")
