@@ -263,6 +263,14 @@ def over_methods(methods, *others, quick=QUICK):
   ]
 
 
+def problem_of(method: str) -> str:
+  """Names the problem for which default tests of a form compile its programs in any case.
+
+  Most are quicker on the convolutions of their reference, a few have the laws with statistics.
+  """
+  return "cnn" if method in LAWFUL and method not in QUICK and not CHOSEN else "batchnorm"
+
+
 def hyper(method: str = "fedavg", **changes: float) -> Hyper:
   """Makes a method's hyperparameters: this module's defaults, with changes, named as flags are."""
   values = HYPER | changes

@@ -9,21 +9,20 @@ from sparsyfed_jax import trees
 from sparsyfed_jax.fed.cohort import CLIENTS, EXCLUDED
 from tests import cases
 
-# Statistics with every other form. By default most are tested on the convolutions of the reference,
-# for which the programs of a cohort and of the server are compiled already.
-OTHERS = [name for name in cases.LAWFUL if name not in cases.QUICK]
+# Statistics with every form, by default with a few.
+ON_CONVOLUTIONS = [name for name in cases.LAWFUL if cases.problem_of(name) == "cnn"]
 every_problem = pytest.mark.parametrize(
   ("method", "name"),
   cases.over_methods(cases.FORMS, "batchnorm")
   + cases.over_methods(["sparsyfed", "zerofl", "flash-convolutions"], "cnn", quick=["sparsyfed"])
-  + cases.over_methods([] if cases.CHOSEN else OTHERS, "cnn", quick=OTHERS),
+  + cases.over_methods(ON_CONVOLUTIONS, "cnn", quick=ON_CONVOLUTIONS),
 )
 COHORT = (3, 0, 5)  # sizes 7, 6, 3
 
 
 def play_alone(method, name, state, number):
   """Runs one client: outside a cohort, or of those that share programs where all others vanish."""
-  if name == "batchnorm" or method in cases.QUICK:
+  if method not in ON_CONVOLUTIONS or name != "cnn":
     return cases.play_client(method, name, state, number)
   numbers = number, *[other for other in COHORT if other != number][:2]
   upload, kept, metrics = cases.play_cohort(method, name, state, numbers, vanished=(1, 2))
@@ -141,9 +140,9 @@ def test_the_cut_of_the_cohort_changes_nothing(method, name="batchnorm"):
     cases.assert_close(run(clients_per_chunk), expected, 1e-5)
 
 
-@pytest.mark.parametrize("method", [] if cases.CHOSEN else cases.LAWFUL)
+@pytest.mark.parametrize("method", cases.LAWFUL)
 def test_a_round_is_decided_by_its_state_and_its_key(method):
-  name = "batchnorm" if method in cases.QUICK else "cnn"  # which are compiled already
+  name = cases.problem_of(method)
   state = cases.trained(method, name)
 
   def follow(state, seed):
@@ -264,7 +263,7 @@ def test_what_nobody_keeps_is_zero_whatever_the_server_optimizer(method, optimiz
   + cases.over_methods(cases.SEND_MASKED, "adam"),
 )
 def test_outside_the_masks_is_zero_whatever_the_server_optimizer(method, optimizer):
-  name = "batchnorm" if method in cases.QUICK else "cnn"  # which are compiled already
+  name = cases.problem_of(method)
   state = cases.start(method, name, server=optimizer)
   if cases.CHOSEN and not hasattr(state, "masks"):
     pytest.skip("keeps no masks beside its model")

@@ -27,12 +27,11 @@ def serve(method, name, state, upload, optimizer):
     return cases.server(method, name, server=optimizer)(state, upload)
 
 
-# Servers of plain SGD, on the convolutions of the reference, are compiled already.
 @pytest.mark.parametrize(
   ("method", "optimizer", "name"),
   cases.over_methods(cases.FORMS, "momentum", "mlp", quick=cases.FEW)
   + cases.over_methods(["fedavg", "flash-magnitude", "static"], "adam", "mlp", quick=["fedavg"])
-  + cases.over_methods([] if cases.CHOSEN else cases.LAWFUL, "sgd", "cnn", quick=cases.LAWFUL),
+  + [(name, "sgd", cases.problem_of(name)) for name in cases.LAWFUL],
 )
 def test_a_round_of_nobody_changes_nothing_but_its_number(method, optimizer, name):
   state = (

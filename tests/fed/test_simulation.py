@@ -232,7 +232,7 @@ def test_every_value_has_an_effect(name):
   + [("flash-jmwst", "flash_update_every")],
 )
 def test_every_value_of_a_method_has_an_effect(method, name):
-  problem = "batchnorm" if method in cases.QUICK else "cnn"  # which are compiled already
+  problem = cases.problem_of(method)
 
   def final(**changes):
     state = cases.start(method, problem, cases.hyper(method, **changes))
