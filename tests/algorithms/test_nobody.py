@@ -34,9 +34,7 @@ def serve(method, name, state, upload, optimizer):
   + [(name, "sgd", cases.problem_of(name)) for name in cases.LAWFUL],
 )
 def test_a_round_of_nobody_changes_nothing_but_its_number(method, optimizer, name):
-  state = (
-    cases.start(method, name) if optimizer == "sgd" else cases.start(method, name, server=optimizer)
-  )
+  state = cases.start(method, name, server=optimizer)
   upload = nothing(method, state, name)
   rng = np.random.default_rng(0)
   # A state that no first round would be: statistics of the server's optimizer, another round.
@@ -54,15 +52,16 @@ def test_a_round_of_nobody_changes_nothing_but_its_number(method, optimizer, nam
 @pytest.mark.parametrize("method", STARTS_ANEW)
 def test_what_the_first_round_is_for_is_done_in_the_first_that_has_anybody(method):
   hyper = cases.hyper(method, client_lr_final=cases.HYPER["client_lr"])
-  start = cases.start(method, "mlp", hyper)
+  name = cases.problem_of(method)
+  start = cases.start(method, name, hyper)
 
   def follow(state, rounds):
     for seed in rounds:
-      upload, _ = cases.run_cohort(method, "mlp", state, (3, 0, 5), key=jax.random.key(seed))
-      state, _ = cases.server(method, "mlp")(state, upload)
+      upload, _ = cases.run_cohort(method, name, state, (3, 0, 5), key=jax.random.key(seed))
+      state, _ = cases.server(method, name)(state, upload)
     return state
 
-  lost, _ = cases.server(method, "mlp")(start, nothing(method, start))
+  lost, _ = cases.server(method, name)(start, nothing(method, start, name))
   expected, late = follow(start, (1, 2)), follow(lost, (1, 2))
   assert int(late.round) == 3
   cases.assert_same_bits(late._replace(round=expected.round), expected)
