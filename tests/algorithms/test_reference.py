@@ -272,7 +272,7 @@ def test_a_round_is_that_of_the_plain_reference(variant, start):
 @pytest.mark.parametrize(
   "variant",
   cases.over_methods(
-    (name for name in AVERAGED if name in cases.DEFAULT_FORMS), quick=["sparsyfed", "topk"]
+    (name for name in AVERAGED if name in cases.DEFAULT_FORMS), quick=["sparsyfed"]
   ),
 )
 def test_a_round_without_tuning_is_that_of_the_plain_reference(variant):

@@ -103,7 +103,7 @@ def test_uneven_is_a_matter_of_steps(sizes, is_uneven):
   assert ragged.are_uneven(np.array(sizes), 16) is is_uneven
 
 
-@pytest.mark.parametrize("method", cases.over_methods(["scaffold", "feddst"], quick=["scaffold"]))
+@pytest.mark.parametrize("method", cases.over_methods(["fedavg", "feddst"], quick=["fedavg"]))
 def test_methods_train_the_same_in_it(method):
   numbers = (0, 5, 3, 6, 2, 1, 4) * 2
   uploads = [
