@@ -5,6 +5,7 @@ Compilation is what takes time here. So functions are cached by what they are ma
 call them with the same shapes where they can.
 """
 
+import contextlib
 import inspect
 import os
 from functools import cache, partial, wraps
@@ -509,6 +510,15 @@ def run_client(*arguments, **setup):
   """Does as `play_client`; returns the upload and metrics."""
   upload, _, metrics = play_client(*arguments, **setup)
   return upload, metrics
+
+
+def serve(method, name, state, upload, optimizer):
+  """Takes the server's step with an optimizer, of which optax.adam is not made for strictness."""
+  promotion = contextlib.nullcontext()
+  if optimizer != "sgd":  # whose program is then another than that of the same step without
+    promotion = jax.numpy_dtype_promotion("standard")
+  with promotion:
+    return server(method, name, server=optimizer)(state, upload)
 
 
 def members(numbers, vanished=()) -> Cohort:

@@ -163,7 +163,6 @@ def test_probabilities_stay_within_bounds(server):
   state = cases.start("fedpm", "mlp", server=server)
   for i in range(4):
     upload, _ = cases.run_cohort("fedpm", "mlp", state, (3, 0, 5), key=jax.random.key(i))
-    with jax.numpy_dtype_promotion("standard"):  # optax.adam is not made for strictness
-      state, _ = cases.server("fedpm", "mlp", server=server)(state, upload)
+    state, _ = cases.serve("fedpm", "mlp", state, upload, server)
   chances = cases.flat_kernels(state.variables["params"])
   assert chances.min() >= 0 and chances.max() <= 1 and chances.std() > 0.05

@@ -239,8 +239,7 @@ class TestSparsyFed:
     for i in range(5):
       numbers = [(3, 0, 5), (6, 3, 4), (2, 1, 0)][i % 3]
       upload, sums = cases.run_cohort("sparsyfed", "mlp", state, numbers, key=jax.random.key(i))
-      with jax.numpy_dtype_promotion("standard"):  # optax.adam is not made for strictness
-        state, _ = cases.server("sparsyfed", "mlp", server=optimizer)(state, upload)
+      state, _ = cases.serve("sparsyfed", "mlp", state, upload, optimizer)
       zeros.append(cases.flat_kernels(state.variables["params"]) == 0)
       num_regrown += (zeros[-2] & ~zeros[-1]).sum() if i else 0
       regrowth += float(sums["client_regrowth"].value)

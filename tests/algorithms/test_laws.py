@@ -248,8 +248,7 @@ def test_what_nobody_keeps_is_zero_whatever_the_server_optimizer(method, optimiz
     params = trees.map_prunable(drop, upload.variables["params"])
     upload = upload._replace(variables={**upload.variables, "params": params})
     before = cases.flat_kernels(state.variables["params"])
-    with jax.numpy_dtype_promotion("standard"):  # optax.adam is not made for strictness
-      state, _ = cases.server(method, "mlp", server=optimizer)(state, upload)
+    state, _ = cases.serve(method, "mlp", state, upload, optimizer)
     after, is_dropped = (
       cases.flat_kernels(state.variables["params"]),
       cases.flat_kernels(params) == 0,
@@ -271,8 +270,7 @@ def test_outside_the_masks_is_zero_whatever_the_server_optimizer(method, optimiz
     pytest.skip("keeps no masks beside its model")
   for i in range(5):
     upload, _ = cases.run_cohort(method, name, state, COHORT, key=jax.random.key(i))
-    with jax.numpy_dtype_promotion("standard"):
-      state, _ = cases.server(method, name, server=optimizer)(state, upload)
+    state, _ = cases.serve(method, name, state, upload, optimizer)
     kernels = cases.kernels(state.variables["params"]).values()
     for leaf, mask in zip(kernels, state.masks, strict=True):
       assert np.isfinite(leaf).all() and not np.any(leaf[~np.asarray(mask)])

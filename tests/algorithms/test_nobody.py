@@ -22,11 +22,6 @@ def nothing(method, state, name="mlp"):
   return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), upload)
 
 
-def serve(method, name, state, upload, optimizer):
-  with jax.numpy_dtype_promotion("standard"):  # optax.adam is not made for strictness
-    return cases.server(method, name, server=optimizer)(state, upload)
-
-
 @pytest.mark.parametrize(
   ("method", "optimizer", "name"),
   cases.over_methods(cases.FORMS, "momentum", "mlp", quick=cases.FEW)
@@ -43,7 +38,7 @@ def test_a_round_of_nobody_changes_nothing_but_its_number(method, optimizer, nam
   )
   later = state._replace(opt_state=moved, round=jnp.int32(3))
   for before in (state, later):
-    after, row = serve(method, name, before, upload, optimizer)
+    after, row = cases.serve(method, name, before, upload, optimizer)
     assert int(after.round) == int(before.round) + 1
     cases.assert_same_bits(after._replace(round=before.round), before)
     assert all(np.isfinite(value).all() for value in row.values())
