@@ -113,7 +113,7 @@ print("equal")
 
 
 # Method and placements, each on a number of devices.
-QUICK = "sparsyfed:sharded/4:streamed/1", "scaffold+timed:replicated/4:sharded/4:streamed/4"
+QUICK = "topk:sharded/4:streamed/1", "scaffold+timed:replicated/4:sharded/4:streamed/4"
 ALL = (
   "sparsyfed:sharded/4:streamed/4:streamed/1",
   "feddst:replicated/4",

@@ -22,7 +22,7 @@ def test_the_estimate_is_about_what_the_compiler_takes():
   setup = cases.make_setup(problem.task, batch_size=batch_size)
   temporary = []
   for chunk in (2, 5):
-    simulation = cases.simulation("fedavg", name, chunk, batch_size=batch_size)
+    simulation = cases.simulation("fedavg", name, clients_per_chunk=chunk, batch_size=batch_size)
     state = jax.eval_shape(simulation.init, cases.hyper(), jax.random.key(0))
     key = jax.random.key(1)
     compiled = simulation.run.lower(state, problem.federation, key, jnp.int32(1)).compile()
