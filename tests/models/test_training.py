@@ -37,12 +37,12 @@ def test_rounds_of_one_client(name, method):
   variables = task.init(jax.random.key(0))
   state = algorithm.init(variables, hyper, jax.random.key(1))
   memory = algorithm.memory(variables, hyper)
-  client, losses = jax.jit(algorithm.client), []
+  client, server, losses = jax.jit(algorithm.client), jax.jit(algorithm.server), []
   for number in range(4):
     download, key = algorithm.broadcast(state), jax.random.key(number)
     data = cases.client_data(federation, 0)
     upload, memory, metrics = client(download, memory, data, key)
-    state, _ = algorithm.server(state, upload)
+    state, _ = server(state, upload)
     losses.append(float(metrics["train_loss"].value))
   assert np.isfinite(losses).all() and min(losses[1:]) < losses[0]
   assert jax.tree.structure(state.variables) == jax.tree.structure(dict(variables))
