@@ -56,9 +56,7 @@ def test_a_program_of_a_few_lines():
   assert zeros == pytest.approx(rows["prunable_sparsity"][-1], abs=1e-6)
 
 
-@pytest.mark.parametrize(
-  "method", cases.over_methods(sf.METHODS, quick=["sparsyfed", "feddst", "scaffold"])
-)
+@pytest.mark.parametrize("method", cases.over_methods(sf.METHODS, quick=cases.FEW))
 def test_computes_as_the_program_does(method, clients, task):
   run = make_run(clients, task, getattr(sf, method)(), rounds=20)
   start = run.init(seed=3)

@@ -131,9 +131,16 @@ def test_a_shared_program_gives_what_its_own_would(tmp_path):
 
 
 @pytest.mark.pictures
-def test_runs_side_by_side_are_the_runs_alone(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+  "form",
+  [
+    "--algorithm=topk",
+    pytest.param("--upload=changes_with_feedback", marks=pytest.mark.slow),
+  ],
+)
+def test_runs_side_by_side_are_the_runs_alone(tmp_path, capsys, monkeypatch, form):
   monkeypatch.delenv("XLA_FLAGS")  # compiled as a user's are
-  arguments = ["--sparsity=0.5,0.9", "--checkpoint_every=1", "--upload=changes_with_feedback"]
+  arguments = ["--sparsity=0.5,0.9", "--checkpoint_every=1", form]
   arguments += ["--shift_round=1", "--client_eval=true", "--mask_metrics_every=1"]
   tables = [run(tmp_path / mode, *arguments, mode=mode) for mode in sweep.MODES]
   output = capsys.readouterr().out

@@ -85,7 +85,8 @@ def test_accelerators_count_the_same_in_one_reading():
 
 @pytest.mark.parametrize(
   ("value_dtype", "signs"),
-  [(None, False), (None, True), ("bfloat16", True), ("int8", True), ("int4", False)],
+  [(None, True), ("bfloat16", True), ("int4", False)]
+  + [pytest.param(*one, marks=pytest.mark.slow) for one in ((None, False), ("int8", True))],
 )
 def test_size_is_that_of_the_payload(value_dtype, signs):
   check_law(("float32", "bfloat16", "bool", "int8"), value_dtype, signs)
