@@ -55,6 +55,9 @@ nb_execution_timeout = 300
 nb_merge_streams = True
 nb_render_markdown_format = "myst"
 os.environ["COLUMNS"] = "88"
+# Programs that pages share are compiled once.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(HERE / "runs" / "compiled"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ["IPYTHONDIR"] = str(HERE / "runs" / "ipython")
 os.environ["PATH"] = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]])
 
