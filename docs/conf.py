@@ -129,6 +129,14 @@ def show_fields(app: Any, what: str, name: str, value: Any, options: Any, lines:
     lines += ["", ".. code-block:: python", "", *(f"   {line}" for line in fields.splitlines()), ""]
 
 
+def spread_pages(app: Any, env: Any, names: list[str]) -> None:
+  """Spreads the pages, which are run, over all documents, which processes read in chunks."""
+  pages = [name for name in names if "/" not in name]
+  others = [name for name in names if "/" in name]
+  places = {name: i / len(group) for group in (pages, others) for i, name in enumerate(group)}
+  names.sort(key=places.__getitem__)
+
+
 def skip_fields(
   app: Any, what: str, name: str, value: object, skip: bool, options: Any
 ) -> bool | None:
@@ -148,6 +156,7 @@ def setup(app: Any) -> None:
   """Adds the hooks of this file."""
   app.connect("autodoc-process-docstring", show_fields)
   app.connect("autodoc-skip-member", skip_fields)
+  app.connect("env-before-read-docs", spread_pages)
 
 
 for place in (API, HERE / "runs"):  # what an earlier build has left

@@ -46,11 +46,14 @@ def mask_density(state):
   cases.over_methods(["feddst", "flash", "flash-jmwst", "flash-magnitude"], 1, quick=())
   + cases.over_methods(["feddst", "flash", "flash-jmwst", "flash-magnitude"], 3, quick=())
   + cases.over_methods(
-    ["feddst", "flash", "flash-jmwst", *ADJUSTED_BY_THE_SERVER], cases.EPOCHS, quick=cases.LAWFUL
+    ["feddst", "flash", "flash-jmwst", *ADJUSTED_BY_THE_SERVER],
+    cases.EPOCHS,
+    quick=[name for name in cases.LAWFUL if name != "fedfade"],
   ),
 )
 def test_ends_at_its_target_density(method, epochs):
-  states, _ = play(method, 6, epochs=epochs)
+  # Of the reference's layers some have all that fedfade would give them.
+  states, _ = play(method, 6, "mlp" if method == "fedfade" else None, epochs)
   layers = len(states[-1].masks)
   rounding = layers / sum(mask.size for mask in states[-1].masks)
   # Each layer rounds its budget on its own.
