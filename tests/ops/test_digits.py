@@ -35,6 +35,14 @@ def test_images_are_searched_as_they_lie_in_a_tpu(shape, dtype):
       assert float(find(x, k)) == reference.kth_magnitude(x.reshape(-1), k)
 
 
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 5), ()])
+def test_arrays_of_no_entries_or_one(shape):
+  x = np.full(shape, -3, np.float32)
+  with ops.untuned():
+    assert float(jax.jit(ops.kth_magnitude)(x, 1)) == 3 * x.size
+    assert jax.jit(ops.topk_mask)([x, x], 0.5)[0].shape == shape
+
+
 # Together more than half a million entries, which products count: small arrays and rows of 128 lie
 # in one array, wide and narrow ones in their own.
 MODEL = [(3, 3, 5, 7), (77,), (1030, 128), (270_001,), (3, 3, 128, 256), (7, 16, 80, 32)]

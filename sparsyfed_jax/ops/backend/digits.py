@@ -88,8 +88,9 @@ def _as_computed(leaf: jax.Array) -> jax.Array:
 
 
 def _is_moved(leaf: jax.Array) -> bool:
-  is_narrow = leaf.ndim > 1 and leaf.shape[-1] < _LANES and _LANES % leaf.shape[-1] == 0
-  return is_narrow and leaf.size > _MOST_SMALL and leaf.size % _LANES == 0
+  if leaf.ndim < 2 or leaf.size <= _MOST_SMALL:
+    return False
+  return leaf.shape[-1] < _LANES and _LANES % leaf.shape[-1] == 0 and leaf.size % _LANES == 0
 
 
 def _in_registers(leaf: jax.Array) -> jax.Array:
