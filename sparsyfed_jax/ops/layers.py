@@ -49,7 +49,8 @@ class RowsOp:
   """An operation of a layer that has to know where the batch is in the layer's input.
 
   Called like the operation of `jax.lax` that it replaces, and with `rows=` besides; flax's layers
-  do not pass it, and have the batch on the first axis. `rewrite_layers` passes it.
+  do not pass it, and have the batch on the first axis. `rewrite_layers` passes it,
+  and `cast_layers` passes `weights=` to an operation that `is_by_weights`.
 
   Example:
     >>> import jax.numpy as jnp
@@ -137,7 +138,7 @@ def cast_layers(ops: LayerOps, dtype: Any) -> LayerOps:
 
   Residuals and gradients inside the layers have the dtype too; everything between the layers
   (norms, losses, updates) is unchanged. Layers that prune to the density of their weights count
-  these as they are before.
+  them before the cast.
 
   Args:
     ops: the operations.

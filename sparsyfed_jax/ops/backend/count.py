@@ -24,7 +24,7 @@ _MOST_SMALL = 2**11  # entries of an array that is counted together with others
 _MOST_ON_GPU = 8
 _WORTH_A_PRODUCT = 2**19  # entries from which on a product is faster on a TPU
 _MOST_EXACT = 2**24  # ones that float32 adds up
-_LANES, _SUBLANES = 128, 8  # of a TPU's registers
+LANES, _SUBLANES = 128, 8  # of a TPU's registers
 
 
 def count_true(*masks: jax.Array) -> tuple[jax.Array, ...]:
@@ -74,7 +74,7 @@ def count_one(mask: jax.Array) -> jax.Array:
   """
   chex.assert_type(mask, bool)
   if not is_worth_a_product([mask]):
-    return count_true(mask)[0]
+    return _count_one(mask)
   return by_platform(mask, cpu=_count_one, gpu=_count_one, default=_count_by_product)
 
 
@@ -170,7 +170,7 @@ def count_by_product(masks: Sequence[jax.Array]) -> jax.Array:
 
 def in_rows(array: jax.Array) -> jax.Array:
   """Makes (rows, lanes) of an array, filled up with zeros."""
-  return jnp.pad(array.reshape(-1), (0, -array.size % _LANES)).reshape(-1, _LANES)
+  return jnp.pad(array.reshape(-1), (0, -array.size % LANES)).reshape(-1, LANES)
 
 
 def _count_by_product(mask: jax.Array) -> jax.Array:

@@ -6,8 +6,8 @@ loop. Fewer bits a digit take more operations, more take longer to compare than 
 
 On a TPU a pass with 63 pivots takes little longer than one with 15: digits of six bits are six
 passes over float32 keys, not eight. With 127 the compiler writes what it compares to memory. Many
-keys are searched bit by bit in a loop, as a product with ones counts them in less than a fifth of
-the time of a reduction.
+keys are searched bit by bit in a loop, as a product with ones counts them in a tenth of the
+cycles that a reduction takes.
 
 On a GPU keys are searched in long rows, four bits at a time. XLA counts a row by one block of
 threads, and adds few counts up within the kernel that takes the digit from them; where it reduces
@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sparsyfed_jax.ops.backend.count import (
+  LANES,
   count_by_product,
   count_rows,
   count_together,
@@ -31,7 +32,6 @@ from sparsyfed_jax.ops.backend.count import (
 )
 
 _MOST_BITS, _MOST_BITS_ON_GPU = 6, 4  # of a digit
-_LANES = 128  # of a TPU's registers, along the last axis
 _MOST_SMALL = 2**14  # entries of an array that is searched as it is, or together with others
 _MOST_BESIDE = 2**18  # the same where products count
 # Rows on a GPU: as few as keep it busy, where XLA counts one by one kernel (jaxlib 0.10.2).
@@ -67,7 +67,7 @@ def _in_rows_together(leaves: Sequence[jax.Array]) -> list[jax.Array]:
   # Every array is an operation for each bit, so what is small or of rows already is joined.
   joined, apart = [], []
   for leaf in leaves:
-    if leaf.size <= _MOST_BESIDE or leaf.ndim < 2 or leaf.shape[-1] == _LANES:
+    if leaf.size <= _MOST_BESIDE or leaf.ndim < 2 or leaf.shape[-1] == LANES:
       joined.append(in_rows(leaf))
     else:
       apart.append(_in_registers(leaf))
@@ -90,15 +90,15 @@ def _as_computed(leaf: jax.Array) -> jax.Array:
 def _is_moved(leaf: jax.Array) -> bool:
   if leaf.ndim < 2 or leaf.size <= _MOST_SMALL:
     return False
-  return leaf.shape[-1] < _LANES and _LANES % leaf.shape[-1] == 0 and leaf.size % _LANES == 0
+  return leaf.shape[-1] < LANES and LANES % leaf.shape[-1] == 0 and leaf.size % LANES == 0
 
 
 def _in_registers(leaf: jax.Array) -> jax.Array:
   if _is_moved(leaf):
-    return jnp.moveaxis(leaf, 0, -2).reshape(-1, _LANES)
-  if leaf.shape[-1] % _LANES == 0 or leaf.size % _LANES:
+    return jnp.moveaxis(leaf, 0, -2).reshape(-1, LANES)
+  if leaf.shape[-1] % LANES == 0 or leaf.size % LANES:
     return leaf
-  return leaf.reshape((-1, _LANES) if leaf[0].size % _LANES else (leaf.shape[0], -1))
+  return leaf.reshape((-1, LANES) if leaf[0].size % LANES else (leaf.shape[0], -1))
 
 
 def _in_long_rows(leaf: jax.Array) -> jax.Array:
