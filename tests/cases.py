@@ -426,7 +426,14 @@ def server(method: str, name: str, **setup):
 
 
 @_cached
-def simulation(method: str, name: str, clients_per_chunk=2, rounds_per_call=5, **setup):
+def simulation(
+  method: str,
+  name: str,
+  clients_per_chunk=2,
+  rounds_per_call=5,
+  matmul_precision="float32",
+  **setup,
+):
   """Makes a simulation of a problem."""
   return simulate(
     algorithm(method, name, **setup),
@@ -435,6 +442,7 @@ def simulation(method: str, name: str, clients_per_chunk=2, rounds_per_call=5, *
     clients_per_chunk,
     rounds_per_call,
     EVAL_BATCH_SIZE,
+    matmul_precision=matmul_precision,
     num_clients=len(SIZES),
   )
 

@@ -106,8 +106,8 @@ def test_accelerators_pool_without_reductions(platform):
 
 
 def round_of(method):
-  """One round of a small CNN, one client at a time, and its arguments."""
-  run = cases.simulation(method, "cnn", clients_per_chunk=1).run
+  """One round of a small CNN, one client at a time in one pass each, and its arguments."""
+  run = cases.simulation(method, "cnn", clients_per_chunk=1, matmul_precision="default").run
   federation = cases.problem("cnn").federation
   return run, (cases.whole(method, "cnn"), federation, jax.random.key(0), jnp.int32(1))
 

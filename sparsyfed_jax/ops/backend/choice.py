@@ -29,15 +29,16 @@ def untuned() -> AbstractContextManager[None]:
   return _is_tuned(False)
 
 
-@partial(jax.jit, static_argnames=("cpu", "gpu", "default", "settings"), inline=True)
+@partial(jax.jit, static_argnames=("cpu", "gpu", "tpu", "default", "settings"), inline=True)
 def by_platform(
   *operands: Any,
   default: Callable[..., Any],
   cpu: Callable[..., Any] | None = None,
   gpu: Callable[..., Any] | None = None,
+  tpu: Callable[..., Any] | None = None,
   settings: tuple[Any, ...] = (),
 ) -> Any:
-  """Computes `cpu(*operands, *settings)` if lowered for CPUs, `gpu` for GPUs, else `default`.
+  """Computes `cpu(*operands, *settings)` if lowered for CPUs, and so on; else `default`.
 
   All that are given are traced, and one is compiled. Differentiating through the choice would keep
   the residuals of all: call it in the rules of a custom derivative, or where nothing is
@@ -49,6 +50,7 @@ def by_platform(
       closure: jax traces the same choice between arrays of the same shapes once.
     cpu: the computation that is tuned to CPUs, with results of the same shapes and dtypes.
     gpu: that for GPUs.
+    tpu: that for TPUs.
     settings: hashable further arguments of all.
   """
   if not _is_tuned.value:
@@ -57,7 +59,7 @@ def by_platform(
   def of(run: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *operands: run(*operands, *settings)
 
-  tuned = {"cpu": cpu, "cuda": gpu, "rocm": gpu}
+  tuned = {"cpu": cpu, "cuda": gpu, "rocm": gpu, "tpu": tpu}
   return lax.platform_dependent(
     *operands, default=of(default), **{name: of(run) for name, run in tuned.items() if run}
   )

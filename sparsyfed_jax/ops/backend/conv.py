@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sparsyfed_jax.ops.backend import passes
 from sparsyfed_jax.ops.backend.choice import by_platform
 from sparsyfed_jax.ops.backend.winograd import WINDOW, convolve_3x3
 
@@ -39,9 +40,11 @@ def conv_general_dilated(
 ) -> jax.Array:
   """Convolves like `jax.lax.conv_general_dilated`, by the lowering that suits the platform.
 
-  Fits `flax.linen.Conv(conv_general_dilated=...)`. Lowered for CPUs, two-dimensional NHWC
-  convolutions without groups or input dilation become matrix products, `conv_winograd`; everything
-  else, and every other platform, takes the native convolution.
+  Fits `flax.linen.Conv(conv_general_dilated=...)`. Two-dimensional NHWC convolutions without groups
+  or input dilation become matrix products where they are lowered for CPUs, `conv_winograd`, and
+  loops over passes where for TPUs, if they are of float32 at a precision above the default.
+  Everything else takes the native convolution. What a loop is given has a layout, which
+  `jax.export` refuses: export for TPUs under `untuned`.
 
   Args:
     lhs: (batch, height, width, in_features) float array, or any other that lax takes.
@@ -78,9 +81,9 @@ def conv_general_dilated(
     and preferred_element_type is None
   )
   if is_plain:
-    pads = padding if isinstance(padding, str) else tuple(map(tuple, padding))
-    how = tuple(window_strides), pads, tuple(rhs_dilation or (1, 1)), precision
-    return _conv(lhs, rhs, how)
+    dilation = tuple(rhs_dilation or (1, 1))
+    pads = tuple(map(tuple, _pads(lhs, rhs, window_strides, padding, dilation)))
+    return _conv(lhs, rhs, (tuple(window_strides), pads, dilation, precision))
   return lax.conv_general_dilated(
     lhs,
     rhs,
@@ -98,7 +101,8 @@ def conv_general_dilated(
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x: jax.Array, w: jax.Array, how: Any) -> jax.Array:
-  return by_platform(x, w, cpu=conv_winograd, default=conv_native, settings=how)
+  tpu = passes.convolve if passes.suit(x, w, *how) else None
+  return by_platform(x, w, cpu=conv_winograd, tpu=tpu, default=conv_native, settings=how)
 
 
 def _forward(x: jax.Array, w: jax.Array, how: Any) -> Any:
@@ -107,7 +111,9 @@ def _forward(x: jax.Array, w: jax.Array, how: Any) -> Any:
 
 # What the forward pass computed, such as patches, is traced again, and the compiler merges both.
 def _backward(how: Any, residuals: Any, cotangent: jax.Array) -> Any:
-  return by_platform(*residuals, cotangent, cpu=_of_winograd, default=_of_native, settings=how)
+  tpu = passes.gradients if passes.suit(*residuals, *how) else None
+  operands = *residuals, cotangent
+  return by_platform(*operands, cpu=_of_winograd, tpu=tpu, default=_of_native, settings=how)
 
 
 def _of_winograd(x: jax.Array, w: jax.Array, cotangent: jax.Array, *how: Any) -> Any:
