@@ -87,17 +87,6 @@ def test_what_is_not_finite_stays_so():
   assert np.isnan(in_passes(x, w, (1, 1), ((0, 0), (0, 0)), (1, 1), "highest")[0]).all()
 
 
-@pytest.mark.parametrize("side_by_side", FEATURES)
-def test_a_kernel_per_client(side_by_side):
-  num_inputs, num_outputs = FEATURES[side_by_side]
-  x, w = example((3, 3), (3, 2, 5, 4, num_inputs), num_outputs)
-  w = np.stack([w * (i + 1) for i in range(3)])
-  how = (1, 1), ((1, 1), (1, 1)), (1, 1), "highest"
-  together = jax.jit(jax.vmap(lambda x, w: in_passes(x, w, *how)))(x, w)
-  alone = zip(*(in_passes(*pair, *how) for pair in zip(x, w, strict=True)), strict=True)
-  assert_close(together, [np.stack(each) for each in alone], 1e-6)
-
-
 class TestLowering:
   """What `ops.conv_general_dilated` is on a TPU."""
 
@@ -136,6 +125,30 @@ class TestLowering:
   def test_nor_do_other_platforms(self):
     for platform in ("cpu", "cuda"):
       assert "stablehlo.while" not in self.module(*example((3, 3)), platform=platform)
+
+  @pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0)])
+  def test_nor_do_clients_side_by_side(self, axes):
+    pair = example((3, 3))
+    x, w = (
+      array if axis is None else np.stack([array] * 2)
+      for array, axis in zip(pair, axes, strict=True)
+    )
+
+    def value_and_gradients(x, w):
+      y, vjp = jax.vjp(
+        lambda x, w: ops.conv_general_dilated(
+          x, w, (1, 1), "SAME", dimension_numbers=LAYOUT, precision="highest"
+        ),
+        x,
+        w,
+      )
+      return y, *vjp(y)
+
+    run = jax.jit(jax.vmap(value_and_gradients, axes))
+    found = run.trace(x, w).lower(lowering_platforms=("tpu",)).as_text()
+    assert "stablehlo.while" not in found and found.count("stablehlo.convolution") == 3
+    for one, several in zip(jax.jit(value_and_gradients)(*pair), run(x, w), strict=True):
+      np.testing.assert_allclose(several, np.stack([one] * 2), rtol=1e-5, atol=1e-5)
 
   def test_untuned_programs_can_be_exported(self):
     x, w = example((3, 3), (2, 7, 6, 50), 50)

@@ -7,7 +7,7 @@ which needs less memory. For 3x3 kernels, Winograd's algorithm needs less than h
 `experiments.lowerings` measures them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
 
 from sparsyfed_jax.ops.backend import passes
 from sparsyfed_jax.ops.backend.choice import by_platform
@@ -101,7 +102,7 @@ def conv_general_dilated(
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x: jax.Array, w: jax.Array, how: Any) -> jax.Array:
-  tpu = passes.convolve if passes.suit(x, w, *how) else None
+  tpu = _in_passes if passes.suit(x, w, *how) else None
   return by_platform(x, w, cpu=conv_winograd, tpu=tpu, default=conv_native, settings=how)
 
 
@@ -111,7 +112,7 @@ def _forward(x: jax.Array, w: jax.Array, how: Any) -> Any:
 
 # What the forward pass computed, such as patches, is traced again, and the compiler merges both.
 def _backward(how: Any, residuals: Any, cotangent: jax.Array) -> Any:
-  tpu = passes.gradients if passes.suit(*residuals, *how) else None
+  tpu = _of_passes if passes.suit(*residuals, *how) else None
   operands = *residuals, cotangent
   return by_platform(*operands, cpu=_of_winograd, tpu=tpu, default=_of_native, settings=how)
 
@@ -122,6 +123,31 @@ def _of_winograd(x: jax.Array, w: jax.Array, cotangent: jax.Array, *how: Any) ->
 
 def _of_native(x: jax.Array, w: jax.Array, cotangent: jax.Array, *how: Any) -> Any:
   return jax.vjp(lambda x, w: conv_native(x, w, *how), x, w)[1](cotangent)
+
+
+def _in_passes(x: jax.Array, w: jax.Array, *how: Any) -> jax.Array:
+  return _alone(lambda *of: passes.convolve(*of, *how), lambda *of: conv_native(*of, *how))(x, w)
+
+
+def _of_passes(x: jax.Array, w: jax.Array, cotangent: jax.Array, *how: Any) -> Any:
+  operands = x, w, cotangent
+  return _alone(lambda *of: passes.gradients(*of, *how), lambda *of: _of_native(*of, *how))(
+    *operands
+  )
+
+
+# Of clients side by side XLA makes a grouped convolution, whose layout is not that of one. In that
+# of one, a TPU's compiler does not get through the max pool behind it (libtpu 0.0.52).
+def _alone(alone: Callable[..., Any], side_by_side: Callable[..., Any]) -> Callable[..., Any]:
+  run = custom_vmap(alone)
+
+  @run.def_vmap
+  def map_native(size: int, is_mapped: Sequence[bool], *operands: jax.Array) -> tuple[Any, Any]:
+    del size
+    results = jax.vmap(side_by_side, [0 if each else None for each in is_mapped])(*operands)
+    return results, jax.tree.map(lambda _: True, results)
+
+  return run
 
 
 _conv.defvjp(_forward, _backward)
