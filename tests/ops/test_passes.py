@@ -113,6 +113,11 @@ class TestLowering:
     assert found.count("stablehlo.while") == num_loops
     assert found.count("stablehlo.convolution") == 3
 
+  def test_a_sum_that_does_not_fit_is_left_to_the_compiler(self):
+    for side, num_loops in ((31, 3), (32, 1)):  # but for the kernel's gradient, which is small
+      found = self.module(*example((3, 3), (16, side, side, 64), 64))
+      assert found.count("stablehlo.while") == num_loops
+
   @pytest.mark.parametrize("precision", ["default", "bfloat16"])
   def test_one_pass_needs_no_loop(self, precision):
     found = self.module(*example((3, 3)), default=precision)

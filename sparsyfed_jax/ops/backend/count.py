@@ -24,7 +24,7 @@ _MOST_SMALL = 2**11  # entries of an array that is counted together with others
 _MOST_ON_GPU = 8
 _WORTH_A_PRODUCT = 2**19  # entries from which on a product is faster on a TPU
 _MOST_EXACT = 2**24  # ones that float32 adds up
-LANES, _SUBLANES = 128, 8  # of a TPU's registers
+LANES, SUBLANES = 128, 8  # of a TPU's registers
 
 
 def count_true(*masks: jax.Array) -> tuple[jax.Array, ...]:
@@ -177,7 +177,7 @@ def _count_by_product(mask: jax.Array) -> jax.Array:
   mask = in_rows(mask) if mask.ndim < 2 else mask
   leading = mask.shape[:-1]
   # As many equal rows as fill registers: of a single one the compiler would make a reduction.
-  ones = jnp.ones((_SUBLANES, *leading), jnp.bfloat16)
+  ones = jnp.ones((SUBLANES, *leading), jnp.bfloat16)
   contracted = tuple(range(1, mask.ndim)), tuple(range(mask.ndim - 1))
   sums = lax.dot_general(
     ones, mask.astype(jnp.bfloat16), (contracted, ((), ())), preferred_element_type=jnp.float32

@@ -5,9 +5,11 @@ jax's highest precision in six passes, one for each pair of parts that matters (
 Heinecke, 2019, arXiv 1904.06376). It writes all six of a convolution out, and often twice, since
 the first try does not fit its instruction memory: half a minute for each. A loop over the passes is
 compiled once and estimated at as many cycles. With few features, parts lie side by side in lanes
-that would be empty, and passes are saved.
+that would be empty, and passes are saved. Sums that are too large for the chip's fast memory are
+left to the compiler.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +19,7 @@ import numpy as np
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from sparsyfed_jax.ops.backend.count import LANES
+from sparsyfed_jax.ops.backend.count import LANES, SUBLANES
 
 Pads = Sequence[tuple[int, int]]
 _Product = Callable[[jax.Array, jax.Array], jax.Array]
@@ -31,6 +33,8 @@ _NUM_PARTS = {
   **dict.fromkeys((lax.Precision.HIGH, "high", "bfloat16_3x", "tensorfloat32"), 2),
   **dict.fromkeys((lax.Precision.HIGHEST, "highest", "float32"), 3),
 }
+_PRECISIONS = {2: lax.Precision.HIGH, 3: lax.Precision.HIGHEST}
+_MOST_BYTES = 2**24  # of a TPU's fast memory that an operation is given
 _HEIGHT_WIDTH_BATCH_FEATURES = Layout(major_to_minor=(1, 2, 0, 3))
 
 
@@ -139,7 +143,7 @@ def _gradient_of_kernel(
   def product(x: jax.Array, cotangent: jax.Array) -> jax.Array:
     # Features of x are what examples are elsewhere, and examples are added up.
     names = "CHWN", "IHWO", "HWNC"
-    return _multiply(x, cotangent, dilation, own, (1, 1), strides, names)
+    return _multiply(x, cotangent, lax.Precision.DEFAULT, dilation, own, (1, 1), strides, names)
 
   left, right = (
     array if _fits_side_by_side(array, parts) else _laid_out(array) for array in (x, cotangent)
@@ -157,18 +161,31 @@ def _dilated(cotangent: jax.Array, strides: Sequence[int]) -> list[int]:
 
 def _convolve(x: jax.Array, w: jax.Array, parts: int, *how: Any) -> jax.Array:
   def product(x: jax.Array, w: jax.Array) -> jax.Array:
-    return _multiply(x, w, *how)
+    return _multiply(x, w, lax.Precision.DEFAULT, *how)
 
   if _fits_side_by_side(x, parts):
     return _multiply_side_by_side(product, x, w, parts)
+  if not _fits_beside_itself(jax.eval_shape(product, x, w)):
+    return _multiply(x, w, _PRECISIONS[parts], *how)
   if parts * w.shape[3] <= LANES:
     return _add_up_side_by_side(product, _laid_out(x), w, parts)
   return _add_up(product, _laid_out(x), w, parts)
 
 
+def _fits_beside_itself(result: jax.ShapeDtypeStruct) -> bool:
+  """Tells whether a sum can be read and written by one operation without being cut.
+
+  A pass over an array that is cut reads what lies around the cuts twice or more.
+  """
+  batch, height, width, features = result.shape
+  rows = height * width * math.ceil(batch / SUBLANES)
+  return 2 * rows * SUBLANES * math.ceil(features / LANES) * LANES * 4 < _MOST_BYTES
+
+
 def _multiply(
   x: jax.Array,
   w: jax.Array,
+  precision: lax.Precision,
   strides: Sequence[int],
   pads: Pads,
   input_dilation: Sequence[int],
@@ -183,7 +200,7 @@ def _multiply(
     input_dilation,
     dilation,
     names,
-    precision=lax.Precision.DEFAULT,
+    precision=precision,
     preferred_element_type=jnp.float32,
   )
 
