@@ -38,14 +38,14 @@ def by_platform(
   tpu: Callable[..., Any] | None = None,
   settings: tuple[Any, ...] = (),
 ) -> Any:
-  """Computes `cpu(*operands, *settings)` if lowered for CPUs, and so on; else `default`.
+  """Computes what is given for the platform that is lowered for, `default` for all others.
 
   All that are given are traced, and one is compiled. Differentiating through the choice would keep
   the residuals of all: call it in the rules of a custom derivative, or where nothing is
   differentiated.
 
   Args:
-    *operands: pytrees of arrays.
+    *operands: pytrees of arrays, with which a computation is called before the settings.
     default: plain XLA operations; alone traced under `untuned`. A function of a module, not a
       closure: jax traces the same choice between arrays of the same shapes once.
     cpu: the computation that is tuned to CPUs, with results of the same shapes and dtypes.

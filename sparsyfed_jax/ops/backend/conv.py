@@ -42,10 +42,10 @@ def conv_general_dilated(
   """Convolves like `jax.lax.conv_general_dilated`, by the lowering that suits the platform.
 
   Fits `flax.linen.Conv(conv_general_dilated=...)`. Two-dimensional NHWC convolutions without groups
-  or input dilation become matrix products where they are lowered for CPUs, `conv_winograd`, and
-  loops over passes where for TPUs, if they are of float32 at a precision above the default.
-  Everything else takes the native convolution. What a loop is given has a layout, which
-  `jax.export` refuses: export for TPUs under `untuned`.
+  or input dilation become matrix products on CPUs, `conv_winograd`. On TPUs, in float32 at a
+  precision above the default, they become loops over bfloat16 passes, unless they are mapped by
+  `jax.vmap`. Everything else takes the native convolution. `jax.export` refuses the layouts that
+  these loops ask for, so export for TPUs under `untuned`.
 
   Args:
     lhs: (batch, height, width, in_features) float array, or any other that lax takes.

@@ -2,11 +2,11 @@
 
 A TPU multiplies bfloat16, of which three add up to a float32. Its compiler computes a product at
 jax's highest precision in six passes, one for each pair of parts that matters (Henry, Tang &
-Heinecke, 2019, arXiv 1904.06376). It writes all six of a convolution out, and often twice, since
-the first try does not fit its instruction memory: half a minute for each. A loop over the passes is
-compiled once and estimated at as many cycles. With few features, parts lie side by side in lanes
-that would be empty, and passes are saved. Sums that are too large for the chip's fast memory are
-left to the compiler.
+Heinecke, 2019, arXiv 1904.06376). It unrolls all six of a convolution, and often does so twice,
+because the first attempt does not fit its instruction memory. That takes from ten seconds to a
+minute and a half for each. A loop over the passes is compiled once and estimated at as many cycles.
+With few features, parts lie side by side in lanes that would be empty, and passes are saved. Sums
+that are too large for the chip's fast memory are left to the compiler.
 """
 
 import math
@@ -46,7 +46,11 @@ def suit(
   dilation: Sequence[int],
   precision: Any,
 ) -> bool:
-  """Tells whether `convolve` takes these arguments, and compiles faster than XLA's convolution."""
+  """Tells whether `convolve` takes its arguments, or XLA's convolution is better.
+
+  It takes float32 at a precision above the default, and leaves kernels of 1x1, which are matrix
+  products, and empty arrays.
+  """
   del strides
   spans = [
     side + sum(pad) - reach
@@ -65,7 +69,7 @@ def convolve(
   dilation: Sequence[int],
   precision: Any,
 ) -> jax.Array:
-  """Convolves.
+  """Convolves in passes over bfloat16 parts of both operands.
 
   Args:
     x: (batch, height, width, in_features) float32.
@@ -91,9 +95,41 @@ def gradients(
   dilation: Sequence[int],
   precision: Any,
 ) -> tuple[jax.Array, jax.Array]:
-  """Makes the gradients of x and w; further arguments as of `convolve`."""
-  how = strides, pads, dilation, _num_parts(x.dtype, precision)
-  return _gradient_of_input(x, w, cotangent, *how), _gradient_of_kernel(x, w, cotangent, *how)
+  """Makes the gradients of x and w.
+
+  Args:
+    x: as in `convolve`, and so are all others.
+    w: the kernel.
+    cotangent: of the result of `convolve`, in its shape.
+    strides: of the window.
+    pads: of height and width.
+    dilation: of the kernel.
+    precision: of the products.
+
+  Returns:
+    Two float32 arrays, in the shapes of x and of w.
+  """
+  parts = _num_parts(x.dtype, precision)
+  pads_of_input, pads_of_kernel = [], []
+  for side, out, stride, reach, (low, _) in zip(
+    x.shape[1:3], cotangent.shape[1:3], strides, _reach(w, dilation), pads, strict=True
+  ):
+    dilated = (out - 1) * stride + 1
+    pads_of_input.append((reach - 1 - low, side + low - dilated))
+    pads_of_kernel.append((low, reach - 1 + dilated - side - low))
+
+  def product(x: jax.Array, cotangent: jax.Array) -> jax.Array:
+    # Features of x are what examples are elsewhere, and examples are added up.
+    names = "CHWN", "IHWO", "HWNC"
+    how = dilation, pads_of_kernel, (1, 1), strides, names
+    return _multiply(x, cotangent, lax.Precision.DEFAULT, *how)
+
+  turned = jnp.flip(w, (0, 1)).swapaxes(2, 3)
+  of_input = _convolve(cotangent, turned, parts, (1, 1), pads_of_input, strides, dilation)
+  left, right = (
+    array if _fits_side_by_side(array, parts) else _laid_out(array) for array in (x, cotangent)
+  )
+  return of_input, _add_up(product, left, right, parts)
 
 
 def _num_parts(dtype: jax.typing.DTypeLike, precision: Any) -> int:
@@ -105,58 +141,8 @@ def _num_parts(dtype: jax.typing.DTypeLike, precision: Any) -> int:
   return found.pop() if dtype == jnp.float32 and len(found) == 1 else 1
 
 
-def _gradient_of_input(
-  x: jax.Array,
-  w: jax.Array,
-  cotangent: jax.Array,
-  strides: Sequence[int],
-  pads: Pads,
-  dilation: Sequence[int],
-  parts: int,
-) -> jax.Array:
-  own = [
-    (reach - 1 - low, side + low - dilated)
-    for reach, side, (low, _), dilated in zip(
-      _reach(w, dilation), x.shape[1:3], pads, _dilated(cotangent, strides), strict=True
-    )
-  ]
-  turned = jnp.flip(w, (0, 1)).swapaxes(2, 3)
-  return _convolve(cotangent, turned, parts, (1, 1), own, strides, dilation)
-
-
-def _gradient_of_kernel(
-  x: jax.Array,
-  w: jax.Array,
-  cotangent: jax.Array,
-  strides: Sequence[int],
-  pads: Pads,
-  dilation: Sequence[int],
-  parts: int,
-) -> jax.Array:
-  own = [
-    (low, reach - 1 + dilated - side - low)
-    for reach, side, (low, _), dilated in zip(
-      _reach(w, dilation), x.shape[1:3], pads, _dilated(cotangent, strides), strict=True
-    )
-  ]
-
-  def product(x: jax.Array, cotangent: jax.Array) -> jax.Array:
-    # Features of x are what examples are elsewhere, and examples are added up.
-    names = "CHWN", "IHWO", "HWNC"
-    return _multiply(x, cotangent, lax.Precision.DEFAULT, dilation, own, (1, 1), strides, names)
-
-  left, right = (
-    array if _fits_side_by_side(array, parts) else _laid_out(array) for array in (x, cotangent)
-  )
-  return _add_up(product, left, right, parts)
-
-
 def _reach(w: jax.Array, dilation: Sequence[int]) -> list[int]:
   return [(window - 1) * step + 1 for window, step in zip(w.shape[:2], dilation, strict=True)]
-
-
-def _dilated(cotangent: jax.Array, strides: Sequence[int]) -> list[int]:
-  return [(side - 1) * step + 1 for side, step in zip(cotangent.shape[1:3], strides, strict=True)]
 
 
 def _convolve(x: jax.Array, w: jax.Array, parts: int, *how: Any) -> jax.Array:
@@ -288,7 +274,7 @@ def _part(x: jax.Array, rest_before: Any, rest_after: Any) -> jax.Array:
   return (after - before).astype(jnp.bfloat16)
 
 
-# As the compiler itself has the operands of convolutions. Told by a loop it does not say so to what
-# computes them, and the gradient of a max pool then takes twice as long.
+# As the compiler itself lays out what convolutions read. It does not look into a loop for that, and
+# in its default layout the gradient of a max pool is estimated at four times the cycles.
 def _laid_out(x: jax.Array) -> jax.Array:
   return with_layout_constraint(x, _HEIGHT_WIDTH_BATCH_FEATURES)
